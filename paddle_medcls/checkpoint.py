@@ -1,0 +1,79 @@
+"""The state of a run, in one file: whole or not there, and exact.
+
+One safetensors file holds the weights, the optimizer's tensors and the history; what is not a tensor
+(step, learning-rate scheduler, best metric) is JSON in its header. No random generator is stored:
+the loop reseeds Paddle at every step from (seed, step), and readers from (seed, epoch, row).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_medcls.errors import RunError
+from paddle_medcls.files import atomic_write
+from paddle_medcls.runtime import paddle
+
+FILE = "last/state.safetensors"
+
+
+def save_state(run_dir: Path, tensors: dict[str, dict], scalars: dict) -> None:
+    """Writes the state of a run.
+
+    Args:
+        tensors: groups ("model", "optimizer", …), each a (nested) dict of tensors, arrays and numbers.
+        scalars: JSON values.
+    """
+    import safetensors.numpy
+
+    arrays: dict[str, np.ndarray] = {}
+    plain: dict[str, object] = {}
+    for group, values in tensors.items():
+        _flatten(group, values, arrays, plain)
+    metadata = {"scalars": json.dumps(scalars), "plain": json.dumps(plain)}
+    atomic_write(
+        run_dir / FILE, lambda temporary: safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
+    )
+
+
+def _flatten(prefix: str, value: object, arrays: dict, plain: dict) -> None:
+    if isinstance(value, dict) and value:
+        for key, child in value.items():
+            _flatten(f"{prefix}/{key}", child, arrays, plain)
+    elif isinstance(value, paddle.Tensor):
+        arrays[prefix] = np.ascontiguousarray(value.numpy())
+    elif isinstance(value, np.ndarray):
+        arrays[prefix] = np.ascontiguousarray(value)
+    else:
+        plain[prefix] = value
+
+
+def load_state(run_dir: Path) -> tuple[dict[str, Any], dict]:
+    """Reads what `save_state` wrote: (groups, scalars)."""
+    import safetensors
+
+    path = run_dir / FILE
+    if not path.is_file():
+        raise RunError(
+            f"{run_dir} holds nothing to resume",
+            expected=FILE,
+            do="give the run directory of an interrupted training",
+        )
+    groups: dict[str, Any] = {}
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+            entries = {key: file.get_tensor(key) for key in file.keys()}
+        plain, scalars = json.loads(metadata["plain"]), json.loads(metadata["scalars"])
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"the state of the run cannot be read: {error}", where=path) from None
+    for key, value in {**plain, **entries}.items():
+        *parents, last = key.split("/")
+        group = groups
+        for parent in parents:
+            group = group.setdefault(parent, {})
+        group[last] = value
+    return groups, scalars

@@ -1,0 +1,65 @@
+"""The commands. Each module has `main(argv) -> exit code`; `tools/*.py` and `medcls` call it.
+
+Exit codes: 0 done, 1 the run failed (one message on standard error), 2 wrong usage.
+Nothing heavy is imported before the arguments are parsed, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+COMMANDS = {
+    "prepare": "unpack, list, count and check a data set",
+    "train": "train a recipe",
+    "eval": "score a weight file on a split",
+    "predict": "predict images",
+}
+
+
+def medcls(argv: Sequence[str] | None = None) -> int:
+    """`medcls COMMAND …`: the same commands as `python tools/COMMAND.py …`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in COMMANDS:
+        lines = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+        wanted_help = bool(argv) and argv[0] in ("-h", "--help")
+        print(f"usage: medcls COMMAND [options]\n\n{lines}", file=sys.stdout if wanted_help else sys.stderr)
+        return 0 if wanted_help else 2
+    return importlib.import_module(f"paddle_medcls.commands.{argv[0]}").main(argv[1:])
+
+
+def parser(name: str, text: str) -> argparse.ArgumentParser:
+    """A parser with what all commands share."""
+    result = argparse.ArgumentParser(
+        prog=name,
+        description=text,
+        epilog="For research and teaching; not a medical device, not for diagnosis.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    result.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return result
+
+
+def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Calls a command's work and turns its errors into one message and exit code 1."""
+    try:
+        return work(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; nothing more to say to it
+        return 1
+    except Exception as error:
+        if args.debug:
+            raise
+        from paddle_medcls.errors import MedclsError
+
+        if isinstance(error, MedclsError):
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        else:
+            print(f"unexpected {type(error).__name__}: {error}\n  do         run again with --debug", file=sys.stderr)
+        return 1

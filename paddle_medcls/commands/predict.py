@@ -1,0 +1,103 @@
+"""`python tools/predict.py img.png …`: predicts files, folders and globs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from paddle_medcls.commands import parser, run
+
+TEXT = """Predicts images with a trained model. Standard output holds the table, or one JSON object a
+line, and nothing else. An unreadable file is reported, the others are predicted, and the exit code is 1."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = parser("predict", TEXT)
+    p.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (searched below) or globs")
+    p.add_argument("--weights", type=Path, help="default: the newest run's")
+    p.add_argument("--recipe", help="for a file without a sidecar: the recipe it was trained with")
+    p.add_argument("--topk", type=int, default=1, metavar="K", help="show the K most probable classes")
+    p.add_argument("--json", action="store_true", help="one JSON object a line: image, label, probability, topk")
+    p.add_argument("--csv", type=Path, metavar="FILE", help="also write image, label and all probabilities")
+    p.add_argument("--batch-size", type=int, default=16)
+    p.add_argument("--workers", type=int, default=2, help="threads that read images")
+    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    args = p.parse_args(argv)
+    if args.topk < 1 or args.batch_size < 1:
+        p.error("--topk and --batch-size must be at least 1")
+    return run(_work, args)
+
+
+def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.errors import DataError
+    from paddle_medcls.files import write_csv
+    from paddle_medcls.predict import Predictor, expand
+    from paddle_medcls.recipes import get_recipe
+    from paddle_medcls.report import DRAWN_NOTICE, NOTICE
+    from paddle_medcls.runtime import select_device
+
+    paths = expand(args.images)
+    weights = args.weights or newest_weights(Path("runs"))
+    select_device(args.device)
+    predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
+    card = predictor.card
+    for note in [f"weights: {weights}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else []), NOTICE]:
+        print(note, file=sys.stderr)
+    rows, failed = [], 0
+    for path, probs in predictor.predict_files(paths, args.batch_size, args.workers):
+        if isinstance(probs, DataError):
+            print(f"{type(probs).__name__}: {probs}", file=sys.stderr)
+            failed += 1
+            continue
+        rows.append(_row(path, probs, card, args.topk))
+        if args.json:
+            print(json.dumps(rows[-1][0], ensure_ascii=False), flush=True)
+    if rows and not args.json:
+        print(_table([row for row, _ in rows]))
+    if args.csv:
+        header = ["image", "label", *card.classes]
+        write_csv(args.csv, header, [[row["image"], row["label"], *probs] for row, probs in rows])
+    if failed:
+        print(f"{failed} of {len(paths)} file(s) could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _row(path: Path, probs, card, k: int) -> tuple[dict, list[float]]:
+    from paddle_medcls.metrics import predicted
+
+    order = probs.argsort()[::-1][:k]
+    guess = predicted(probs[None], card.task, card.threshold)[0]
+    if card.task == "multi-label":
+        label: object = [name for name, yes in zip(card.classes, guess) if yes]
+        probability = float(probs.max())
+    else:
+        label, probability = card.classes[int(guess)], float(probs[int(guess)])
+    topk = [{"label": card.classes[i], "probability": round(float(probs[i]), 6)} for i in order]
+    row = {"image": str(path), "label": label, "probability": round(probability, 6), "topk": topk}
+    return row, [round(float(p), 8) for p in probs]
+
+
+def _table(rows: list[dict]) -> str:
+    from prettytable import PrettyTable
+
+    table = PrettyTable(["image", "label", "probability", "most probable classes"], align="l")
+    for row in rows:
+        label = row["label"] if isinstance(row["label"], str) else ", ".join(row["label"]) or "none"
+        others = ", ".join(f"{item['label']} {item['probability']:.4f}" for item in row["topk"])
+        table.add_row([row["image"], label, f"{row['probability']:.4f}", others])
+    return str(table)
+
+
+def newest_weights(runs: Path) -> Path:
+    """The weight file of the newest run that has one."""
+    from paddle_medcls.errors import WeightsError
+
+    found = [path for path in runs.glob("*/*.pdparams") if path.with_suffix(".json").is_file()]
+    if not found:
+        raise WeightsError(
+            "no trained model yet", where=f"{runs}/*/*.pdparams", do="train one (tools/train.py), or give --weights"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)

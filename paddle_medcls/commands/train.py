@@ -1,0 +1,137 @@
+"""`python tools/train.py --dataset palm`: trains a recipe and writes a run directory."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from paddle_medcls.commands import parser, run
+
+TEXT = """Trains a recipe and writes a run directory: best weights and their sidecar, history,
+metrics, predictions, pictures, and the state to resume from."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = parser("train", TEXT)
+    p.add_argument("--dataset", help="palm, covid, …; trains the recipe of this name")
+    p.add_argument("--recipe", help="another recipe, by name or as a JSON file")
+    p.add_argument("--data-root", type=Path, help="folder of the images (default: datasets/<dataset>)")
+    p.add_argument("--sample", action="store_true", help="train on sample images that the project draws")
+    p.add_argument("--model", help="resnet18, resnet34, resnet50, resnet101, resnet152")
+    p.add_argument("--epochs", type=int, help="warm-up and decay points keep their share of the run")
+    p.add_argument("--batch-size", type=int)
+    p.add_argument("--lr", type=float, help="peak learning rate")
+    p.add_argument("--seed", type=int)
+    p.add_argument("--pretrained", metavar="FILE", help="start from these weights")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any field of the recipe")
+    p.add_argument("--output", type=Path, help="run directory (default: runs/<recipe>-<time>)")
+    p.add_argument("--resume", type=Path, metavar="DIR", help="go on with an interrupted run; needs nothing else")
+    p.add_argument("--force", action="store_true", help="with --resume: although data or versions have changed")
+    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
+    p.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
+    p.add_argument("--deterministic", action="store_true", help="deterministic algorithms, on a GPU")
+    p.add_argument("--visualdl", action="store_true", help="also log to <run>/visualdl")
+    p.add_argument("--summary", action="store_true", help="print the network's layers and stop")
+    args = p.parse_args(argv)
+    if args.workers < 0:
+        p.error("--workers must be 0 or more")
+    changes = [args.dataset, args.recipe, args.model, args.epochs, args.batch_size, args.lr, args.seed]
+    changes += [args.pretrained, args.set or None, args.output, args.sample or None]
+    if args.resume and any(value is not None for value in changes):
+        p.error("--resume goes on with the run's own recipe and data; leave the other options out")
+    if not args.resume and not args.dataset and not args.recipe:
+        p.error("--dataset or --recipe is needed")
+    return run(_work, args)
+
+
+def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.recipe import Recipe
+
+    recipe = Recipe.from_file(args.resume / "recipe.json") if args.resume else _recipe(args)
+    from paddle_medcls import runtime
+
+    if args.summary:
+        return _summary(recipe)
+    run_dir, data_root = _places(args, recipe)
+    from paddle_medcls.report import NOTICE, class_table, summary
+    from paddle_medcls.train import Options, train
+
+    for note in runtime.NOTES:
+        print(f"set {note}", file=sys.stderr)
+    options = Options(args.device, args.workers, args.amp, args.deterministic, args.visualdl, args.force)
+    result = train(recipe, data_root, run_dir, options, resume=bool(args.resume))
+    if result:  # process 0 alone
+        print(class_table(result))
+        print(summary(result, recipe.targets))
+        print(f"best epoch {result['epoch']}; written to {run_dir}\n{NOTICE}")
+    return 0
+
+
+def _recipe(args: argparse.Namespace):
+    from paddle_medcls.errors import RecipeError
+    from paddle_medcls.recipe import Recipe
+    from paddle_medcls.recipes import get_recipe
+
+    name = args.recipe or args.dataset
+    recipe = Recipe.from_file(name) if name.endswith(".json") else get_recipe(name)
+    if args.dataset and recipe.dataset != args.dataset:
+        raise RecipeError(f"recipe {recipe.name} is for {recipe.dataset}, not for --dataset {args.dataset}")
+    given = {
+        "model": args.model,
+        "batch_size": args.batch_size,
+        "lr": args.lr,
+        "seed": args.seed,
+        "pretrained": args.pretrained,
+    }
+    assignments = [f"{field}={value}" for field, value in given.items() if value is not None]
+    if args.epochs is not None:
+        recipe = recipe.with_epochs(args.epochs) if args.epochs > 0 else recipe.replace(epochs=args.epochs)
+    return recipe.override(assignments + args.set)
+
+
+def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
+    """Run directory and data root; a run directory that is in use is an error."""
+    import json
+
+    from paddle_medcls.errors import RunError
+
+    if args.resume:
+        try:
+            facts = json.loads((args.resume / "data.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{args.resume} cannot be resumed: data.json: {error}") from None
+        return args.resume, args.data_root or Path(facts["data_root"])
+    run_dir = args.output or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if (run_dir / "recipe.json").exists() and not _launched():
+        raise RunError(
+            f"{run_dir} already holds a run", do=f"go on with it (--resume {run_dir}), or give another --output"
+        )
+    if not args.sample:
+        return run_dir, args.data_root or Path("datasets") / recipe.dataset
+    from paddle_medcls.data.sample import draw
+
+    root = args.data_root or run_dir / "sample"
+    draw(recipe.dataset, root, recipe.seed)
+    return run_dir, root
+
+
+def _launched() -> bool:
+    """Whether paddle.distributed.launch started this process, one of several on the same run directory."""
+    import os
+
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1
+
+
+def _summary(recipe) -> int:
+    from paddle_medcls.data import dataset_classes
+    from paddle_medcls.runtime import paddle
+    from paddle_medcls.train import network_for
+
+    classes, task = dataset_classes(recipe.dataset, recipe.labels)
+    network = network_for(recipe, len(classes), task)
+    paddle.summary(network.build(), (1, network.in_channels, recipe.size_px, recipe.size_px))
+    return 0

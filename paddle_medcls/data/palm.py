@@ -1,0 +1,160 @@
+"""PALM (iChallenge-PM): fundus photographs, pathologic myopia or not. Document 001.
+
+Training labels are the first letter of the file name: P pathologic; H high myopia and N normal are
+not pathologic. Validation labels come from `labels.csv` (ID,imgName,Label,Fovea_X,Fovea_Y) or from
+the original `PM_Label_and_Fovea_Location.xlsx`.
+
+The three-class reading (`labels="three"`: normal, high myopia, pathologic) exists for training files
+alone, since the validation labels do not tell normal from high myopia: a fifth of the training
+files, chosen by a fixed seed within each class, is held out for validation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from paddle_medcls.data.index import Index, is_drawn, subfolders
+from paddle_medcls.data.splits import holdout
+from paddle_medcls.errors import DataError
+
+WEIGHTS_NAME = "PALM"
+SPLITS = ("train", "val")
+CLASSES = {
+    "default": ("non-pathologic", "pathologic"),
+    "three": ("normal", "high myopia", "pathologic"),
+}
+LETTERS = {
+    "default": {"N": 0, "H": 0, "P": 1},
+    "three": {"N": 0, "H": 1, "P": 2},
+}
+LABEL_FILES = ("labels.csv", "PM_Label_and_Fovea_Location.xlsx")
+
+
+def describe(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
+    """Class names and task of a reading of the labels."""
+    if labels not in CLASSES:
+        raise DataError(f"palm has no labels {labels!r}", expected=", ".join(CLASSES))
+    return CLASSES[labels], "binary" if labels == "default" else "multi-class"
+
+
+def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
+    """The training or validation images with their labels; see the module for where labels come from."""
+    classes, task = describe(name, labels)
+    if labels == "three" or split == "train":
+        paths, numbers = _by_first_letter(root, LETTERS[labels])
+    else:
+        paths, numbers = _by_label_file(root)
+    index = Index(
+        dataset=name,
+        split=split,
+        ids=tuple(path.relative_to(root).as_posix() for path in paths),
+        sources=paths,
+        labels=np.array(numbers, np.int64),
+        classes=classes,
+        task=task,
+        drawn=is_drawn(root),
+    )
+    if labels == "three":
+        train, val = holdout(index.labels, 0.2)
+        return index.subset(train if split == "train" else val)
+    return index
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+
+
+def _by_first_letter(root: Path, letters: dict[str, int]) -> tuple[list[Path], list[int]]:
+    folder = _find_folder(root, "PALM-Training400", "PHN")
+    paths = _images(folder)
+    strange = [path.name for path in paths if path.name[0] not in letters]
+    if strange:
+        raise DataError(
+            f"palm: {len(strange)} training file(s) with an unknown first letter",
+            items=strange,
+            where=folder,
+            expected="P (pathologic), H (high myopia) or N (normal)",
+            do="remove the files that do not belong to PALM-Training400",
+        )
+    return paths, [letters[path.name[0]] for path in paths]
+
+
+def _by_label_file(root: Path) -> tuple[list[Path], list[int]]:
+    label_file = _find_label_file(root)
+    rows = _read_labels(label_file)
+    folder = _find_folder(root, "PALM-Validation400", "V")
+    present = {path.name for path in _images(folder)}
+    missing = [f"row {number} names {name!r}" for number, name, _ in rows if name not in present]
+    extra = sorted(present - {name for _, name, _ in rows})
+    if missing or extra:
+        raise DataError(
+            f"palm: {label_file.name} and the validation images disagree: "
+            f"{len(missing)} missing, {len(extra)} without a label",
+            items=[f"{text}, which does not exist" for text in missing] + [f"no label for {name}" for name in extra],
+            where=folder,
+            expected=f"{len(rows)} images, found {len(present)}",
+            do="compare with datasets/palm/README.md, or pass --data-root",
+        )
+    return [folder / name for _, name, _ in rows], [label for _, _, label in rows]
+
+
+def _find_folder(root: Path, name: str, letters: str) -> Path:
+    """The folder with the images: by its name, nested or not, or by what its files are called."""
+    folders = subfolders(root, depth=3)
+    for folder in [folder for folder in folders if folder.name == name][::-1] + folders:
+        if any(path.name[0] in letters and path.name[1:5].isdigit() for path in _images(folder)):
+            return folder
+    raise DataError(
+        f"palm: no folder {name} with images",
+        where=root,
+        expected=f"{root}/{name}/{letters[0]}0001.jpg, …",
+        do="unpack the archives there (tools/prepare.py --dataset palm --archives DIR), or pass --data-root",
+    )
+
+
+def _find_label_file(root: Path) -> Path:
+    for folder in subfolders(root, depth=3):
+        for name in LABEL_FILES:
+            if (folder / name).is_file():
+                return folder / name
+    raise DataError(
+        "palm: no validation labels",
+        where=root,
+        expected=" or ".join(LABEL_FILES),
+        do="unpack the archive of validation labels there; see datasets/palm/README.md",
+    )
+
+
+def _read_labels(path: Path) -> list[tuple[int, str, int]]:
+    """Rows of (row number, image name, label); the row number counts the header as 1."""
+    import pandas
+
+    try:
+        table = pandas.read_csv(path, dtype=str) if path.suffix == ".csv" else pandas.read_excel(path, dtype=str)
+    except ImportError as error:
+        raise DataError(f"palm: {path.name} needs openpyxl: {error}", do="pip install openpyxl") from None
+    except Exception as error:  # pandas raises many kinds for broken files
+        raise DataError(f"palm: {path.name} cannot be read: {error}", where=path) from None
+    if not {"imgName", "Label"} <= set(table.columns):
+        raise DataError(
+            f"palm: {path.name} lacks a column", where=path, expected=f"imgName and Label, found {list(table.columns)}"
+        )
+    rows, faults = [], []
+    for number, (name, label) in enumerate(zip(table["imgName"], table["Label"]), start=2):
+        if label not in ("0", "1") or not isinstance(name, str) or Path(name).name != name:
+            faults.append(f"row {number}: imgName {name!r}, Label {label!r}")
+        rows.append((number, name, label))
+    if faults:
+        raise DataError(
+            f"palm: {len(faults)} faulty row(s) in {path.name}",
+            items=faults,
+            where=path,
+            expected="a file name and a label of 0 or 1",
+        )
+    names = [name for _, name, _ in rows]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(f"palm: {path.name} lists images twice", items=twice, where=path)
+    return [(number, name, int(label)) for number, name, label in rows]

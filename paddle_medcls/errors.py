@@ -1,0 +1,56 @@
+"""Errors that a user can act on: what went wrong, where, what was expected, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MedclsError(Exception):
+    """Base of the errors that the commands print as one message, without a traceback.
+
+    Args:
+        what: the fault in one line, with the value that was received.
+        where: the file, folder or field looked at.
+        expected: what would have been right.
+        do: what the user can do now.
+        items: further lines, one for each faulty thing; the first 20 are shown.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: str | None = None,
+        do: str | None = None,
+        items: Sequence[str] = (),
+    ) -> None:
+        lines = [what]
+        lines += [f"  {item}" for item in items[:20]]
+        if len(items) > 20:
+            lines.append(f"  … and {len(items) - 20} more")
+        for label, text in (("looked in", where), ("expected", expected), ("do", do)):
+            if text is not None:
+                lines.append(f"  {label:<10} {text}")
+        super().__init__("\n".join(lines))
+        self.what = what
+
+
+class DataError(MedclsError):
+    """An image, label file or folder is not what the data set promises."""
+
+
+class RecipeError(MedclsError):
+    """A recipe has an unknown field or a value out of range."""
+
+
+class WeightsError(MedclsError):
+    """A weight file cannot be read safely or does not fit the network."""
+
+
+class SetupError(MedclsError):
+    """The machine lacks something: Paddle, a library, a device, space on the disk."""
+
+
+class RunError(MedclsError):
+    """A training run cannot start, go on or be resumed."""

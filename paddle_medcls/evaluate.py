@@ -1,0 +1,80 @@
+"""Runs a network over a split and gathers the whole of it: logits, labels, rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from paddle_medcls.data.index import Index
+from paddle_medcls.data.loader import ImageDataset, cut, load_batches
+from paddle_medcls.images import Preprocessing
+from paddle_medcls.progress import progress
+from paddle_medcls.runtime import paddle
+
+FLIPS = {"flip": (3,), "flip_vertical": (2,)}  # axes of NCHW
+
+
+def predict_logits(model, x: np.ndarray, flips: tuple[str, ...] = ()) -> np.ndarray:
+    """Logits (N, outputs) of a batch x (N, C, H, W), averaged over the image and its flips.
+
+    Args:
+        flips: names in FLIPS; both together add the image turned by 180 degrees as well.
+    """
+    axes: list[tuple[int, ...]] = [()]
+    for name in flips:
+        axes += [known + FLIPS[name] for known in axes]
+    with paddle.no_grad():
+        image = paddle.to_tensor(x)
+        total = sum(model(paddle.flip(image, list(axis)) if axis else image) for axis in axes)
+        return (total / len(axes)).astype("float32").numpy()
+
+
+def evaluate_split(
+    model,
+    index: Index,
+    spec: Preprocessing,
+    batch_size: int,
+    workers: int,
+    flips: tuple[str, ...] = (),
+    rank: int = 0,
+    world: int = 1,
+) -> np.ndarray:
+    """Logits (N, outputs) of every image of an index, in its order.
+
+    With several processes each takes every `world`-th batch and all get the whole; the padding that
+    gathering needs is cut off again, so no image counts twice.
+    """
+    batches = cut(range(len(index)), batch_size)
+    mine = batches[rank::world]
+    was_training = model.training
+    model.eval()
+    loaded = load_batches(ImageDataset(index, spec), mine, workers)
+    bar = progress(loaded, f"evaluating {index.split}", len(mine), "batch", show=rank == 0)
+    parts = [predict_logits(model, batch.x, flips) for batch in bar]
+    if was_training:
+        model.train()
+    if world == 1:
+        return np.concatenate(parts)
+    return _gather(parts, batches, world)
+
+
+def _gather(parts: list[np.ndarray], batches: list, world: int) -> np.ndarray:
+    import paddle.distributed as dist
+
+    rounds = -(-len(batches) // world)
+    size = len(batches[0])
+    outputs = _number_of_outputs(parts, dist)
+    padded = np.zeros((rounds, size, outputs), np.float32)
+    for k, part in enumerate(parts):
+        padded[k, : len(part)] = part
+    gathered: list = []
+    dist.all_gather(gathered, paddle.to_tensor(padded))
+    arrays = [tensor.numpy() for tensor in gathered]
+    ordered = [arrays[k % world][k // world][: len(rows)] for k, rows in enumerate(batches)]
+    return np.concatenate(ordered)
+
+
+def _number_of_outputs(parts: list[np.ndarray], dist) -> int:
+    """A process without a batch learns the width of the logits from the others."""
+    width = paddle.to_tensor([parts[0].shape[1] if parts else 0], dtype="int64")
+    dist.all_reduce(width, op=dist.ReduceOp.MAX)
+    return int(width.item())

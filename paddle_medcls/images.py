@@ -1,0 +1,204 @@
+"""The one decoder and the one preprocessing that training, evaluation and prediction share.
+
+Bytes -> `read_image` -> uint8 (H, W, C) -> `fit` -> (size, size, C), values 0..255
+-> `normalize` -> float32 (C, size, size). Augmentation happens between `fit` and `normalize`.
+
+What the decoder does with each kind of file, at every door the same: EXIF orientation is applied;
+16-bit images keep their high byte; grey images become three equal channels; alpha is dropped;
+palettes are expanded; CMYK is converted. Truncated files are refused (OpenCV alone would return
+the upper half of a truncated JPEG), and the size is checked in the header before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from paddle_medcls.errors import DataError, SetupError
+from paddle_medcls.recipe import Recipe
+
+try:
+    import cv2
+except ImportError as error:  # the wheel is there, a system library is not (servers without a screen)
+    raise SetupError(
+        f"OpenCV cannot be loaded: {error}",
+        expected="the module cv2, from opencv-python or opencv-python-headless",
+        do="on a machine without a screen: pip uninstall -y opencv-python && pip install opencv-python-headless",
+    ) from error
+
+cv2.setNumThreads(1)  # the loader decodes several images at once; OpenCV's own threads would compete
+
+MAX_PIXELS = 100_000_000
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+INTERPOLATIONS = {
+    "nearest": cv2.INTER_NEAREST,
+    "linear": cv2.INTER_LINEAR,
+    "area": cv2.INTER_AREA,
+    "cubic": cv2.INTER_CUBIC,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What turns an image into a network's input; it travels with the weights.
+
+    Attributes:
+        size_px: side of the square input.
+        resize_px: with `fit="crop"`, the shorter side is scaled to this before the centre crop.
+        fit: "stretch" scales both sides to `size_px` whatever the aspect; "crop" keeps the aspect.
+        channels: "bgr" or "rgb" (3 channels) or "gray" (1 channel).
+        interpolation: "nearest", "linear", "area" or "cubic".
+        resize_dtype: "uint8" rounds after resizing; "float32" does not (the COVID tutorial).
+        mean, std: per channel, in units of pixel values (0..255), in the order of `channels`.
+    """
+
+    size_px: int = 224
+    resize_px: int = 256
+    fit: str = "stretch"
+    channels: str = "rgb"
+    interpolation: str = "linear"
+    resize_dtype: str = "uint8"
+    mean: tuple[float, ...] = (127.5, 127.5, 127.5)
+    std: tuple[float, ...] = (127.5, 127.5, 127.5)
+
+    @property
+    def num_channels(self) -> int:
+        return 1 if self.channels == "gray" else 3
+
+    @staticmethod
+    def of(recipe: Recipe) -> Preprocessing:
+        """The preprocessing fields of a recipe."""
+        return Preprocessing(**{field.name: getattr(recipe, field.name) for field in fields(Preprocessing)})
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict) -> Preprocessing:
+        return Preprocessing(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height from the header, without decoding; refuses what is no image or too large."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise DataError(f"{name}: the file is empty", do="copy or download it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as header:
+                width, height = header.size
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if "bomb" in str(error):
+            raise DataError(f"{name}: {error}", expected=f"at most {MAX_PIXELS:,} pixels") from None
+        raise DataError(
+            f"{name}: not an image (begins with {data[:16]!r})",
+            expected="PNG, JPEG, BMP, TIFF or WebP",
+            do="open it in a viewer; a download may have saved an error page in its place",
+        ) from None
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{name}: {width} x {height} pixels is too large to decode safely",
+            expected=f"at most {MAX_PIXELS:,} pixels",
+            do="scale it down first",
+        )
+    return width, height
+
+
+def read_image(path: str | Path, channels: str = "bgr") -> np.ndarray:
+    """Reads one image file.
+
+    Args:
+        path: any path, non-ASCII names included.
+        channels: "bgr", "rgb" or "gray".
+
+    Returns:
+        uint8 (H, W, 3), or (H, W, 1) for "gray".
+
+    Raises:
+        DataError: missing, empty, not an image, truncated or too large; the message names the file.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    return decode_image(data, str(path), channels)
+
+
+def decode_image(data: bytes, name: str, channels: str = "bgr") -> np.ndarray:
+    """Decodes the bytes of one image file; see `read_image`."""
+    image_size(data, name)
+    image = None
+    if not _truncated_jpeg(data):
+        flag = cv2.IMREAD_GRAYSCALE if channels == "gray" else cv2.IMREAD_COLOR
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        except cv2.error:
+            image = None
+    if image is None:
+        raise DataError(f"{name}: the image is truncated or damaged", do="copy or download it again")
+    if channels == "gray":
+        return image[:, :, None]
+    return image if channels == "bgr" else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _truncated_jpeg(data: bytes) -> bool:
+    """True for a JPEG without an end marker after its scan data.
+
+    The markers before the scan are walked by their lengths, so that the end marker of an embedded
+    thumbnail does not count; inside the scan 0xFFD9 cannot occur by chance (0xFF is stuffed).
+    """
+    if data[:2] != b"\xff\xd8":
+        return False
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            return True
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif marker == 0xDA:  # start of scan
+            return data.find(b"\xff\xd9", at) < 0
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True
+
+
+def fit(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
+    """Scales (and crops) an image to the network's input size.
+
+    Args:
+        image: (H, W, C), values 0..255.
+
+    Returns:
+        (size_px, size_px, C), values 0..255, uint8 or float32 by `spec.resize_dtype`.
+    """
+    if spec.resize_dtype == "float32":
+        image = image.astype(np.float32)
+    height, width, channels = image.shape
+    if spec.fit == "stretch":
+        target = (spec.size_px, spec.size_px)
+    else:
+        scale = spec.resize_px / min(height, width)
+        target = (max(spec.size_px, round(width * scale)), max(spec.size_px, round(height * scale)))
+    if (width, height) != target:
+        image = cv2.resize(image, target, interpolation=INTERPOLATIONS[spec.interpolation])
+        image = image.reshape(target[1], target[0], channels)  # OpenCV drops a single channel
+    top, left = (target[1] - spec.size_px) // 2, (target[0] - spec.size_px) // 2
+    return image[top : top + spec.size_px, left : left + spec.size_px]
+
+
+def normalize(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
+    """(x - mean) / std per channel: (H, W, C) with values 0..255 -> float32 (C, H, W)."""
+    x = (image.astype(np.float32) - np.float32(spec.mean)) / np.float32(spec.std)
+    return np.ascontiguousarray(x.transpose(2, 0, 1))
+
+
+def preprocess(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
+    """Decoded image -> network input, as at evaluation: `fit`, then `normalize`."""
+    return normalize(fit(image, spec), spec)

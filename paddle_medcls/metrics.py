@@ -1,0 +1,226 @@
+"""Figures of a whole split, from arrays; all in [0, 1]. No Paddle here.
+
+A figure that is not defined (the AUC of a class without images, the precision of a class never
+predicted) is nan, not 0, and counts in no average.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(N, C) logits -> (N, C) probabilities, float64."""
+    z = logits.astype(np.float64)
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Elementwise 1 / (1 + exp(-z)), float64, without overflow."""
+    return 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
+
+
+def probabilities(logits: np.ndarray, loss: str, task: str) -> np.ndarray:
+    """Logits of a network -> (N, C) probabilities, one column a class.
+
+    Args:
+        logits: (N, outputs).
+        loss: "softmax" or "sigmoid", as in the recipe.
+        task: for "multi-label" the columns are independent; a binary sigmoid's one output p becomes
+            the two columns 1 - p and p.
+    """
+    if loss == "softmax":
+        return softmax(logits)
+    p = sigmoid(logits)
+    return p if task == "multi-label" else np.concatenate([1 - p, p], axis=1)
+
+
+def loss_value(logits: np.ndarray, labels: np.ndarray, loss: str) -> float:
+    """Mean cross-entropy (softmax) or binary cross-entropy (sigmoid) over the split, unweighted."""
+    z = logits.astype(np.float64)
+    if loss == "softmax":
+        top = z.max(axis=1, keepdims=True)
+        log_sum = np.log(np.exp(z - top).sum(axis=1)) + top[:, 0]
+        return float((log_sum - z[np.arange(len(z)), labels]).mean())
+    target = labels.reshape(len(z), -1)
+    return float((np.maximum(z, 0) - z * target + np.log1p(np.exp(-np.abs(z)))).mean())
+
+
+def predicted(probs: np.ndarray, task: str, threshold: float = 0.5) -> np.ndarray:
+    """Class numbers (N,), or 0/1 (N, L) for a multi-label task.
+
+    Binary: class 1 where its probability is above the threshold.
+    """
+    if task == "multi-label":
+        return (probs > threshold).astype(np.int64)
+    if task == "binary":
+        return (probs[:, 1] > threshold).astype(np.int64)
+    return probs.argmax(axis=1)
+
+
+def roc_auc(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Area under the ROC curve: P(score of a positive > score of a negative), ties count one half.
+
+    Args:
+        truth: (N,) of 0 and 1.
+        scores: (N,), larger means more positive.
+        weights: (B, N) counts of each image in B resamples; None: each once.
+
+    Returns:
+        (B,) areas, or a scalar array without weights; nan where one class has no weight.
+    """
+    order = np.argsort(scores, kind="stable")
+    truth = truth[order].astype(np.float64)
+    single = weights is None
+    w = np.ones((1, len(truth))) if weights is None else weights[:, order].astype(np.float64)
+    # groups of equal scores: a positive beats the negatives below its group and half of its own's
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
+    positive = np.add.reduceat(w * truth, starts, axis=1)
+    negative = np.add.reduceat(w * (1 - truth), starts, axis=1)
+    below = np.cumsum(negative, axis=1) - negative
+    wins = (positive * (below + 0.5 * negative)).sum(axis=1)
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    area = np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
+    return area[0] if single else area
+
+
+def auc(probs: np.ndarray, labels: np.ndarray, task: str, weights: np.ndarray | None = None) -> np.ndarray:
+    """AUC of a task: binary, of class 1; otherwise the average over classes, one against the rest.
+
+    Args:
+        probs: (N, C).
+        labels: (N,) class numbers, or (N, C) for multi-label.
+        weights: see `roc_auc`.
+    """
+    if task == "binary":
+        return roc_auc(labels, probs[:, 1], weights)
+    truth = labels if labels.ndim == 2 else np.eye(probs.shape[1], dtype=np.int64)[labels]
+    areas = [roc_auc(truth[:, k], probs[:, k], weights) for k in range(probs.shape[1])]
+    return _nanmean(np.stack(areas), axis=0)
+
+
+def _nanmean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # an empty average is nan, which is the answer
+        return np.nanmean(values, axis=axis)
+
+
+def wilson(correct: float, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """95% interval of a proportion (Wilson 1927)."""
+    p = correct / total
+    centre = p + z * z / (2 * total)
+    half = z * np.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return float((centre - half) / scale), float((centre + half) / scale)
+
+
+def bootstrap_auc(
+    probs: np.ndarray, labels: np.ndarray, task: str, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95% percentile interval of the AUC over resamples of the images."""
+    rng = np.random.default_rng(seed)
+    n = len(labels)
+    areas = []
+    step = max(1, 2_000_000 // n)  # keeps the counts of one round under 16 MB
+    for start in range(0, resamples, step):
+        count = min(step, resamples - start)
+        weights = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(count)])
+        areas.append(auc(probs, labels, task, weights))
+    values = np.concatenate(areas)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def confusion(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts (C, C): rows are the true classes, columns the predicted ones."""
+    return np.bincount(labels * num_classes + guesses, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")
+
+
+def per_class(labels: np.ndarray, guesses: np.ndarray, classes: Sequence[str]) -> list[dict]:
+    """Precision, recall, F1, specificity and support of each class (each label, if (N, L))."""
+    rows = []
+    for k, name in enumerate(classes):
+        truth = labels[:, k] == 1 if labels.ndim == 2 else labels == k
+        guess = guesses[:, k] == 1 if labels.ndim == 2 else guesses == k
+        hits = int((truth & guess).sum())
+        precision, recall = _ratio(hits, guess.sum()), _ratio(hits, truth.sum())
+        rows.append(
+            {
+                "class": name,
+                "precision": precision,
+                "recall": recall,
+                "f1": _ratio(2 * hits, truth.sum() + guess.sum()),
+                "specificity": _ratio((~truth & ~guess).sum(), (~truth).sum()),
+                "support": int(truth.sum()),
+                "predicted": int(guess.sum()),
+            }
+        )
+    return rows
+
+
+def quadratic_kappa(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -> float:
+    """Cohen's kappa with quadratic weights, for ordered classes."""
+    table = confusion(labels, guesses, num_classes).astype(np.float64)
+    grid = np.arange(num_classes)
+    penalty = (grid[:, None] - grid[None, :]) ** 2
+    chance = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
+    return 1 - _ratio((penalty * table).sum(), (penalty * chance).sum())
+
+
+def evaluate_logits(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    task: str,
+    loss: str,
+    threshold: float = 0.5,
+    intervals: bool = True,
+) -> dict:
+    """All figures of a split.
+
+    Args:
+        logits: (N, outputs).
+        labels: (N,) or (N, L).
+        intervals: also the bootstrap of the AUC, which takes a moment.
+
+    Returns:
+        `n`, `loss`, `accuracy`, `auc`, `per_class`, `confusion` (rows true; not for multi-label),
+        `intervals` (95%: `accuracy` by Wilson, `auc` by bootstrap); for binary tasks `sensitivity` and
+        `specificity` of class 1, for ordinal ones `quadratic_kappa` and `mean_absolute_error`.
+        Multi-label accuracy is the share of correct (image, label) pairs.
+    """
+    probs = probabilities(logits, loss, task)
+    guesses = predicted(probs, task, threshold)
+    result = {
+        "n": len(labels),
+        "loss": loss_value(logits, labels, loss),
+        "accuracy": float((guesses == labels).mean()),
+        "auc": float(auc(probs, labels, task)),
+        "per_class": per_class(labels, guesses, classes),
+    }
+    if task != "multi-label":
+        result["confusion"] = confusion(labels, guesses, len(classes)).tolist()
+    if task == "binary":
+        result["sensitivity"] = result["per_class"][1]["recall"]
+        result["specificity"] = result["per_class"][1]["specificity"]
+    if task == "ordinal":
+        result["quadratic_kappa"] = quadratic_kappa(labels, guesses, len(classes))
+        result["mean_absolute_error"] = float(np.abs(guesses - labels).mean())
+    if intervals:
+        # labels of one image are not independent: for multi-label its accuracy counts as one trial
+        result["intervals"] = {
+            "accuracy": list(wilson(result["accuracy"] * len(labels), len(labels))),
+            "auc": list(bootstrap_auc(probs, labels, task)),
+        }
+    return result

@@ -1,0 +1,61 @@
+"""Networks: every function in the `__all__` of a module here is one, called by its name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from paddle_medcls.errors import RecipeError
+
+if TYPE_CHECKING:
+    from paddle.nn import Layer
+
+_HELPERS = {"weights"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """What must be known to build a network again; it travels with the weights.
+
+    Attributes:
+        model: "resnet18" … "resnet152".
+        num_outputs: logits.
+        in_channels: 1 or 3.
+        stem: "imagenet" (7x7, stride 2, max-pool) or "small" (3x3, stride 1).
+        project_first: PaddleClas's variant of ResNet-18 and -34, see `resnet.ResNet`.
+    """
+
+    model: str
+    num_outputs: int
+    in_channels: int = 3
+    stem: str = "imagenet"
+    project_first: bool = False
+
+    def build(self) -> Layer:
+        """The network with random weights: x (N, in_channels, H, W) float32 -> logits (N, num_outputs)."""
+        builders = _builders()
+        if self.model not in builders:
+            near = difflib.get_close_matches(self.model, builders, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise RecipeError(f"unknown model {self.model!r}{hint}", expected=", ".join(sorted(builders)))
+        return builders[self.model](self)
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+def model_names() -> list[str]:
+    """Names that `--model` takes."""
+    return sorted(_builders())
+
+
+def _builders() -> dict:
+    found: dict = {}
+    for info in pkgutil.iter_modules(__path__):
+        if info.name not in _HELPERS:
+            module = importlib.import_module(f"paddle_medcls.models.{info.name}")
+            found.update({name: getattr(module, name) for name in module.__all__})
+    return found

@@ -1,0 +1,127 @@
+"""Pictures: curves, confusion matrix, ROC, sheets of images, image sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from paddle_medcls import metrics as figures
+from paddle_medcls.files import atomic_write
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+"""Okabe and Ito's palette, told apart by the colour-blind."""
+
+
+def _save(figure: Figure, path: Path, note: str) -> None:
+    if note:
+        figure.text(0.5, 0.004, note, ha="center", va="bottom", fontsize=8, color="#B00000")
+    figure.set_layout_engine("tight", rect=(0, 0.03 if note else 0, 1, 1))
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=110))
+
+
+def curves(path: Path, steps: np.ndarray, history: Sequence[dict], note: str = "") -> None:
+    """Four curves, as document 003 draws them: loss and accuracy, training by step, validation by epoch.
+
+    Args:
+        steps: (n, 4) columns step, learning rate, loss, accuracy of each training batch.
+        history: rows of history.csv.
+    """
+    figure = Figure(figsize=(11, 7.5))
+    axes = figure.subplots(2, 2)
+    width = max(1, len(steps) // 50)
+    for axis, column, name in ((axes[0, 0], 2, "train loss"), (axes[0, 1], 3, "train accuracy")):
+        axis.plot(steps[:, 0], steps[:, column], color=COLORS[5], linewidth=0.6, label="batch")
+        if width > 1:
+            smooth = np.convolve(steps[:, column], np.ones(width) / width, mode="valid")
+            axis.plot(steps[width - 1 :, 0], smooth, color=COLORS[0], linewidth=1.6, label=f"mean of {width} batches")
+        axis.set(title=name, xlabel="step", ylabel=name.split()[1])
+        axis.legend(frameon=False)
+    epochs = [row["epoch"] for row in history]
+    for axis, name in ((axes[1, 0], "loss"), (axes[1, 1], "accuracy")):
+        axis.plot(epochs, [row[f"val_{name}"] for row in history], "o-", color=COLORS[1], markersize=3)
+        axis.set(title=f"validation {name}", xlabel="epoch", ylabel=name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    _save(figure, path, note)
+
+
+def confusion(path: Path, table: Sequence[Sequence[int]], classes: Sequence[str], title: str, note: str = "") -> None:
+    """Confusion matrix: counts, coloured by the share of each true class."""
+    counts = np.asarray(table)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 3.2 + 0.75 * len(classes)
+    figure = Figure(figsize=(side + 1, side))
+    axis = figure.subplots()
+    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(classes))
+    axis.set_xticks(ticks, classes, rotation=30, ha="right")
+    axis.set_yticks(ticks, classes)
+    axis.set(xlabel="predicted", ylabel="true", title=title)
+    for row in ticks:
+        for column in ticks:
+            color = "white" if share[row, column] > 0.5 else "black"
+            text = f"{counts[row, column]}\n{share[row, column]:.1%}"
+            axis.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
+    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
+    _save(figure, path, note)
+
+
+def roc(path: Path, probs: np.ndarray, labels: np.ndarray, classes: Sequence[str], task: str, note: str = "") -> None:
+    """ROC curves, one against the rest; for a binary task the one of class 1."""
+    figure = Figure(figsize=(6, 6))
+    axis = figure.subplots()
+    shown = [1] if task == "binary" else range(len(classes))
+    for number, k in enumerate(shown):
+        truth = labels[:, k] if labels.ndim == 2 else (labels == k).astype(int)
+        if 0 < truth.sum() < len(truth):
+            false_rate, true_rate = _roc_points(truth, probs[:, k])
+            area = float(figures.roc_auc(truth, probs[:, k]))
+            axis.plot(false_rate, true_rate, color=COLORS[number % 8], label=f"{classes[k]}: AUC {area:.4f}")
+    axis.plot([0, 1], [0, 1], ":", color="gray", linewidth=1)
+    axis.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right", frameon=False)
+    _save(figure, path, note)
+
+
+def _roc_points(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(truth[order])
+    last = np.r_[np.flatnonzero(np.diff(scores[order])), len(truth) - 1]  # one point for each score
+    true_rate = np.r_[0, hits[last]] / truth.sum()
+    false_rate = np.r_[0, last + 1 - hits[last]] / (len(truth) - truth.sum())
+    return false_rate, true_rate
+
+
+def sheet(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: str, note: str = "") -> None:
+    """Images (uint8, RGB or one channel), one row a class."""
+    columns = max(len(images) for _, images in rows)
+    figure = Figure(figsize=(1.9 * columns + 0.6, 2.1 * len(rows) + 0.5))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, images) in zip(axes, rows):
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        for axis, image in zip(line, images):
+            axis.imshow(image.squeeze(), cmap="gray" if image.shape[2] == 1 else None)
+        line[0].set_ylabel(name, fontsize=11)
+    figure.suptitle(title)
+    _save(figure, path, note)
+
+
+def sizes(path: Path, widths_heights: Sequence[tuple[int, int, int]], title: str, note: str = "") -> None:
+    """How image widths and heights are distributed; (width, height, images) each."""
+    figure = Figure(figsize=(8, 3.6))
+    table = np.asarray(widths_heights)
+    for axis, column, name in zip(figure.subplots(1, 2), (0, 1), ("width", "height")):
+        values, where = np.unique(table[:, column], return_inverse=True)
+        axis.bar(values.astype(str) if len(values) < 12 else values, np.bincount(where, table[:, 2]), color=COLORS[0])
+        axis.set(xlabel=f"{name} (pixels)", ylabel="images")
+        axis.tick_params("x", rotation=45)
+    figure.suptitle(title)
+    _save(figure, path, note)

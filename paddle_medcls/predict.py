@@ -1,0 +1,153 @@
+"""The one object that is served: weights with their preprocessing, behind every door."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from paddle_medcls import metrics
+from paddle_medcls.data import dataset_classes
+from paddle_medcls.data.index import Index
+from paddle_medcls.errors import DataError, WeightsError
+from paddle_medcls.evaluate import evaluate_split, predict_logits
+from paddle_medcls.images import SUFFIXES, Preprocessing, preprocess, read_image
+from paddle_medcls.models.weights import load_strict, read_weights, recognise
+from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes import get_recipe
+from paddle_medcls.sidecar import Sidecar
+
+_NOTEBOOKS = {("document 001", 1): "palm_tutorial", ("document 003", 4): "covid_notebook"}
+"""(layout, outputs) of a weight file without a sidecar -> the recipe it must have been made with."""
+
+
+class Predictor:
+    """A trained network that takes images and gives probabilities.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        card: classes, preprocessing and the rest of the sidecar.
+        notes: what was assumed about a file without a sidecar, one line each.
+    """
+
+    def __init__(self, model, card: Sidecar, notes: Sequence[str] = ()) -> None:
+        model.eval()
+        self.model = model
+        self.card = card
+        self.notes = list(notes)
+
+    @staticmethod
+    def from_weights(path: str | Path, recipe: Recipe | None = None) -> Predictor:
+        """Loads a weight file.
+
+        Args:
+            path: `.pdparams` or `.safetensors`; a sidecar of the same name beside it is read.
+            recipe: for a file without a sidecar, how it was trained; None: told from its layout, which
+                works for the two notebooks' own files.
+
+        Raises:
+            WeightsError: unreadable, hostile, not fitting, or nothing known about its training.
+        """
+        path = Path(path)
+        state = read_weights(path)
+        sidecar = path.with_suffix(".json")
+        if sidecar.is_file():
+            card = Sidecar.read(sidecar)
+            card.check(path)
+            notes = []
+        else:
+            card, state, notes = _assume(path, state, recipe)
+        model = card.network.build()
+        load_strict(model, state, path)
+        return Predictor(model, card, notes)
+
+    def logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Decoded images (H, W, C) uint8, channels as the preprocessing says -> logits (N, outputs)."""
+        x = np.stack([preprocess(image, self.card.preprocessing) for image in images])
+        return predict_logits(self.model, x, self.card.flips)
+
+    def split_logits(self, index: Index, batch_size: int, workers: int) -> np.ndarray:
+        """Logits (N, outputs) of a whole split, in its order."""
+        return evaluate_split(self.model, index, self.card.preprocessing, batch_size, workers, self.card.flips)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Logits -> (N, C) probabilities, with the card's temperature."""
+        return metrics.probabilities(logits / self.card.temperature, self.card.loss, self.card.task)
+
+    def predict_files(
+        self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
+    ) -> Iterable[tuple[Path, np.ndarray | DataError]]:
+        """Yields (path, probabilities (C,)) in order; for an unreadable file (path, its error)."""
+
+        def read(path: Path) -> np.ndarray | DataError:
+            try:
+                return read_image(path, self.card.preprocessing.channels)
+            except DataError as error:
+                return error
+
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            for start in range(0, len(paths), batch_size):
+                group = paths[start : start + batch_size]
+                images = list(pool.map(read, group))
+                good = [image for image in images if not isinstance(image, DataError)]
+                probs = iter(self.probabilities(self.logits(good)) if good else ())
+                for path, image in zip(group, images):
+                    yield path, image if isinstance(image, DataError) else next(probs)
+
+
+def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, dict, list[str]]:
+    """Card, renamed state and notes for a file without a sidecar."""
+    network, state, layout = recognise(state, path)
+    notes = [f"{path.name}: no sidecar; {network.model}, {network.num_outputs} output(s), names of {layout}"]
+    if recipe is None:
+        name = _NOTEBOOKS.get((layout, network.num_outputs))
+        if name is None:
+            raise WeightsError(
+                f"{path}: no sidecar {path.with_suffix('.json').name}, and a {network.model} with "
+                f"{network.num_outputs} outputs in the layout of {layout} could be anything",
+                do="name the recipe that it was trained with: --recipe NAME",
+            )
+        recipe = get_recipe(name)
+    classes, task = dataset_classes(recipe.dataset, recipe.labels)
+    outputs = 1 if recipe.loss == "sigmoid" and task == "binary" else len(classes)
+    if outputs != network.num_outputs:
+        raise WeightsError(f"{path}: has {network.num_outputs} output(s), recipe {recipe.name} needs {outputs}")
+    spec = Preprocessing.of(recipe)
+    mean, std = spec.mean[0], spec.std[0]
+    notes.append(
+        f"assumed: recipe {recipe.name}; {spec.channels.upper()}, {spec.size_px} px, "
+        f"mean {mean:.2f}, std {std:.2f}; classes {', '.join(classes)}"
+    )
+    card = Sidecar(recipe.dataset, recipe.name, classes, task, recipe.loss, network, spec)
+    return card, state, notes
+
+
+def expand(arguments: Sequence[str]) -> list[Path]:
+    """Files, folders (searched below) and globs -> image files, sorted within each argument.
+
+    Raises:
+        DataError: an argument that is nothing, or a folder without images.
+    """
+    found: list[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise DataError(f"{path}: no images in this folder", expected=", ".join(SUFFIXES))
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            matches = sorted(Path().glob(argument)) if not path.is_absolute() else _absolute_glob(path)
+            if not matches:
+                raise DataError(f"{argument}: no such file or folder")
+            found += [match for match in matches if match.is_file()]
+    return found
+
+
+def _absolute_glob(path: Path) -> list[Path]:
+    root = Path(path.anchor)
+    return sorted(root.glob(str(path.relative_to(root))))

@@ -1,0 +1,216 @@
+"""A recipe: everything that a run depends on, in one flat, frozen record.
+
+Published systems are modules in `recipes/`; each holds one or more `Recipe(...)`. A recipe is written
+to the run directory as JSON, and that file alone describes the run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from paddle_medcls.errors import RecipeError
+
+CHOICES = {
+    "loss": ("softmax", "sigmoid"),
+    "stem": ("imagenet", "small"),
+    "fit": ("stretch", "crop"),
+    "channels": ("bgr", "rgb", "gray"),
+    "interpolation": ("nearest", "linear", "area", "cubic"),
+    "resize_dtype": ("uint8", "float32"),
+    "statistics": ("fixed", "train"),
+    "optimizer": ("momentum", "adam"),
+    "schedule": ("cosine", "polynomial", "step", "constant"),
+    "class_weights": ("none", "balanced"),
+    "monitor": ("accuracy", "auc", "loss"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. Values are checked when it is made; all faults are reported at once.
+
+    Losses: "softmax" is cross-entropy over the classes; "sigmoid" is binary cross-entropy, on one
+    output for a two-class task and on one output a label for a multi-label task.
+    """
+
+    name: str
+    source: str  # document or paper that the numbers come from
+    dataset: str  # palm, covid, oct or a MedMNIST flag
+
+    # data and network
+    labels: str = "default"  # reading of the labels, where a data set offers several (palm: "three")
+    model: str = "resnet50"
+    stem: str = "imagenet"  # "small": 3x3 stride 1 without max-pool, for 28-pixel images
+    loss: str = "softmax"
+    pretrained: str = ""  # a weight file, or "" for random initial weights
+
+    # preprocessing: see images.Preprocessing
+    size_px: int = 224
+    resize_px: int = 256
+    fit: str = "stretch"
+    channels: str = "rgb"
+    interpolation: str = "linear"
+    resize_dtype: str = "uint8"
+    statistics: str = "fixed"  # "train": mean and std are computed from the training list
+    mean: tuple[float, ...] = (127.5, 127.5, 127.5)
+    std: tuple[float, ...] = (127.5, 127.5, 127.5)
+
+    # augmentation of training images; 0 is off
+    flip: float = 0.0  # probability of a left-right flip
+    flip_vertical: float = 0.0  # probability of a top-bottom flip
+    rotate_degrees: float = 0.0  # uniform in +- this
+    zoom: float = 0.0  # scale between 1/(1+zoom) and 1+zoom
+    shift: float = 0.0  # uniform in +- this share of the side
+    brightness: float = 0.0  # factor uniform in 1 +- this
+    contrast: float = 0.0  # factor uniform in 1 +- this
+    color: float = 0.0  # gain of each channel uniform in 1 +- this
+
+    # optimisation
+    epochs: int = 10
+    batch_size: int = 32
+    optimizer: str = "momentum"
+    lr: float = 0.01  # peak, after warm-up
+    momentum: float = 0.9
+    weight_decay: float = 0.0  # L2; not on biases and batch-norm parameters
+    schedule: str = "cosine"  # to 0 at the last step
+    warmup_epochs: float = 0.0  # linear from 0
+    decay_epochs: tuple[float, ...] = ()  # "step": x 0.1 at each; "polynomial": the one where it ends
+    end_lr: float = 0.0  # "polynomial": the value held from there on
+    class_weights: str = "none"  # "balanced": each class weighs the same in the loss
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0  # > 0: an exponential moving average of the weights is evaluated and kept
+    seed: int = 0
+
+    # selection and evaluation
+    monitor: str = "accuracy"  # on validation; picks the weights that are kept
+    patience: int = 0  # epochs without improvement before stopping; 0: never stop early
+    test_flips: bool = False  # average the logits of the image and its flips (those of the augmentation)
+    targets: tuple[tuple[str, float], ...] = ()  # published figures: ("test/accuracy", 0.9651)
+
+    def __post_init__(self) -> None:
+        faults = _faults(self)
+        if faults:
+            raise RecipeError(f"recipe {self.name}: {len(faults)} faulty field(s)", items=faults)
+
+    def override(self, assignments: Iterable[str]) -> Recipe:
+        """A copy with `key=value` strings applied, each parsed by its field's type."""
+        return self.replace(**dict(_parse(text) for text in assignments))
+
+    def replace(self, **changes: object) -> Recipe:
+        """A copy with other values; an unknown field is an error with the nearest names."""
+        for field in changes:
+            _known(field)
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def with_epochs(self, epochs: int) -> Recipe:
+        """A shorter or longer version: warm-up and decay points keep their share of the run."""
+        share = epochs / self.epochs
+        decay = tuple(round(epoch * share, 4) for epoch in self.decay_epochs)
+        return self.replace(epochs=epochs, warmup_epochs=round(self.warmup_epochs * share, 4), decay_epochs=decay)
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(fields: dict, where: object = None) -> Recipe:
+        """The inverse of `to_json`; a mistyped or missing field is an error."""
+        if not isinstance(fields, dict) or not {"name", "source", "dataset"} <= fields.keys():
+            raise RecipeError("not a recipe", where=where, expected="a JSON object with name, source, dataset, …")
+        for field in fields:
+            _known(field, where)
+        return Recipe(**{name: _to_tuple(value) for name, value in fields.items()})
+
+    @staticmethod
+    def from_file(path: str | Path) -> Recipe:
+        """Reads a recipe's JSON file; a run directory's `recipe.json` is one."""
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"the recipe cannot be read: {error}", where=path) from None
+        return Recipe.from_json(fields, path)
+
+    def differences(self, other: Recipe) -> list[str]:
+        """One line for each field that differs: "lr: 0.01 -> 0.02"."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [f"{name}: {mine[name]!r} -> {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+
+_TYPES = typing.get_type_hints(Recipe)
+
+
+def _known(field: str, where: object = None) -> None:
+    if field not in _TYPES:
+        near = difflib.get_close_matches(field, _TYPES, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(f"unknown recipe field {field!r}{hint}", where=where, expected=", ".join(sorted(_TYPES)))
+
+
+def _to_tuple(value: object) -> object:
+    return tuple(_to_tuple(item) for item in value) if isinstance(value, list) else value
+
+
+def _parse(text: str) -> tuple[str, object]:
+    field, equals, value = text.partition("=")
+    if not equals:
+        raise RecipeError(f"cannot read {text!r}", expected="key=value, as in lr=0.01 or mean=127.5,127.5,127.5")
+    _known(field)
+    kind = _TYPES[field]
+    try:
+        if kind is bool:
+            return field, {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+        if kind in (int, float, str):
+            return field, kind(value)
+        if field == "targets":
+            pairs = (item.split(":") for item in value.split(",") if item)
+            return field, tuple((name, float(figure)) for name, figure in pairs)
+        return field, tuple(float(item) for item in value.split(",") if item)
+    except (ValueError, KeyError):
+        expected = kind.__name__ if isinstance(kind, type) else "numbers with commas between"
+        raise RecipeError(f"recipe field {field}: cannot read {value!r}", expected=expected) from None
+
+
+def _faults(recipe: Recipe) -> list[str]:
+    faults = []
+    for field, kind in _TYPES.items():
+        value = getattr(recipe, field)
+        ok = isinstance(value, (int, float) if kind is float else kind if isinstance(kind, type) else tuple)
+        if not ok or (isinstance(value, bool) and kind is not bool):
+            faults.append(f"{field}: {value!r} is of the wrong type")
+    if faults:
+        return faults
+    for field, allowed in CHOICES.items():
+        value = getattr(recipe, field)
+        if value not in allowed:
+            near = difflib.get_close_matches(value, allowed, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            faults.append(f"{field}: {value!r} is not one of {', '.join(allowed)}{hint}")
+
+    def check(ok: bool, field: str, expected: str) -> None:
+        if not ok:
+            faults.append(f"{field}: {getattr(recipe, field)!r}; expected {expected}")
+
+    channels = 1 if recipe.channels == "gray" else 3
+    for field in ("epochs", "batch_size", "size_px", "resize_px"):
+        check(getattr(recipe, field) >= 1, field, "at least 1")
+    check(recipe.fit == "stretch" or recipe.resize_px >= recipe.size_px, "resize_px", "at least size_px")
+    check(0 < recipe.lr < float("inf"), "lr", "a number above 0")
+    check(0 <= recipe.end_lr <= recipe.lr, "end_lr", "between 0 and lr")
+    check(0 <= recipe.warmup_epochs < recipe.epochs, "warmup_epochs", "at least 0 and less than epochs")
+    for field in ("momentum", "label_smoothing", "ema_decay", "shift", "brightness", "contrast", "color"):
+        check(0 <= getattr(recipe, field) < 1, field, "at least 0 and less than 1")
+    for field in ("flip", "flip_vertical"):
+        check(0 <= getattr(recipe, field) <= 1, field, "a probability, 0 to 1")
+    for field in ("weight_decay", "rotate_degrees", "zoom", "patience", "seed"):
+        check(getattr(recipe, field) >= 0, field, "0 or more")
+    for field in ("mean", "std"):
+        check(len(getattr(recipe, field)) == channels, field, f"{channels} number(s), as channels={recipe.channels}")
+    check(all(value > 0 for value in recipe.std), "std", "numbers above 0, in units of pixel values")
+    check(recipe.schedule != "polynomial" or len(recipe.decay_epochs) == 1, "decay_epochs", "one number")
+    check(all(value > 0 for value in recipe.decay_epochs), "decay_epochs", "numbers above 0")
+    return faults

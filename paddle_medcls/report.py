@@ -1,0 +1,75 @@
+"""Figures as people read them: tables, intervals, and the published figure beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from prettytable import PrettyTable
+
+from paddle_medcls.data.index import Index
+from paddle_medcls.files import write_csv
+
+NOTICE = "For research and teaching; not for diagnosis."
+DRAWN_NOTICE = "DRAWN SAMPLE: these images were drawn by the project; the figures say nothing about patients."
+
+
+def class_table(metrics: dict) -> str:
+    """Precision, recall and F1 of each class, as document 003 prints them."""
+    table = PrettyTable(["Type", "Precision", "Recall", "F1_Score", "Specificity", "Images"])
+    for row in metrics["per_class"]:
+        figures = [row[name] for name in ("precision", "recall", "f1", "specificity")]
+        table.add_row([row["class"], *("–" if np.isnan(f) else f"{f:.3f}" for f in figures), row["support"]])
+    return str(table)
+
+
+def confusion_table(metrics: dict) -> str:
+    """Counts; rows are the true classes."""
+    names = [row["class"] for row in metrics["per_class"]]
+    table = PrettyTable(["true \\ predicted", *names])
+    for name, row in zip(names, metrics["confusion"]):
+        table.add_row([name, *row])
+    return str(table)
+
+
+def summary(metrics: dict, targets: Sequence[tuple[str, float]] = ()) -> str:
+    """Loss, accuracy and AUC with 95% intervals, the published figures and warnings."""
+    lines = [f"{metrics['split']}: {metrics['n']} images", f"  loss         {metrics['loss']:.4f}"]
+    intervals = metrics.get("intervals", {})
+    published = dict(targets)
+    for name in ("accuracy", "auc"):
+        lines.append(f"  {name:<12} {metrics[name]:.4f}{_beside(name, metrics['split'], intervals, published)}")
+    for name in ("sensitivity", "specificity", "quadratic_kappa", "mean_absolute_error"):
+        if name in metrics:
+            lines.append(f"  {name:<12} {metrics[name]:.4f}")
+    never = [row["class"] for row in metrics["per_class"] if row["support"] and not row["predicted"]]
+    if never:
+        lines.append(f"  WARNING: never predicted: {', '.join(never)}")
+    return "\n".join(lines)
+
+
+def _beside(name: str, split: str, intervals: dict, published: dict[str, float]) -> str:
+    """" (95% a to b); published c: inside the interval", as far as known."""
+    if name not in intervals:
+        return ""
+    low, high = intervals[name]
+    text = f"  (95% {low:.4f} to {high:.4f})"
+    figure = published.get(f"{split}/{name}")
+    if figure is not None:
+        inside = low <= figure <= high
+        text += f"; published {figure:.4f}: {'inside' if inside else 'outside'} the interval"
+    return text
+
+
+def write_predictions(path: Path, index: Index, probs: np.ndarray, guesses: np.ndarray) -> None:
+    """`id`, `label`, `predicted`, then one probability a class; multi-label: labels as 0/1 strings."""
+
+    def text(values: np.ndarray) -> object:
+        return int(values) if np.ndim(values) == 0 else "".join(str(int(value)) for value in values)
+
+    rows = (
+        [name, text(label), text(guess), *(f"{p:.8f}" for p in row)]
+        for name, label, guess, row in zip(index.ids, index.labels, guesses, probs)
+    )
+    write_csv(path, ["id", "label", "predicted", *index.classes], rows)

@@ -1,0 +1,148 @@
+"""The run directory: what a training keeps, how it is read again, and the figures of a split.
+
+`<NAME>.pdparams` (best weights) and `<NAME>.json` (their sidecar), `last/` (resume state),
+`recipe.json`, `data.json`, `environment.json`, `history.csv` and `steps.csv` (exactly reproducible),
+`timing.csv` (not), `metrics.json`, `predictions_val.csv`, and pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from paddle_medcls import __version__, metrics, plots, report
+from paddle_medcls.checkpoint import load_state, save_state
+from paddle_medcls.data.index import Index
+from paddle_medcls.errors import RunError
+from paddle_medcls.files import sha256, write_csv, write_json
+from paddle_medcls.models.weights import load_strict, save_weights
+from paddle_medcls.recipe import Recipe
+from paddle_medcls.runtime import paddle
+from paddle_medcls.sidecar import Sidecar
+
+HISTORY = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_auc")
+STEP_LOG = ("step", "lr", "loss", "accuracy")
+
+
+
+@dataclass
+class State:
+    """Where a run stands; with the tensors, all that a resume needs."""
+
+    epoch: int = 0  # epochs done
+    batch: int = 0  # batches done of the next epoch
+    step: int = 0
+    best: float = -math.inf
+    best_epoch: int = 0
+    history: list[dict] = field(default_factory=list)
+    steps: list[list[float]] = field(default_factory=list)  # STEP_LOG
+
+
+def describe(run_dir: Path, recipe: Recipe, facts: dict, surroundings: dict) -> None:
+    write_json(run_dir / "recipe.json", recipe.to_json())
+    write_json(run_dir / "data.json", facts)
+    write_json(run_dir / "environment.json", surroundings)
+
+
+def refuse_changes(run_dir: Path, facts: dict, force: bool) -> None:
+    before = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
+    versions = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
+    changes = [
+        f"{split} list: {before[split]['images']} images then, {facts[split]['images']} now (fingerprint differs)"
+        for split in ("train", "val")
+        if before[split]["fingerprint"] != facts[split]["fingerprint"]
+    ]
+    for name, now in (("paddle_medcls", __version__), ("paddle", paddle.__version__)):
+        if versions[name] != now:
+            changes.append(f"{name}: {versions[name]} then, {now} now")
+    if changes and not force:
+        raise RunError(
+            f"{run_dir} cannot be resumed as the same run", items=changes, do="restore these, or go on with --force"
+        )
+
+
+def history_row(state: State, batches: int, result: dict) -> dict:
+    steps = np.array(state.steps[-batches:])
+    return {
+        "epoch": state.epoch + 1,
+        "step": state.step,
+        "lr": float(steps[-1, 1]),
+        "train_loss": float(steps[:, 2].mean()),
+        "train_accuracy": float(steps[:, 3].mean()),
+        "val_loss": result["loss"],
+        "val_accuracy": result["accuracy"],
+        "val_auc": result["auc"],
+    }
+
+
+def write_history(run_dir: Path, state: State, note: str) -> None:
+    write_csv(run_dir / "history.csv", HISTORY, [[row[name] for name in HISTORY] for row in state.history])
+    write_csv(run_dir / "steps.csv", STEP_LOG, [[int(row[0]), *row[1:]] for row in state.steps])
+    plots.curves(run_dir / "curves.png", np.array(state.steps), state.history, note)
+
+
+def append_timing(run_dir: Path, epoch: int, trained: float, waited: float, images: int, started: float) -> None:
+    """Times are kept apart from history.csv, which a repeated run reproduces exactly."""
+    path = run_dir / "timing.csv"
+    new = not path.exists()
+    with open(path, "a", encoding="utf-8") as file:
+        if new:
+            file.write("epoch,train_seconds,images_per_second,waiting_share,epoch_seconds\n")
+        total = time.perf_counter() - started
+        file.write(f"{epoch},{trained:.2f},{images / trained:.2f},{waited / trained:.4f},{total:.2f}\n")
+
+
+def keep_weights(model, weights: Path, card: Sidecar, result: dict) -> None:
+    """Writes the weight file and the sidecar that describes it."""
+    save_weights(model, weights)
+    metrics_kept = {name: value for name, value in result.items() if name != "confusion"}
+    Sidecar(**{**vars(card), "metrics": metrics_kept, "sha256": sha256(weights)}).write(weights.with_suffix(".json"))
+
+
+def save(run_dir: Path, parts: dict, state: State) -> None:
+    tensors = {name: part.state_dict() for name, part in parts.items() if part is not None}
+    tensors["steps"] = {"table": np.array(state.steps, np.float64).reshape(-1, len(STEP_LOG))}
+    scalars = {name: value for name, value in vars(state).items() if name != "steps"}
+    scalars["best"] = state.best if math.isfinite(state.best) else None
+    save_state(run_dir, tensors, scalars)
+
+
+def restore(run_dir: Path, parts: dict) -> State:
+    groups, scalars = load_state(run_dir)
+    for name, part in parts.items():
+        if part is None:
+            continue
+        if name in ("model", "average"):
+            load_strict(part, groups[name], run_dir)
+        elif name == "optimizer":
+            part.set_state_dict(groups[name])
+        elif groups.get(name):
+            part.load_state_dict(groups[name])
+    best = -math.inf if scalars["best"] is None else scalars["best"]
+    return State(**{**scalars, "best": best, "steps": groups["steps"]["table"].tolist()})
+
+
+def score_split(
+    logits: np.ndarray, index: Index, loss: str, temperature: float = 1.0, threshold: float = 0.5
+) -> dict:
+    """All figures of a split with intervals; see `metrics.evaluate_logits`."""
+    figures = metrics.evaluate_logits(logits / temperature, index.labels, index.classes, index.task, loss, threshold)
+    return {"split": index.split, **figures, "drawn": index.drawn}
+
+
+def write_outputs(folder: Path, logits: np.ndarray, index: Index, card: Sidecar, result: dict) -> None:
+    """`metrics.json`, `predictions_<split>.csv`, `confusion_<split>.png`, `roc_<split>.png`."""
+    note = report.DRAWN_NOTICE if index.drawn or card.drawn else ""
+    probs = metrics.probabilities(logits / card.temperature, card.loss, card.task)
+    guesses = metrics.predicted(probs, card.task, card.threshold)
+    write_json(folder / "metrics.json", result)
+    report.write_predictions(folder / f"predictions_{index.split}.csv", index, probs, guesses)
+    title = f"{card.dataset} {index.split}, {index.dataset} images: {len(index)}"
+    if "confusion" in result:
+        plots.confusion(folder / f"confusion_{index.split}.png", result["confusion"], index.classes, title, note)
+    plots.roc(folder / f"roc_{index.split}.png", probs, index.labels, index.classes, index.task, note)

@@ -1,0 +1,163 @@
+"""The one door to Paddle: prepares the CPU, imports Paddle, says what it did.
+
+Every module that needs Paddle takes it from here (`from paddle_medcls.runtime import paddle`),
+because what makes Paddle fast and safe on a CPU must happen before its import:
+
+- `zlib` first: Paddle 2.6.2 exports its own inflate and crashes any later use of zlib.
+- `OMP_NUM_THREADS`: unset, Paddle runs on one thread.
+- `MKL_DEBUG_CPU_TYPE`: the wheel's matrix library takes its slow path on AMD processors; this
+  unofficial switch of it gives 2 to 3 times the speed, and changes rounding in the last digits.
+
+Nothing that the user has set is overridden. If Paddle was imported before this module, nothing
+is changed and `NOTES` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import platform
+import subprocess
+import sys
+import warnings
+import zlib  # noqa: F401  before paddle, see above
+from pathlib import Path
+from typing import Any
+
+from paddle_medcls import __version__
+from paddle_medcls.errors import SetupError
+
+NOTES: list[str] = []
+"""What the set-up did or could not do, one line each."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, and the container's CPU quota if lower."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2 here: the affinity is all there is to know
+    return cores
+
+
+def matrix_switch() -> str | None:
+    """Value for MKL_DEBUG_CPU_TYPE: "7" (AVX-512) or "5" (AVX2) on AMD, None elsewhere."""
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    if "AuthenticAMD" not in info:
+        return None
+    flags = next((line for line in info.splitlines() if line.startswith("flags")), "").split()
+    return "7" if "avx512f" in flags else "5" if "avx2" in flags else None
+
+
+def _prepare_environment() -> None:
+    wanted = {"OMP_NUM_THREADS": str(usable_cores()), "MKL_DEBUG_CPU_TYPE": matrix_switch()}
+    if "paddle" in sys.modules:
+        late = [f"{name}={value}" for name, value in wanted.items() if value and name not in os.environ]
+        if late:
+            NOTES.append(f"Paddle was imported first, so not set: {', '.join(late)} (slower on the CPU)")
+        return
+    for name, value in wanted.items():
+        if value and name not in os.environ:
+            os.environ[name] = value
+            NOTES.append(f"{name}={value}")
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    warnings.filterwarnings("ignore", message="No ccache found")
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
+
+
+def _import_paddle() -> Any:
+    _prepare_environment()
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):  # Paddle advises against the threads that we set
+            import paddle
+    except ImportError as error:
+        raise SetupError(
+            f"PaddlePaddle is not usable here: {error}",
+            do="pip install -r requirements.txt (CPU), or a GPU build: see README.md, 'Paddle for your machine'",
+        ) from error
+    finally:
+        for line in said.getvalue().splitlines():
+            if "OMP_NUM_THREADS" not in line and "OpenBlas" not in line:
+                print(line, file=sys.stderr)
+    logging.getLogger().setLevel(logging.WARNING)  # Paddle 3 sets the root logger to INFO
+    # Dygraph mode belongs to the thread that imported Paddle; other threads start in static mode.
+    paddle.disable_static()
+    return paddle
+
+
+paddle = _import_paddle()
+
+
+def select_device(name: str = "auto") -> str:
+    """Sets Paddle's device.
+
+    Args:
+        name: "auto" (a GPU where Paddle sees one), "cpu" or "gpu".
+
+    Returns:
+        The device in Paddle's words, "cpu" or "gpu:0".
+
+    Raises:
+        SetupError: a GPU was asked for and Paddle has none.
+    """
+    has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if name == "gpu" and not has_gpu:
+        reason = "no GPU is visible" if paddle.is_compiled_with_cuda() else "this Paddle is the CPU build"
+        raise SetupError(
+            f"--device gpu: {reason}",
+            do="use --device cpu, or install a GPU build: see README.md, 'Paddle for your machine'",
+        )
+    paddle.set_device("gpu" if has_gpu and name != "cpu" else "cpu")
+    return paddle.get_device()
+
+
+def set_deterministic() -> None:
+    """Asks cuDNN for the deterministic algorithms; the CPU is deterministic without it."""
+    if paddle.is_compiled_with_cuda():
+        paddle.set_flags({"FLAGS_cudnn_deterministic": True})
+
+
+def environment(device: str) -> dict:
+    """What could explain a different result: versions, processor, threads, switches, code state."""
+    import cv2
+    import numpy
+
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        code = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        code = ""
+    return {
+        "paddle_medcls": __version__,
+        "code": code or "unknown",
+        "paddle": paddle.__version__,
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "opencv": cv2.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "device": device,
+        "threads": int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]),
+        "switches": {
+            name: os.environ[name]
+            for name in ("MKL_DEBUG_CPU_TYPE", "FLAGS_cudnn_deterministic")
+            if name in os.environ
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
