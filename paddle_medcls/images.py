@@ -110,6 +110,14 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     return width, height
 
 
+def image_mode(path: str | Path) -> str:
+    """Pillow's name for how a readable image file stores its pixels: "L", "RGB", "I;16", …"""
+    from PIL import Image
+
+    with Image.open(path) as header:
+        return header.mode
+
+
 def read_image(path: str | Path, channels: str = "bgr") -> np.ndarray:
     """Reads one image file.
 

@@ -4,12 +4,7 @@ Every module that needs Paddle takes it from here (`from paddle_medcls.runtime i
 because what makes Paddle fast and safe on a CPU must happen before its import:
 
 - `zlib` first: Paddle 2.6.2 exports its own inflate and crashes any later use of zlib.
-- `OMP_NUM_THREADS`: unset, Paddle runs on one thread.
-- `MKL_DEBUG_CPU_TYPE`: the wheel's matrix library takes its slow path on AMD processors; this
-  unofficial switch of it gives 2 to 3 times the speed, and changes rounding in the last digits.
-
-Nothing that the user has set is overridden. If Paddle was imported before this module, nothing
-is changed and `NOTES` says so.
+- threads and the matrix library's switch, see `cpu`.
 """
 
 from __future__ import annotations
@@ -21,60 +16,16 @@ import os
 import platform
 import subprocess
 import sys
-import warnings
 import zlib  # noqa: F401  before paddle, see above
 from pathlib import Path
 from typing import Any
 
 from paddle_medcls import __version__
+from paddle_medcls.cpu import prepare_environment
 from paddle_medcls.errors import SetupError
 
-NOTES: list[str] = []
-"""What the set-up did or could not do, one line each."""
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and the container's CPU quota if lower."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no cgroup v2 here: the affinity is all there is to know
-    return cores
-
-
-def matrix_switch() -> str | None:
-    """Value for MKL_DEBUG_CPU_TYPE: "7" (AVX-512) or "5" (AVX2) on AMD, None elsewhere."""
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
-    if "AuthenticAMD" not in info:
-        return None
-    flags = next((line for line in info.splitlines() if line.startswith("flags")), "").split()
-    return "7" if "avx512f" in flags else "5" if "avx2" in flags else None
-
-
-def _prepare_environment() -> None:
-    wanted = {"OMP_NUM_THREADS": str(usable_cores()), "MKL_DEBUG_CPU_TYPE": matrix_switch()}
-    if "paddle" in sys.modules:
-        late = [f"{name}={value}" for name, value in wanted.items() if value and name not in os.environ]
-        if late:
-            NOTES.append(f"Paddle was imported first, so not set: {', '.join(late)} (slower on the CPU)")
-        return
-    for name, value in wanted.items():
-        if value and name not in os.environ:
-            os.environ[name] = value
-            NOTES.append(f"{name}={value}")
-    os.environ.setdefault("GLOG_minloglevel", "2")
-    warnings.filterwarnings("ignore", message="No ccache found")
-    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
-
-
 def _import_paddle() -> Any:
-    _prepare_environment()
+    prepare_environment()
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):  # Paddle advises against the threads that we set

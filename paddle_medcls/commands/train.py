@@ -52,15 +52,14 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.recipe import Recipe
 
     recipe = Recipe.from_file(args.resume / "recipe.json") if args.resume else _recipe(args)
-    from paddle_medcls import runtime
-
     if args.summary:
         return _summary(recipe)
     run_dir, data_root = _places(args, recipe)
+    from paddle_medcls.cpu import NOTES
     from paddle_medcls.report import NOTICE, class_table, summary
     from paddle_medcls.train import Options, train
 
-    for note in runtime.NOTES:
+    for note in NOTES:
         print(f"set {note}", file=sys.stderr)
     options = Options(args.device, args.workers, args.amp, args.deterministic, args.visualdl, args.force)
     result = train(recipe, data_root, run_dir, options, resume=bool(args.resume))

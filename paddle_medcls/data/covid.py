@@ -100,7 +100,7 @@ def read_list(path: Path) -> tuple[list[str], list[int]]:
 def find_images(root: Path) -> dict[str, list[str]]:
     """Images of each class as paths relative to the root, in class order, sorted by name."""
     found: dict[str, list[str]] = {}
-    for folder in subfolders(root, depth=2):
+    for folder in subfolders(root, depth=2)[1:]:  # the root itself may well be called "covid"
         label = _LABEL_OF_FOLDER.get(_plain(folder.name))
         if label is None:
             continue

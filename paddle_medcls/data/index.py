@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.errors import DataError
-from paddle_medcls.images import read_image
+from paddle_medcls.images import image_mode, read_image
 
 DRAWN_MARK = "DRAWN.txt"
 """A data root with this file holds images that the project drew; every output says so."""
@@ -61,6 +61,12 @@ class Index:
         if image.shape[2] != wanted:
             raise DataError(f"{self.dataset}: images have {image.shape[2]} channels, the network takes {wanted}")
         return image[:, :, ::-1] if channels == "bgr" else image
+
+    def mode(self, row: int) -> str:
+        """How image `row` is stored: "L" (grey), "RGB", "I;16", … as Pillow names it."""
+        if isinstance(self.sources, np.ndarray):
+            return "RGB" if self.sources.ndim == 4 and self.sources.shape[3] == 3 else "L"
+        return image_mode(self.sources[row])
 
     def subset(self, rows: Sequence[int]) -> Index:
         """The images of these rows, in this order."""

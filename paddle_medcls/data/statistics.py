@@ -17,13 +17,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from paddle_medcls.data.index import Index
 from paddle_medcls.errors import DataError
 from paddle_medcls.progress import progress
 
-VERSION = 1  # of the cached figures; raised when their meaning changes
+VERSION = 2  # of the cached figures; raised when their meaning changes
 
 
 def scan(index: Index, workers: int, channels: str = "rgb") -> dict:
@@ -31,22 +32,21 @@ def scan(index: Index, workers: int, channels: str = "rgb") -> dict:
 
     Returns:
         `count`, `classes` (images a class), `sizes` ([width, height, images], most frequent first),
-        `channels`, and `per_image` and `per_pixel`, each with `mean` and `std` (lists, 0..255).
+        `modes` ("L" grey, "RGB", … as Pillow names them, with counts), `channels`, and `per_image` and `per_pixel`, each with `mean` and `std` (lists, 0..255).
 
     Raises:
         DataError: images that cannot be read; the message lists them.
     """
     sums = np.zeros((4, 1 if channels == "gray" else 3))  # sum of means, of stds, of pixels, of squares
-    pixels, sizes, unreadable = 0, Counter(), []
+    pixels, sizes, modes, unreadable = 0, Counter(), Counter(), []
 
     def read(row: int) -> tuple | str:
         try:
             image = index.read(row, channels)
         except DataError as error:
             return str(error).splitlines()[0]
-        # float32 sums of one image would lose digits; OpenCV accumulates in double
-        mean, std = _mean_std(image)
-        return image.shape[1], image.shape[0], mean, std
+        mean, std = cv2.meanStdDev(image)  # accumulates in double
+        return (image.shape[1], image.shape[0]), index.mode(row), mean[:, 0], std[:, 0]
 
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(read, range(len(index)), chunksize=16)
@@ -54,11 +54,12 @@ def scan(index: Index, workers: int, channels: str = "rgb") -> dict:
             if isinstance(result, str):
                 unreadable.append(result)
                 continue
-            width, height, mean, std = result
-            area = width * height
+            size, mode, mean, std = result
+            area = size[0] * size[1]
             sums += [mean, std, mean * area, (std**2 + mean**2) * area]
             pixels += area
-            sizes[width, height] += 1
+            sizes[size] += 1
+            modes[mode] += 1
     if unreadable:
         raise DataError(
             f"{index.dataset}: {len(unreadable)} of {len(index)} {index.split} image(s) cannot be read",
@@ -72,16 +73,10 @@ def scan(index: Index, workers: int, channels: str = "rgb") -> dict:
         "classes": index.counts(),
         "channels": channels,
         "sizes": [[width, height, count] for (width, height), count in sizes.most_common()],
+        "modes": dict(modes.most_common()),
         "per_image": {"mean": (sums[0] / len(index)).tolist(), "std": (sums[1] / len(index)).tolist()},
         "per_pixel": {"mean": mean.tolist(), "std": np.sqrt(np.maximum(sums[3] / pixels - mean**2, 0)).tolist()},
     }
-
-
-def _mean_std(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    import cv2
-
-    mean, std = cv2.meanStdDev(image)
-    return mean[:, 0], std[:, 0]
 
 
 def file_key(index: Index, channels: str) -> str:

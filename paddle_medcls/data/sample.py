@@ -1,0 +1,163 @@
+"""Drawn sample images, in the layout of the real data sets: for a first run without any download.
+
+They look a little like fundus photographs and radiographs and can be learned in a minute, so they
+show that everything works. They say nothing about patients: each folder holds a mark (`DRAWN.txt`)
+that every output repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from paddle_medcls.data.covid import CLASSES, make_lists
+from paddle_medcls.data.index import DRAWN_MARK
+from paddle_medcls.errors import DataError
+from paddle_medcls.files import atomic_write, write_csv, write_text
+
+SIDE = 160  # pixels
+MARK = "Drawn by paddle_medcls for trying out the software. Not photographs or radiographs of patients.\n"
+
+
+def draw(dataset: str, root: Path, seed: int = 0) -> None:
+    """Writes a data set's sample below `root`; the same seed gives the same files.
+
+    Raises:
+        DataError: the data set has no sample, or `root` already holds something else.
+    """
+    if dataset not in _DRAWERS:
+        raise DataError(f"no sample is drawn for {dataset}", expected=", ".join(_DRAWERS))
+    if root.exists() and any(root.iterdir()) and not (root / DRAWN_MARK).exists():
+        raise DataError("the folder for the sample images is not empty", where=root, do="give another folder")
+    write_text(root / DRAWN_MARK, MARK)
+    _DRAWERS[dataset](root, seed)
+
+
+# --- PALM: fundus photographs --------------------------------------------------------------------
+
+
+def _draw_palm(root: Path, seed: int) -> None:
+    rng = np.random.default_rng([seed, 1])
+    for number in range(1, 121):
+        letter = "PPPNNH"[number % 6]
+        _write(root / "PALM-Training400" / f"{letter}{number:04d}.jpg", fundus(rng, letter == "P"))
+    rows = []
+    for number in range(1, 61):
+        label = number % 2
+        name = f"V{number:04d}.jpg"
+        _write(root / "PALM-Validation400" / name, fundus(rng, bool(label)))
+        rows.append([number, name, label, SIDE / 2, SIDE / 2])
+    write_csv(root / "labels.csv", ["ID", "imgName", "Label", "Fovea_X", "Fovea_Y"], rows)
+
+
+def fundus(rng: np.random.Generator, pathologic: bool) -> np.ndarray:
+    """A disc with vessels and an optic nerve head; pathologic: pale, with atrophy around the nerve head.
+
+    Returns:
+        uint8 (SIDE, SIDE, 3), BGR.
+    """
+    ground = np.array([40, 70, 190]) * rng.uniform(0.75, 1.1)
+    if pathologic:
+        ground = ground * 0.8 + np.array([70, 120, 190]) * 0.25  # the thin retina looks paler
+    y, x = np.mgrid[:SIDE, :SIDE] / SIDE - 0.5
+    shade = 1 - 0.9 * ((x - rng.uniform(-0.1, 0.1)) ** 2 + (y - rng.uniform(-0.1, 0.1)) ** 2)
+    image = (ground * shade[:, :, None]).astype(np.float32)
+    nerve = np.array([SIDE * (0.5 + rng.choice([-1, 1]) * rng.uniform(0.12, 0.2)), SIDE * rng.uniform(0.44, 0.56)])
+    centre, radius = tuple(int(v) for v in nerve), int(SIDE * rng.uniform(0.055, 0.075))
+    for _ in range(rng.integers(9, 13)):
+        _vessel(image, nerve, rng)
+    if pathologic:
+        halo = np.zeros((SIDE, SIDE), np.uint8)
+        axes = (int(radius * rng.uniform(1.7, 2.6)), int(radius * rng.uniform(1.5, 2.2)))
+        cv2.ellipse(halo, centre, axes, rng.uniform(0, 180), 0, 360, 255, -1)
+        for _ in range(rng.integers(1, 5)):  # patches of atrophy
+            patch = tuple(int(v) for v in rng.uniform(SIDE * 0.3, SIDE * 0.7, 2))
+            cv2.circle(halo, patch, int(rng.uniform(2, 7)), 255, -1)
+        _blend(image, halo, (150, 200, 225), 0.75)
+    disc = np.zeros((SIDE, SIDE), np.uint8)
+    cv2.ellipse(disc, centre, (radius, int(radius * rng.uniform(1.0, 1.25))), rng.uniform(0, 180), 0, 360, 255, -1)
+    _blend(image, disc, (130, 200, 245), 0.9)
+    image += rng.normal(0, 4, image.shape)
+    image[x**2 + y**2 > 0.23] = 0
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def _vessel(image: np.ndarray, start: np.ndarray, rng: np.random.Generator) -> None:
+    angle, bend = rng.uniform(0, 2 * np.pi), rng.uniform(-0.12, 0.12)
+    point = start.copy()
+    for step in range(14):
+        angle += bend + rng.normal(0, 0.06)
+        onward = point + 6 * np.array([np.cos(angle), np.sin(angle)])
+        thickness = 2 if step < 6 else 1
+        cv2.line(image, tuple(map(int, point)), tuple(map(int, onward)), (25, 30, 110), thickness, cv2.LINE_AA)
+        point = onward
+
+
+def _blend(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], strength: float) -> None:
+    weight = cv2.GaussianBlur(mask, (0, 0), 1.5).astype(np.float32)[:, :, None] / 255 * strength
+    image[:] = image * (1 - weight) + np.float32(color) * weight
+
+
+# --- COVID: radiographs --------------------------------------------------------------------------
+
+
+def _draw_covid(root: Path, seed: int) -> None:
+    rng = np.random.default_rng([seed, 2])
+    for name in CLASSES:
+        for number in range(1, 61):
+            _write(root / name / f"{name}-{number}.png", radiograph(rng, name))
+    for split, text in make_lists(root, seed).items():
+        write_text(root / f"{split}.txt", text)
+
+
+def radiograph(rng: np.random.Generator, name: str) -> np.ndarray:
+    """A chest with two lungs and ribs; the class decides what clouds the lungs.
+
+    COVID: patches at the outer edges of both; LungOpacity: one large cloud on one side;
+    ViralPneumonia: streaks everywhere; Normal: clear.
+
+    Returns:
+        uint8 (SIDE, SIDE), grey.
+    """
+    image = np.full((SIDE, SIDE), rng.uniform(20, 40), np.float32)
+    cv2.ellipse(image, (SIDE // 2, int(SIDE * 0.56)), (int(SIDE * 0.43), int(SIDE * 0.52)), 0, 0, 360, 165, -1)
+    lungs = np.zeros((SIDE, SIDE), np.uint8)
+    width, height = int(SIDE * rng.uniform(0.135, 0.16)), int(SIDE * rng.uniform(0.28, 0.33))
+    sides = (int(SIDE * 0.31), int(SIDE * 0.69))
+    for left, tilt in zip(sides, (8, -8)):
+        cv2.ellipse(lungs, (left, SIDE // 2), (width, height), tilt, 0, 360, 255, -1)
+    inside = cv2.GaussianBlur(lungs, (0, 0), 3).astype(np.float32) / 255
+    image = image * (1 - inside) + rng.uniform(45, 65) * inside
+    for rib in range(7):
+        level = int(SIDE * (0.22 + 0.085 * rib))
+        for left in sides:
+            cv2.ellipse(image, (left, level), (int(SIDE * 0.2), int(SIDE * 0.05)), 0, 190, 350, 135, 2, cv2.LINE_AA)
+    clouds = np.zeros((SIDE, SIDE), np.float32)
+    if name == "COVID":
+        for left, outward in zip(sides, (-1, 1)):
+            for _ in range(rng.integers(3, 6)):
+                at = (int(left + outward * width * rng.uniform(0.4, 0.9)), int(SIDE * rng.uniform(0.48, 0.72)))
+                cv2.circle(clouds, at, int(SIDE * rng.uniform(0.03, 0.06)), 1.0, -1)
+    elif name == "LungOpacity":
+        at = (int(rng.choice(sides)), int(SIDE * rng.uniform(0.42, 0.62)))
+        cv2.ellipse(clouds, at, (width, int(SIDE * rng.uniform(0.13, 0.2))), 0, 0, 360, 1.0, -1)
+    elif name == "ViralPneumonia":
+        for _ in range(rng.integers(50, 70)):
+            at = (int(rng.choice(sides) + rng.uniform(-1, 1) * width), int(SIDE * rng.uniform(0.25, 0.75)))
+            end = (at[0] + int(rng.uniform(-9, 9)), at[1] + int(rng.uniform(-9, 9)))
+            cv2.line(clouds, at, end, 1.0, 1, cv2.LINE_AA)
+    blur = 1.0 if name == "ViralPneumonia" else 4.0
+    image += cv2.GaussianBlur(clouds, (0, 0), blur) * inside * rng.uniform(70, 95)
+    image = cv2.GaussianBlur(image, (0, 0), 0.8) + rng.normal(0, 5, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else []
+    atomic_write(path, cv2.imencode(path.suffix, image, options)[1].tobytes())
+
+
+_DRAWERS: dict[str, Callable[[Path, int], None]] = {"palm": _draw_palm, "covid": _draw_covid}
