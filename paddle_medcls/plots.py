@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from paddle_medcls import metrics as figures
 from paddle_medcls.files import atomic_write
@@ -43,7 +44,7 @@ def curves(path: Path, steps: np.ndarray, history: Sequence[dict], note: str = "
     for axis, name in ((axes[1, 0], "loss"), (axes[1, 1], "accuracy")):
         axis.plot(epochs, [row[f"val_{name}"] for row in history], "o-", color=COLORS[1], markersize=3)
         axis.set(title=f"validation {name}", xlabel="epoch", ylabel=name)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     _save(figure, path, note)

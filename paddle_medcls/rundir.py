@@ -142,7 +142,7 @@ def write_outputs(folder: Path, logits: np.ndarray, index: Index, card: Sidecar,
     guesses = metrics.predicted(probs, card.task, card.threshold)
     write_json(folder / "metrics.json", result)
     report.write_predictions(folder / f"predictions_{index.split}.csv", index, probs, guesses)
-    title = f"{card.dataset} {index.split}, {index.dataset} images: {len(index)}"
+    title = f"{index.dataset}, {index.split}: {len(index)} images"
     if "confusion" in result:
         plots.confusion(folder / f"confusion_{index.split}.png", result["confusion"], index.classes, title, note)
     plots.roc(folder / f"roc_{index.split}.png", probs, index.labels, index.classes, index.task, note)

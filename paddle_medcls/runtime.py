@@ -31,10 +31,8 @@ def _import_paddle() -> Any:
         with contextlib.redirect_stderr(said):  # Paddle advises against the threads that we set
             import paddle
     except ImportError as error:
-        raise SetupError(
-            f"PaddlePaddle is not usable here: {error}",
-            do="pip install -r requirements.txt (CPU), or a GPU build: see README.md, 'Paddle for your machine'",
-        ) from error
+        fault = "PaddlePaddle is not installed" if error.name == "paddle" else f"PaddlePaddle cannot be loaded ({error})"
+        raise SetupError(f"{fault}: pip install paddlepaddle, or a GPU build (README.md, GPU)") from None
     finally:
         for line in said.getvalue().splitlines():
             if "OMP_NUM_THREADS" not in line and "OpenBlas" not in line:
@@ -65,16 +63,22 @@ def select_device(name: str = "auto") -> str:
         reason = "no GPU is visible" if paddle.is_compiled_with_cuda() else "this Paddle is the CPU build"
         raise SetupError(
             f"--device gpu: {reason}",
-            do="use --device cpu, or install a GPU build: see README.md, 'Paddle for your machine'",
+            do="use --device cpu, or install a GPU build: see README.md, GPU",
         )
     paddle.set_device("gpu" if has_gpu and name != "cpu" else "cpu")
     return paddle.get_device()
 
 
+def require_gpu(device: str, option: str) -> None:
+    """Refuses an option that means something on a GPU alone."""
+    if not device.startswith("gpu"):
+        raise SetupError(f"{option} needs a GPU; this run is on the {device}", do=f"leave {option} out")
+
+
 def set_deterministic() -> None:
     """Asks cuDNN for the deterministic algorithms; the CPU is deterministic without it."""
     if paddle.is_compiled_with_cuda():
-        paddle.set_flags({"FLAGS_cudnn_deterministic": True})
+        paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
 
 
 def environment(device: str) -> dict:

@@ -32,7 +32,7 @@ from paddle_medcls.optim import build_loss, build_optimizer, build_schedule, cla
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.rundir import HISTORY, STEP_LOG, State
-from paddle_medcls.runtime import environment, paddle, select_device, set_deterministic
+from paddle_medcls.runtime import environment, paddle, require_gpu, select_device, set_deterministic
 from paddle_medcls.sidecar import Sidecar
 
 SAVE_MINUTES = 10  # inside a long epoch, the state is saved this often
@@ -246,6 +246,8 @@ def flips_of(recipe: Recipe) -> tuple[str, ...]:
 
 def _start_device(options: Options) -> tuple[str, int, int]:
     device = select_device(options.device)
+    if options.amp:
+        require_gpu(device, "--amp")
     if options.deterministic:
         set_deterministic()
     import paddle.distributed as dist

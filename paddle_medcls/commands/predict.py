@@ -77,6 +77,8 @@ def _row(path: Path, probs, card, k: int) -> tuple[dict, list[float]]:
         label, probability = card.classes[int(guess)], float(probs[int(guess)])
     topk = [{"label": card.classes[i], "probability": round(float(probs[i]), 6)} for i in order]
     row = {"image": str(path), "label": label, "probability": round(probability, 6), "topk": topk}
+    if card.drawn:
+        row["drawn"] = True  # trained on drawn images: the figures say nothing about patients
     return row, [round(float(p), 8) for p in probs]
 
 

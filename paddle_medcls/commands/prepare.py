@@ -120,9 +120,10 @@ def _pictures(indexes: list, found: dict, output: Path) -> None:
     index = indexes[0]
     note = DRAWN_NOTICE if index.drawn else ""
     rows = []
-    for label, name in enumerate(index.classes):
-        members = (index.labels == label if index.labels.ndim == 1 else index.labels[:, label] == 1).nonzero()[0][:6]
-        rows.append((name, [index.read(int(row), "rgb") for row in members]))
+    for label, name in enumerate(index.classes):  # six of each class, spread over the list
+        members = (index.labels == label if index.labels.ndim == 1 else index.labels[:, label] == 1).nonzero()[0]
+        spread = members[:: max(1, len(members) // 6)][:6]
+        rows.append((name, [index.read(int(row), "rgb") for row in spread]))
     plots.sheet(output / "samples.png", rows, f"{index.dataset}, {index.split}", note)
     sizes = [size for scan in found.values() for size in scan["sizes"]]
     plots.sizes(output / "sizes.png", sizes, f"{index.dataset}: sizes of all images", note)

@@ -1,0 +1,36 @@
+# `make demo` and `make test` do everything on a machine with Python 3.9 to 3.13 and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO ?= runs/demo
+
+.PHONY: demo test lint clean
+
+$(VENV)/ready: requirements.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -c "import cv2" 2>/dev/null || { \
+	  $(BIN)/pip uninstall --quiet -y opencv-python && $(BIN)/pip install --quiet opencv-python-headless; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/ready
+	rm -rf $(DEMO)
+	$(BIN)/python tools/train.py --dataset palm --sample --model resnet18 --epochs 12 --set size_px=96 --output $(DEMO)
+	$(BIN)/python tools/eval.py --weights $(DEMO)/PALM.pdparams --output $(DEMO)/evaluation
+	$(BIN)/python tools/predict.py $(DEMO)/sample/PALM-Validation400/V000*.jpg --weights $(DEMO)/PALM.pdparams --topk 2
+	@echo "The demo is done. Pictures: $(DEMO)/curves.png, $(DEMO)/confusion_val.png, $(DEMO)/roc_val.png"
+
+test: $(VENV)/ready-dev
+	$(BIN)/python -m pytest --cov=paddle_medcls --cov-report=term
+
+lint: $(VENV)/ready-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

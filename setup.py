@@ -1,0 +1,37 @@
+"""Installation. Paddle itself is the user's choice: CPU and GPU builds clash when both are installed."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+?)"', (here / "paddle_medcls/__init__.py").read_text(encoding="utf-8"))[1]
+
+setup(
+    name="paddle_medcls",
+    version=version,
+    description="Medical image classification in PaddlePaddle: published tutorials, reproduced",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["paddle_medcls", "paddle_medcls.*"]),
+    python_requires=">=3.9",
+    install_requires=[
+        # any build of cv2 and of Paddle serves; requirements.txt brings the usual ones
+        "numpy",
+        "pandas",
+        "prettytable",
+        "matplotlib",
+        "Pillow",
+        "safetensors",
+        "tqdm",
+    ],
+    extras_require={
+        "cpu": ["paddlepaddle", "opencv-python", "setuptools<81"],
+        "xlsx": ["openpyxl"],
+        "visualdl": ["visualdl"],
+        "dev": ["pytest", "pytest-cov", "hypothesis", "scikit-learn", "openpyxl", "ruff"],
+    },
+    entry_points={"console_scripts": ["medcls=paddle_medcls.commands:medcls"]},
+)
