@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--data-root", type=Path, help="folder of the images (default: the run's, else datasets/<dataset>)")
     p.add_argument("--split", choices=("train", "val", "test"), help="default: test where there is one, else val")
     p.add_argument("--recipe", help="for a file without a sidecar: the recipe it was trained with")
+    p.add_argument("--without-leaks", action="store_true", help="score again without images that training has too")
     p.add_argument("--output", type=Path, help="also write metrics.json, predictions and pictures here")
     p.add_argument("--batch-size", type=int, default=32)
     p.add_argument("--workers", type=int, default=2, help="threads that read images")
@@ -54,12 +55,26 @@ def _work(args: argparse.Namespace) -> int:
     print(class_table(result))
     if "confusion" in result:
         print(confusion_table(result))
-    print(summary(result, recipe.targets if recipe else ()))
+    targets = recipe.targets if recipe else ()
+    print(summary(result, targets))
+    if args.without_leaks:
+        rows = _not_leaked(load_index(card.dataset, root, "train", recipe.labels if recipe else "default"), index, args)
+        clean = index.subset(rows)
+        print(f"without the {len(index) - len(clean)} images that are in the training split as well:")
+        print(summary(score_split(logits[rows], clean, card.loss, card.temperature, card.threshold), targets))
     if args.output:
         write_outputs(args.output, logits, index, card, result)
         print(f"written to {args.output}")
     print(NOTICE)
     return 0
+
+
+def _not_leaked(train, index, args: argparse.Namespace) -> list[int]:
+    """Rows of an index whose image is not, nearly or exactly, in the training split."""
+    from paddle_medcls.data.check import check
+
+    leaked = check([train, index], args.workers).leaked(index.split)
+    return [row for row, name in enumerate(index.ids) if name not in leaked]
 
 
 def _run_data_root(weights: Path) -> Path | None:

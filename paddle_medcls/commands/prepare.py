@@ -10,24 +10,25 @@ from pathlib import Path
 from paddle_medcls.commands import parser, run
 
 TEXT = """Gets a data set ready: unpacks its archives, writes list files, computes counts, sizes, mean
-and standard deviation, draws a sheet of sample images."""
+and standard deviation, draws a sheet of sample images, looks for faults."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("prepare", TEXT)
     p.add_argument("--dataset", required=True, help="palm, covid, …")
     p.add_argument("--data-root", type=Path, help="folder of the images (default: datasets/<dataset>)")
-    p.add_argument("--archives", type=Path, metavar="DIR", help="unpack the zip files of this folder into the data root")
+    p.add_argument("--archives", type=Path, metavar="DIR", help="unpack this folder's zip files into the data root")
     p.add_argument("--split", action="store_true", help="write list files train.txt, val.txt, test.txt (7:2:1)")
     p.add_argument("--stats", action="store_true", help="counts, sizes, mean and std; statistics.json and pictures")
+    p.add_argument("--check", action="store_true", help="unreadable, constant and duplicate images; leaks between splits")
     p.add_argument("--sample", action="store_true", help="draw sample images into the data root")
     p.add_argument("--seed", type=int, default=0, help="of --split and --sample")
     p.add_argument("--labels", default="default", help="reading of the labels (palm: three)")
-    p.add_argument("--output", type=Path, help="folder for statistics.json and pictures (default: the data root)")
+    p.add_argument("--output", type=Path, help="folder for what --stats and --check write (default: the data root)")
     p.add_argument("--workers", type=int, help="threads (default: all cores)")
     args = p.parse_args(argv)
-    if not (args.archives or args.split or args.stats or args.sample):
-        p.error("nothing to do: give --archives, --split, --stats or --sample")
+    if not (args.archives or args.split or args.stats or args.check or args.sample):
+        p.error("nothing to do: give --archives, --split, --stats, --check or --sample")
     return run(_work, args)
 
 
@@ -50,7 +51,7 @@ def _work(args: argparse.Namespace) -> int:
         _write_lists(module, root, args.seed)
     if args.stats:
         _statistics(args, module, root)
-    return 0
+    return _check(args, module, root) if args.check else 0
 
 
 def _unpack_all(archives: Path, root: Path) -> None:
@@ -97,7 +98,7 @@ def _table(found: dict) -> str:
 
     classes = list(next(iter(found.values()))["classes"])
     counts = PrettyTable(["split", "images", *classes])
-    figures = PrettyTable(["split", "sizes", "modes", "mean of images", "std of images", "mean of pixels", "std of pixels"])
+    figures = PrettyTable(["split", "sizes", "modes", *(f"{w} of {of}" for of in ("images", "pixels") for w in ("mean", "std"))])
 
     def text(values: list[float]) -> str:
         return " ".join(f"{value:.3f}" for value in values)
@@ -129,5 +130,43 @@ def _pictures(indexes: list, found: dict, output: Path) -> None:
     plots.sizes(output / "sizes.png", sizes, f"{index.dataset}: sizes of all images", note)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _check(args: argparse.Namespace, module, root: Path) -> int:
+    """Prints what was found; exit code 1 when an image cannot be read."""
+    from paddle_medcls import plots
+    from paddle_medcls.cpu import usable_cores
+    from paddle_medcls.data import load_index
+    from paddle_medcls.data.check import check
+    from paddle_medcls.files import write_json
+    from paddle_medcls.report import DRAWN_NOTICE
+
+    output = args.output or root
+    indexes = [load_index(args.dataset, root, split, args.labels) for split in module.SPLITS]
+    found = check(indexes, args.workers or usable_cores())
+    for title, lines in (("cannot be read", found.unreadable), ("suspicious", found.suspicious)):
+        print(f"{len(lines)} of {found.images} images {title}")
+        print("".join(f"  {line}\n" for line in lines), end="")
+    leaks = sum(pair.leak for pair in found.pairs)
+    print(f"{len(found.pairs)} pairs of the same image, {leaks} of them between training and another split")
+    if found.pairs:
+        print(_pair_table(found.pairs))
+        by_name = {(index.split, name): (index, row) for index in indexes for row, name in enumerate(index.ids)}
+        rows = []
+        for pair in found.pairs[:12]:
+            images = [index.read(row, "rgb") for index, row in (by_name[pair.a], by_name[pair.b])]
+            names = "\n".join(Path(name).stem for _, name in (pair.a, pair.b))
+            rows.append((names, images))
+        plots.sheet(output / "duplicates.png", rows, "the same image twice", DRAWN_NOTICE if indexes[0].drawn else "")
+    pairs = [{**vars(pair), "leak": pair.leak} for pair in found.pairs]
+    write_json(output / "check.json", {**vars(found), "pairs": pairs})
+    print(f"check.json{' and duplicates.png' if found.pairs else ''} written to {output}")
+    return 1 if found.unreadable else 0
+
+
+def _pair_table(pairs: list) -> str:
+    from prettytable import PrettyTable
+
+    table = PrettyTable(["split", "image", "split ", "the same as", "pixels", "class", "leak"], align="l")
+    for pair in pairs:
+        pixels = "equal" if pair.exact else f"differ by {pair.difference:.2f} of 255"
+        table.add_row([*pair.a, *pair.b, pixels, "same" if pair.same_label else "OTHER", "LEAK" if pair.leak else ""])
+    return str(table)

@@ -21,7 +21,7 @@ from types import ModuleType
 from paddle_medcls.data.index import Index
 from paddle_medcls.errors import DataError
 
-_HELPERS = {"index", "splits", "statistics", "loader", "sample"}
+_HELPERS = {"archives", "check", "index", "loader", "sample", "splits", "statistics"}
 
 
 def dataset_names() -> list[str]:

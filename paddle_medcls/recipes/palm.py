@@ -8,9 +8,9 @@ Course runs of this network family report a validation accuracy of 0.93 to 0.95 
 `palm_tutorial` is the document to the letter: BGR, 224 x 224, x / 255 * 2 - 1, batch 10, 10 epochs,
 Momentum 0.9, learning rate 0.005 falling linearly to 0.001 over the first 2.5 epochs.
 `palm_constant` is the written course's default, a constant 0.001.
-`palm` is the project's own: the same network from random weights, with flips, rotation, zoom and
-intensity changes (a fundus has no up or down in a camera's frame), cosine, an average of the weights,
-and the average over flips at evaluation.
+`palm` is the project's own: the same network from random weights at 128 x 128, with flips, rotation,
+zoom and intensity changes, more epochs, cosine, an average of the weights, and the average over flips at
+evaluation.
 """
 
 from paddle_medcls.recipe import Recipe
@@ -45,10 +45,12 @@ PALM_CONSTANT = PALM_TUTORIAL.replace(
 PALM = PALM_TUTORIAL.replace(
     name="palm",
     source="paddle_medcls: document 001 with augmentation, cosine and weight averaging",
-    epochs=24,
+    size_px=128,  # as good as 224 in trials, at a third of the cost
+    interpolation="area",
+    epochs=60,
     batch_size=16,
     lr=0.01,
-    weight_decay=1e-4,
+    weight_decay=5e-4,
     schedule="cosine",
     warmup_epochs=3,
     decay_epochs=(),
@@ -60,7 +62,7 @@ PALM = PALM_TUTORIAL.replace(
     brightness=0.2,
     contrast=0.2,
     color=0.1,
-    ema_decay=0.99,
+    ema_decay=0.995,
     test_flips=True,
     monitor="auc",
 )
