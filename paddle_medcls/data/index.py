@@ -28,6 +28,7 @@ class Index:
         labels: int64 (N,) class numbers; (N, L) of 0 and 1 for a multi-label task.
         classes: class names, in class order.
         task: "binary", "multi-class", "ordinal" or "multi-label".
+        groups: the patient of each image, where the data set tells; else empty.
         drawn: whether the images are drawn by the project, not taken from patients.
     """
 
@@ -38,6 +39,7 @@ class Index:
     labels: np.ndarray
     classes: tuple[str, ...]
     task: str
+    groups: tuple[str, ...] = ()
     drawn: bool = False
 
     def __post_init__(self) -> None:
@@ -73,7 +75,9 @@ class Index:
         rows = np.asarray(rows)
         is_array = isinstance(self.sources, np.ndarray)
         sources = self.sources[rows] if is_array else [self.sources[row] for row in rows]
-        return replace(self, ids=tuple(self.ids[row] for row in rows), sources=sources, labels=self.labels[rows])
+        groups = tuple(self.groups[row] for row in rows) if self.groups else ()
+        ids = tuple(self.ids[row] for row in rows)
+        return replace(self, ids=ids, sources=sources, labels=self.labels[rows], groups=groups)
 
     def counts(self) -> dict[str, int]:
         """Images of each class (of each label, for a multi-label task)."""

@@ -27,3 +27,28 @@ def holdout(labels: np.ndarray, share: float, seed: int = 0) -> tuple[list[int],
         train += rows[kept].tolist()
         held += rows[out].tolist()
     return sorted(train), sorted(held)
+
+
+def split_groups(
+    labels: np.ndarray, groups: Sequence[str], share: float, seed: int = 0
+) -> tuple[list[int], list[int]]:
+    """Rows for training and rows held out: whole groups (patients), about this share of each class.
+
+    Groups are shuffled with a fixed seed; one is held out as long as a class that it has still lacks
+    images, so that no class is left without.
+    """
+    names = sorted(set(groups))
+    rows_of: dict[str, list[int]] = {name: [] for name in names}
+    for row, name in enumerate(groups):
+        rows_of[name].append(row)
+    lacking = {int(label): max(1.0, share * int((labels == label).sum())) for label in np.unique(labels)}
+    held: list[int] = []
+    for position in np.random.default_rng(seed).permutation(len(names)):
+        rows = rows_of[names[position]]
+        present, counts = np.unique(labels[rows], return_counts=True)
+        if any(lacking[int(label)] >= 0.5 for label in present):
+            held += rows
+            for label, count in zip(present, counts):
+                lacking[int(label)] -= int(count)
+    out = set(held)
+    return [row for row in range(len(labels)) if row not in out], sorted(held)

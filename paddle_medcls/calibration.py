@@ -1,0 +1,92 @@
+"""Do probabilities mean what they say, and where to put the threshold. Arrays in, numbers out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from paddle_medcls.metrics import loss_value
+
+
+def confidence_and_hits(probs: np.ndarray, labels: np.ndarray, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the network claimed and whether it was right.
+
+    Args:
+        probs: (N, C).
+        labels: (N,), or (N, C) for multi-label.
+
+    Returns:
+        (M,) probabilities of the more probable side and (M,) booleans; M = N, or N * C for multi-label,
+        where each label is a claim of its own.
+    """
+    if task == "multi-label":
+        p, truth = probs.ravel(), labels.ravel() == 1
+        return np.maximum(p, 1 - p), (p > 0.5) == truth
+    return probs.max(axis=1), probs.argmax(axis=1) == labels
+
+
+def reliability(confidence: np.ndarray, hits: np.ndarray, bins: int = 15) -> list[dict]:
+    """Bins of equal width over [0, 1]: `low`, `high`, `count`, mean `confidence`, `accuracy`; empty ones left out."""
+    where = np.minimum((confidence * bins).astype(int), bins - 1)
+    rows = []
+    for k in np.unique(where):
+        inside = where == k
+        rows.append(
+            {
+                "low": k / bins,
+                "high": (k + 1) / bins,
+                "count": int(inside.sum()),
+                "confidence": float(confidence[inside].mean()),
+                "accuracy": float(hits[inside].mean()),
+            }
+        )
+    return rows
+
+
+def expected_calibration_error(confidence: np.ndarray, hits: np.ndarray, bins: int = 15) -> float:
+    """Mean distance between claimed and true accuracy over the bins, weighted by their images (Guo et al. 2017)."""
+    rows = reliability(confidence, hits, bins)
+    return sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / len(confidence)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray, loss: str) -> float:
+    """The T > 0 that makes the loss of logits / T smallest (Guo et al. 2017), by golden-section search.
+
+    The loss is convex in 1 / T, so there is one minimum; the search covers T from 0.05 to 20.
+    """
+    low, high = np.log(0.05), np.log(20.0)
+    ratio = (np.sqrt(5) - 1) / 2
+    for _ in range(60):
+        a, b = high - ratio * (high - low), low + ratio * (high - low)
+        if loss_value(logits / np.exp(a), labels, loss) < loss_value(logits / np.exp(b), labels, loss):
+            high = b
+        else:
+            low = a
+    return float(np.exp((low + high) / 2))
+
+
+def threshold_for(scores: np.ndarray, labels: np.ndarray, sensitivity: float) -> float:
+    """The largest threshold at which at least this share of the positives lies above it.
+
+    Args:
+        scores: (N,) probability of class 1.
+        labels: (N,) of 0 and 1.
+        sensitivity: wanted, above 0 and at most 1.
+
+    Returns:
+        A threshold t for `score > t`; midway to the next lower score, so that rounding does not matter.
+    """
+    positives = np.sort(scores[labels == 1])[::-1]
+    needed = positives[int(np.ceil(sensitivity * len(positives) - 1e-9)) - 1]  # the weakest that must pass
+    lower = scores[scores < needed]
+    return float((needed + lower.max()) / 2) if len(lower) else float(needed / 2)
+
+
+def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> tuple[float, float]:
+    """PPV and NPV where this share of people have the disease (Bayes' rule); nan where undefined."""
+    true_positive, false_positive = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+    true_negative, false_negative = specificity * (1 - prevalence), (1 - sensitivity) * prevalence
+    positive, negative = true_positive + false_positive, true_negative + false_negative
+    return (
+        true_positive / positive if positive else float("nan"),
+        true_negative / negative if negative else float("nan"),
+    )

@@ -1,0 +1,89 @@
+"""OCT2017 (Kermany et al. 2018): retinal OCT scans, CNV / DME / DRUSEN / NORMAL. Document 004.
+
+Layout of Kaggle and Mendeley: `OCT2017/{train,val,test}/<class>/*.jpeg`, at the root or below. A file
+name carries the patient: `CNV-1016042-1.jpeg`.
+
+The shipped `val` has 8 images a class, too few to choose weights by. By default a tenth of the patients
+of each class is taken out of `train` for validation, whole patients at a time; `labels="shipped"` takes
+the tutorial's `val` folder instead.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from paddle_medcls.data.index import Index, is_drawn, subfolders
+from paddle_medcls.data.splits import split_groups
+from paddle_medcls.errors import DataError
+from paddle_medcls.images import SUFFIXES
+
+WEIGHTS_NAME = "OCT"
+SPLITS = ("train", "val", "test")
+CLASSES = ("CNV", "DME", "DRUSEN", "NORMAL")
+READINGS = ("default", "shipped")
+HELD_OUT = 0.1  # of the patients of each class
+
+
+def describe(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
+    """Class names and task."""
+    if labels not in READINGS:
+        raise DataError(f"oct has no labels {labels!r}", expected=", ".join(READINGS))
+    return CLASSES, "multi-class"
+
+
+def patient_of(file_name: str) -> str:
+    """"CNV-1016042-1.jpeg" -> "1016042"; the class in front does not matter, one patient may have two."""
+    found = re.fullmatch(r"[A-Za-z]+-(\d+)-\d+", Path(file_name).stem)
+    if not found:
+        raise DataError(f"oct: {file_name!r} carries no patient", expected="CLASS-PATIENT-NUMBER, as CNV-1016042-1.jpeg")
+    return found[1]
+
+
+def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
+    """The scans of one split."""
+    classes, task = describe(name, labels)
+    own_folder = split == "test" or labels == "shipped"
+    paths, numbers = _scans(root, split if own_folder else "train")
+    index = Index(
+        dataset=name,
+        split=split,
+        ids=tuple(path.relative_to(root).as_posix() for path in paths),
+        sources=paths,
+        labels=np.array(numbers, np.int64),
+        classes=classes,
+        task=task,
+        groups=tuple(patient_of(path.name) for path in paths),
+        drawn=is_drawn(root),
+    )
+    if own_folder:
+        return index
+    train, val = split_groups(index.labels, index.groups, HELD_OUT)
+    return index.subset(train if split == "train" else val)
+
+
+def _scans(root: Path, split: str) -> tuple[list[Path], list[int]]:
+    folders = [folder for folder in subfolders(root, depth=2) if folder.name == split]
+    folders = [folder for folder in folders if any((folder / name).is_dir() for name in CLASSES)]
+    if not folders:
+        raise DataError(
+            f"oct: no folder {split} with {', '.join(CLASSES)}",
+            where=root,
+            expected=f"{root}/OCT2017/{split}/CNV/CNV-1016042-1.jpeg, …",
+            do="unpack the archive there (datasets/oct/README.md), or pass --data-root",
+        )
+    paths: list[Path] = []
+    numbers: list[int] = []
+    empty = []
+    for label, name in enumerate(CLASSES):
+        folder = folders[0] / name
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+        paths += found
+        numbers += [label] * len(found)
+        if not found:
+            empty.append(name)
+    if empty:
+        raise DataError(f"oct: no scans of {', '.join(empty)}", where=folders[0], expected=", ".join(CLASSES))
+    return paths, numbers
