@@ -6,6 +6,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from paddle_medcls.errors import DataError
@@ -43,7 +44,7 @@ def unpack(archive: Path, target: Path) -> int:
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{archive.name} cannot be unpacked: {error}", where=archive, do="download it again") from None
     return len(members)
 

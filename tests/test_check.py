@@ -1,0 +1,76 @@
+"""The duplicate and leak check, on made images and on the real ones."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from paddle_medcls.data import load_index
+from paddle_medcls.data.check import check
+from paddle_medcls.data.index import Index
+
+REAL = os.environ.get("MEDCLS_TEST_DATA")
+
+
+def texture(seed, side=120):
+    noise = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)
+    return cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def make(tmp_path, split, images, labels):
+    paths = []
+    for name, image in images.items():
+        path = tmp_path / split / name
+        path.parent.mkdir(exist_ok=True)
+        if isinstance(image, bytes):
+            path.write_bytes(image)
+        else:
+            path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+        paths.append(path)
+    ids = tuple(path.relative_to(tmp_path).as_posix() for path in paths)
+    return Index("made", split, ids, paths, np.array(labels), ("a", "b"), "binary")
+
+
+def test_finds_exact_near_and_cross_class_pairs_and_nothing_else(tmp_path):
+    one, two, three, four = (texture(seed) for seed in range(4))
+    train = make(tmp_path, "train", {"1.png": one, "2.png": two, "3.png": three, "1copy.bmp": one}, [0, 0, 1, 1])
+    smaller = cv2.resize(two, (90, 90), interpolation=cv2.INTER_AREA)
+    val = make(tmp_path, "val", {"2small.jpg": smaller, "4.png": four}, [0, 1])
+    found = check([train, val], 2)
+    pairs = {(pair.a[1], pair.b[1]): pair for pair in found.pairs}
+    assert set(pairs) == {("train/1.png", "train/1copy.bmp"), ("train/2.png", "val/2small.jpg")}
+    assert pairs["train/1.png", "train/1copy.bmp"].exact and not pairs["train/1.png", "train/1copy.bmp"].same_label
+    near = pairs["train/2.png", "val/2small.jpg"]
+    assert not near.exact and near.difference > 0 and near.leak
+    assert found.leaked("val") == {"val/2small.jpg"} and found.leaked("test") == set()
+
+
+def test_lists_unreadable_constant_and_odd_sized_images(tmp_path):
+    images = {f"{k}.png": texture(k) for k in range(20)}
+    images |= {"flat.png": np.full((120, 120, 3), 7, np.uint8), "odd.png": texture(99, 80), "broken.png": b"\x89PNG"}
+    found = check([make(tmp_path, "train", images, [0] * 23)], 2)
+    assert len(found.unreadable) == 1 and "broken.png" in found.unreadable[0]
+    assert sorted(found.suspicious) == [
+        "train/flat.png: all pixels are the same",
+        "train/odd.png: 80x80, nearly all others 120x120",
+    ]
+    assert found.pairs == []
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not REAL, reason="MEDCLS_TEST_DATA is not set")
+def test_palm_has_the_five_known_pairs():
+    root = Path(REAL or "") / "palm"
+    found = check([load_index("palm", root, split) for split in ("train", "val")], 2)
+    names = {(Path(pair.a[1]).stem, Path(pair.b[1]).stem) for pair in found.pairs}
+    assert names == {
+        ("P0014", "P0072"),
+        ("P0056", "V0163"),
+        ("P0057", "V0252"),
+        ("V0107", "V0160"),
+        ("V0268", "V0320"),
+    }
+    assert all(pair.exact for pair in found.pairs)
+    assert {Path(name).stem for name in found.leaked("val")} == {"V0163", "V0252"}

@@ -1,0 +1,58 @@
+"""Drawn samples: deterministic, in the real layout, marked, and never over something else."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from paddle_medcls.data import load_index
+from paddle_medcls.data.sample import draw
+from paddle_medcls.errors import DataError
+
+
+def digest(root):
+    whole = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            whole.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return whole.hexdigest()
+
+
+@pytest.mark.parametrize("dataset, counts", [("palm", [60, 60]), ("covid", [42, 42, 42, 42])])
+def test_same_seed_same_files_read_by_the_real_reader(tmp_path, dataset, counts):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        draw(dataset, tmp_path / name, seed)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
+    index = load_index(dataset, tmp_path / "a", "train")
+    assert index.drawn
+    assert list(index.counts().values()) == counts
+
+
+def test_classes_differ_in_more_than_noise(tmp_path):
+    """A nearest-mean rule on 16 x 16 thumbnails beats chance on images that it has not seen."""
+    import cv2
+
+    draw("covid", tmp_path, 0)
+
+    def table(split):
+        index = load_index("covid", tmp_path, split)
+        small = [cv2.resize(index.read(row, "gray"), (16, 16)).ravel() for row in range(len(index))]
+        return np.array(small, float), index.labels
+
+    x, labels = table("train")
+    means = np.stack([x[labels == k].mean(axis=0) for k in range(4)])
+    x, labels = table("val")
+    guesses = ((x[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
+    assert (guesses == labels).mean() > 0.5  # chance is 0.25
+
+
+def test_never_over_something_else(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="not empty"):
+        draw("palm", tmp_path, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_unknown_data_set(tmp_path):
+    with pytest.raises(DataError, match="no sample is drawn for retina"):
+        draw("retina", tmp_path, 0)
