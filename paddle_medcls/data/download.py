@@ -56,7 +56,9 @@ def download(url: str, target: Path, size: int = 0, md5: str = "", sha256: str =
             do=f"run it again to go on, or {by_hand}",
         ) from None
     except OSError as error:
-        raise DataError(f"{part} cannot be written: {error.strerror or error}", do="make room and run it again") from None
+        raise DataError(
+            f"{part} cannot be written: {error.strerror or error}", do="make room and run it again"
+        ) from None
     try:
         _check(part, size, md5, sha256, f"run it again (it starts afresh), or {by_hand}")
     except DataError:
