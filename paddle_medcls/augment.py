@@ -2,7 +2,8 @@
 
 Paddle's random transforms draw from global generators, so the outcome depends on which thread comes
 first. Here each image of each epoch has its own generator, seeded by (seed, epoch, row): the same
-run is the same bit for bit, with any number of workers and after any resume.
+run is the same bit for bit, with any number of workers and after any resume. Small images that are
+in memory are changed a batch at a time, from one generator a batch, seeded by (seed, epoch, first row).
 """
 
 from __future__ import annotations
@@ -73,4 +74,74 @@ def _intensity(image: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> n
     x = (x - mean) * np.float32(contrast) + np.float32(mean * brightness)
     if recipe.color:
         x *= rng.uniform(1 - recipe.color, 1 + recipe.color, image.shape[2]).astype(np.float32)
+    return np.clip(x, 0, 255)
+
+
+# --- a batch at a time ---------------------------------------------------------------------------
+
+
+def augment_batch(images: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+    """One random version of each image of a batch; the same operations as `augment`.
+
+    Args:
+        images: (N, S, S, C), values 0..255, uint8 or float32.
+        rng: this batch's own generator.
+
+    Returns:
+        (N, S, S, C), uint8 or float32 as in `augment`.
+    """
+    count = len(images)
+    if recipe.flip:
+        chosen = rng.random(count) < recipe.flip
+        images = np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+    if recipe.flip_vertical:
+        chosen = rng.random(count) < recipe.flip_vertical
+        images = np.where(chosen[:, None, None, None], images[:, ::-1], images)
+    if recipe.rotate_degrees or recipe.zoom or recipe.shift:
+        images = _warp_batch(images, recipe, rng)
+    if recipe.brightness or recipe.contrast or recipe.color:
+        images = _intensity_batch(images, recipe, rng)
+    return images
+
+
+def _warp_batch(images: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+    """Rotation, zoom and shift about the centre, bilinear; what comes in is black."""
+    count, side = images.shape[:2]
+    angle = np.radians(rng.uniform(-recipe.rotate_degrees, recipe.rotate_degrees, count))
+    scale = np.exp(rng.uniform(-1, 1, count) * math.log1p(recipe.zoom))
+    shift = rng.uniform(-recipe.shift, recipe.shift, (2, count)) * side
+    # Each output pixel asks where it comes from: the inverse turn and zoom of its place, in a frame one
+    # pixel wider on every side, black, in which everything outside ends.
+    centre = (side - 1) / 2
+    y, x = np.mgrid[:side, :side].astype(np.float32) - np.float32(centre)
+    dx = x[None] - shift[0, :, None, None].astype(np.float32)
+    dy = y[None] - shift[1, :, None, None].astype(np.float32)
+    cos = (np.cos(angle) / scale).astype(np.float32)[:, None, None]
+    sin = (np.sin(angle) / scale).astype(np.float32)[:, None, None]
+    from_x = np.clip(cos * dx - sin * dy + np.float32(centre + 1), 0, side + 0.999)
+    from_y = np.clip(sin * dx + cos * dy + np.float32(centre + 1), 0, side + 0.999)
+    left, top = from_x.astype(np.int64), from_y.astype(np.int64)
+    along, down = (from_x - left)[..., None], (from_y - top)[..., None]
+    framed = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    pixels = framed.reshape(-1, images.shape[3])
+    width = side + 2
+    corner = (np.arange(count)[:, None, None] * width + top) * width + left
+    upper = pixels[corner] * (1 - along) + pixels[corner + 1] * along
+    lower = pixels[corner + width] * (1 - along) + pixels[corner + width + 1] * along
+    warped = upper * (1 - down) + lower * down
+    return np.rint(warped).astype(np.uint8) if images.dtype == np.uint8 else warped
+
+
+def _intensity_batch(images: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast and gain of each channel, drawn for each image."""
+
+    def factor(strength: float, columns: int) -> np.ndarray:
+        return rng.uniform(1 - strength, 1 + strength, (len(images), 1, 1, columns)).astype(np.float32)
+
+    x = images.astype(np.float32)
+    mean = x.mean(axis=(1, 2, 3), keepdims=True)
+    brightness, contrast = factor(recipe.brightness, 1), factor(recipe.contrast, 1)
+    x = (x - mean) * contrast + mean * brightness
+    if recipe.color:
+        x *= factor(recipe.color, images.shape[3])
     return np.clip(x, 0, 255)

@@ -54,3 +54,7 @@ class SetupError(MedclsError):
 
 class RunError(MedclsError):
     """A training run cannot start, go on or be resumed."""
+
+
+class Stopped(RunError):
+    """A training run was asked to stop, or its time was up; its state is saved."""

@@ -202,9 +202,9 @@ def fit(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
 
 
 def normalize(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
-    """(x - mean) / std per channel: (H, W, C) with values 0..255 -> float32 (C, H, W)."""
+    """(x - mean) / std per channel: (H, W, C) with values 0..255 -> float32 (C, H, W); batches alike."""
     x = (image.astype(np.float32) - np.float32(spec.mean)) / np.float32(spec.std)
-    return np.ascontiguousarray(x.transpose(2, 0, 1))
+    return np.ascontiguousarray(np.moveaxis(x, -1, -3))
 
 
 def preprocess(image: np.ndarray, spec: Preprocessing) -> np.ndarray:

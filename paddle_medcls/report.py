@@ -43,6 +43,8 @@ def summary(metrics: dict, targets: Sequence[tuple[str, float]] = ()) -> str:
     for name in ("sensitivity", "specificity", "quadratic_kappa", "mean_absolute_error"):
         if name in metrics:
             lines.append(f"  {name:<12} {metrics[name]:.4f}")
+    if metrics.get("note"):
+        lines.append(f"  NOTE: {metrics['note']}")
     never = [row["class"] for row in metrics["per_class"] if row["support"] and not row["predicted"]]
     if never:
         lines.append(f"  WARNING: never predicted: {', '.join(never)}")

@@ -17,6 +17,7 @@ import numpy as np
 
 from paddle_medcls import __version__, metrics, plots, report
 from paddle_medcls.checkpoint import load_state, save_state
+from paddle_medcls.data import medmnist
 from paddle_medcls.data.index import Index
 from paddle_medcls.errors import RunError
 from paddle_medcls.files import sha256, write_csv, write_json
@@ -57,6 +58,8 @@ def refuse_changes(run_dir: Path, facts: dict, force: bool) -> None:
         for split in ("train", "val")
         if before[split]["fingerprint"] != facts[split]["fingerprint"]
     ]
+    if before.get("note", "") != facts["note"]:
+        changes.append(f"files: {before.get('note') or 'as published'} then, {facts['note'] or 'as published'} now")
     for name, now in (("paddle_medcls", __version__), ("paddle", paddle.__version__)):
         if versions[name] != now:
             changes.append(f"{name}: {versions[name]} then, {now} now")
@@ -132,16 +135,21 @@ def score_split(
 ) -> dict:
     """All figures of a split with intervals; see `metrics.evaluate_logits`."""
     figures = metrics.evaluate_logits(logits / temperature, index.labels, index.classes, index.task, loss, threshold)
-    return {"split": index.split, **figures, "drawn": index.drawn}
+    return {"split": index.split, **figures, "drawn": index.drawn, "note": index.note}
 
 
 def write_outputs(folder: Path, logits: np.ndarray, index: Index, card: Sidecar, result: dict) -> None:
-    """`metrics.json`, `predictions_<split>.csv`, `confusion_<split>.png`, `roc_<split>.png`."""
+    """`metrics.json`, `predictions_<split>.csv`, `confusion_<split>.png`, `roc_<split>.png`.
+
+    For a MedMNIST set also the predictions as its own evaluator reads them.
+    """
     note = report.DRAWN_NOTICE if index.drawn or card.drawn else ""
     probs = metrics.probabilities(logits / card.temperature, card.loss, card.task)
     guesses = metrics.predicted(probs, card.task, card.threshold)
     write_json(folder / "metrics.json", result)
     report.write_predictions(folder / f"predictions_{index.split}.csv", index, probs, guesses)
+    if index.dataset in medmnist.NAMES:
+        medmnist.write_scores(folder, index, probs, run=f"{card.recipe}-{card.network.model}")
     title = f"{index.dataset}, {index.split}: {len(index)} images"
     if "confusion" in result:
         plots.confusion(folder / f"confusion_{index.split}.png", result["confusion"], index.classes, title, note)

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from paddle_medcls import __version__, metrics, report, rundir
-from paddle_medcls.data import dataset_module, load_index
+from paddle_medcls.data import load_index, weights_name
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
 from paddle_medcls.data.statistics import scan
-from paddle_medcls.errors import RunError
+from paddle_medcls.errors import RunError, Stopped
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import Network
@@ -48,6 +48,7 @@ class Options:
     deterministic: bool = False
     visualdl: bool = False
     force: bool = False  # resume although code or data have changed
+    deadline: float = math.inf  # of time.monotonic(): the run stops then, its state saved
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
 
 
@@ -88,8 +89,8 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     note = report.DRAWN_NOTICE if train_index.drawn else ""
     spec = Preprocessing.of(recipe)
     say(f"{recipe.name}: {len(train_index)} training and {len(val_index)} validation images, {recipe.model}, {device}")
-    if note:
-        say(note)
+    for line in filter(None, (note, train_index.note)):
+        say(line)
 
     # Network, optimizer, loss.
     paddle.seed(recipe.seed)
@@ -113,7 +114,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     elif rank == 0:
         rundir.describe(run_dir, recipe, facts, environment(device))
 
-    weights = run_dir / f"{dataset_module(recipe.dataset).WEIGHTS_NAME}.pdparams"
+    weights = run_dir / f"{weights_name(recipe.dataset)}.pdparams"
     card = Sidecar(
         dataset=recipe.dataset,
         recipe=recipe.name,
@@ -132,7 +133,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         _synchronise(judged, world)
         return evaluate_split(judged, val_index, spec, recipe.batch_size, options.workers, flips, rank, world)
 
-    with _Interrupt(say, enabled=world == 1) as interrupt:
+    with _Interrupt(say, options.deadline, enabled=world == 1) as interrupt:
         while state.epoch < recipe.epochs and not _stale(recipe, state):
             started = time.perf_counter()
             waited = 0.0
@@ -170,7 +171,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
                 state.batch += 1
                 bar.update(len(rows))
                 # On a GPU reading a figure waits for the card, so figures are read in groups.
-                late = interrupt.requested or time.monotonic() - saved_at > SAVE_MINUTES * 60
+                late = interrupt.due() or time.monotonic() - saved_at > SAVE_MINUTES * 60
                 if device == "cpu" or len(pending) == 20 or state.batch == len(batches) or late:
                     _log_steps(pending, state, board)
                     bar.set_postfix(loss=f"{state.steps[-1][2]:.4f}", refresh=False)
@@ -268,6 +269,7 @@ def _amp_type() -> str:
 def _data_facts(recipe: Recipe, data_root: Path, train_index: Index, val_index: Index, workers: int) -> dict:
     """Counts, figures and fingerprints of both lists; reading them proves every image readable."""
     facts: dict[str, Any] = {"data_root": str(Path(data_root).resolve()), "drawn": train_index.drawn}
+    facts["note"] = train_index.note
     for index in (train_index, val_index):
         found = scan(index, max(1, workers), recipe.channels)
         facts[index.split] = {
@@ -281,15 +283,16 @@ def _data_facts(recipe: Recipe, data_root: Path, train_index: Index, val_index: 
 
 
 class _Interrupt:
-    """Ctrl-C or SIGTERM ends the run after the current step; a second one ends it at once.
+    """Ctrl-C, SIGTERM or the deadline ends the run after the current step; a second one ends it at once.
 
     With several processes the handlers stay off, since they would not stop at the same step; the
     state of the last epoch remains.
     """
 
-    def __init__(self, say: Callable[[str], None], enabled: bool) -> None:
+    def __init__(self, say: Callable[[str], None], deadline: float, enabled: bool) -> None:
         self.requested = False
         self.say = say
+        self.deadline = deadline
         self.enabled = enabled
         self.previous: dict = {}
 
@@ -311,9 +314,12 @@ class _Interrupt:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+    def due(self) -> bool:
+        return self.requested or (self.enabled and time.monotonic() > self.deadline)
+
     def stop_if_requested(self, run_dir: Path) -> None:
-        if self.requested:
-            raise RunError("stopped; the state is saved", do=f"go on with: python tools/train.py --resume {run_dir}")
+        if self.due():
+            raise Stopped("stopped; the state is saved", do=f"go on with: python tools/train.py --resume {run_dir}")
 
 
 # --- one step ------------------------------------------------------------------------------------

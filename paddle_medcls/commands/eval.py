@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    from paddle_medcls.data import dataset_module, load_index
+    from paddle_medcls.data import dataset_module, default_root, load_index
     from paddle_medcls.data.statistics import scan
     from paddle_medcls.predict import Predictor
     from paddle_medcls.recipes import all_recipes, get_recipe
@@ -43,9 +43,10 @@ def _work(args: argparse.Namespace) -> int:
     card = predictor.card
     for note in predictor.notes:
         print(note, file=sys.stderr)
-    recipe = all_recipes().get(card.recipe)
+    known = card.recipe in all_recipes()
+    recipe = get_recipe(card.recipe, card.dataset, card.network.model) if known else None
     split = args.split or dataset_module(card.dataset).SPLITS[-1]
-    root = args.data_root or _run_data_root(args.weights) or Path("datasets") / card.dataset
+    root = args.data_root or _run_data_root(args.weights) or default_root(card.dataset)
     index = load_index(card.dataset, root, split, recipe.labels if recipe else "default")
     scan(index, max(1, args.workers), card.preprocessing.channels)  # all unreadable images at once, not the first
     logits = predictor.split_logits(index, args.batch_size, args.workers)

@@ -15,8 +15,9 @@ and standard deviation, draws a sheet of sample images, looks for faults."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("prepare", TEXT)
-    p.add_argument("--dataset", required=True, help="palm, covid, …")
+    p.add_argument("--dataset", required=True, help="palm, covid, … or a MedMNIST set: breastmnist, …")
     p.add_argument("--data-root", type=Path, help="folder of the images (default: datasets/<dataset>)")
+    p.add_argument("--download", action="store_true", help="fetch the set (MedMNIST), size and checksum checked")
     p.add_argument("--archives", type=Path, metavar="DIR", help="unpack this folder's zip files into the data root")
     p.add_argument("--split", action="store_true", help="write list files train.txt, val.txt, test.txt (7:2:1)")
     p.add_argument("--stats", action="store_true", help="counts, sizes, mean and std; statistics.json and pictures")
@@ -27,17 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--output", type=Path, help="folder for what --stats and --check write (default: the data root)")
     p.add_argument("--workers", type=int, help="threads (default: all cores)")
     args = p.parse_args(argv)
-    if not (args.archives or args.split or args.stats or args.check or args.sample):
-        p.error("nothing to do: give --archives, --split, --stats, --check or --sample")
+    if not (args.download or args.archives or args.split or args.stats or args.check or args.sample):
+        p.error("nothing to do: give --download, --archives, --split, --stats, --check or --sample")
     return run(_work, args)
 
 
 def _work(args: argparse.Namespace) -> int:
-    from paddle_medcls.data import dataset_module
+    from paddle_medcls.data import dataset_module, default_root, fetch
     from paddle_medcls.errors import DataError
 
     module = dataset_module(args.dataset)
-    root = args.data_root or Path("datasets") / args.dataset
+    root = args.data_root or default_root(args.dataset)
+    if args.download:
+        print(fetch(args.dataset, root))
     if args.archives:
         _unpack_all(args.archives, root)
     if args.sample:
@@ -83,7 +86,8 @@ def _statistics(args: argparse.Namespace, module, root: Path) -> None:
     from paddle_medcls.data.statistics import cached_scan, read_cache
     from paddle_medcls.files import write_json
 
-    output = args.output or root
+    shared = hasattr(module, "NAMES")  # several sets in one folder: each has its own for the results
+    output = args.output or (root / args.dataset if shared else root)
     cache = output / "statistics.json"
     indexes = [load_index(args.dataset, root, split, args.labels) for split in module.SPLITS]
     found = {index.split: cached_scan(index, args.workers or usable_cores(), cache) for index in indexes}

@@ -16,18 +16,24 @@ metrics, predictions, pictures, and the state to resume from."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("train", TEXT)
-    p.add_argument("--dataset", help="palm, covid, …; trains the recipe of this name")
+    p.add_argument(
+        "--dataset", "--data_name", help="palm, covid, … or a MedMNIST set (breastmnist, …); trains its own recipe"
+    )
     p.add_argument("--recipe", help="another recipe, by name or as a JSON file")
-    p.add_argument("--data-root", type=Path, help="folder of the images (default: datasets/<dataset>)")
+    p.add_argument(
+        "--data-root", "--input_root", type=Path, help="folder of the images (default: datasets/<dataset or medmnist>)"
+    )
+    p.add_argument("--download", action="store_true", help="fetch the set first, if it is not there (MedMNIST)")
     p.add_argument("--sample", action="store_true", help="train on sample images that the project draws")
     p.add_argument("--model", help="resnet18, resnet34, resnet50, resnet101, resnet152")
-    p.add_argument("--epochs", type=int, help="warm-up and decay points keep their share of the run")
+    p.add_argument("--epochs", "--num_epoch", type=int, help="warm-up and decay points keep their share of the run")
     p.add_argument("--batch-size", type=int)
     p.add_argument("--lr", type=float, help="peak learning rate")
     p.add_argument("--seed", type=int)
     p.add_argument("--pretrained", metavar="FILE", help="start from these weights")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any field of the recipe")
     p.add_argument("--output", type=Path, help="run directory (default: runs/<recipe>-<time>)")
+    p.add_argument("--output_root", type=Path, metavar="DIR", help="run directory DIR/<dataset>, as document 000 has it")
     p.add_argument("--resume", type=Path, metavar="DIR", help="go on with an interrupted run; needs nothing else")
     p.add_argument("--force", action="store_true", help="with --resume: although data or versions have changed")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
@@ -40,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.workers < 0:
         p.error("--workers must be 0 or more")
     changes = [args.dataset, args.recipe, args.model, args.epochs, args.batch_size, args.lr, args.seed]
-    changes += [args.pretrained, args.set or None, args.output, args.sample or None]
+    changes += [args.pretrained, args.set or None, args.output, args.output_root, args.sample or None]
     if args.resume and any(value is not None for value in changes):
         p.error("--resume goes on with the run's own recipe and data; leave the other options out")
+    if args.output and args.output_root:
+        p.error("--output and --output_root are two names for one thing; give one")
     if not args.resume and not args.dataset and not args.recipe:
         p.error("--dataset or --recipe is needed")
     return run(_work, args)
@@ -76,7 +84,7 @@ def _recipe(args: argparse.Namespace):
     from paddle_medcls.recipes import get_recipe
 
     name = args.recipe or args.dataset
-    recipe = Recipe.from_file(name) if name.endswith(".json") else get_recipe(name)
+    recipe = Recipe.from_file(name) if name.endswith(".json") else get_recipe(name, args.dataset, args.model)
     if args.dataset and recipe.dataset != args.dataset:
         raise RecipeError(f"recipe {recipe.name} is for {recipe.dataset}, not for --dataset {args.dataset}")
     given = {
@@ -96,6 +104,7 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
     """Run directory and data root; a run directory that is in use is an error."""
     import json
 
+    from paddle_medcls.data import default_root, fetch
     from paddle_medcls.errors import RunError
 
     if args.resume:
@@ -104,13 +113,19 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
         except (OSError, ValueError) as error:
             raise RunError(f"{args.resume} cannot be resumed: data.json: {error}") from None
         return args.resume, args.data_root or Path(facts["data_root"])
-    run_dir = args.output or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stem = recipe.name if recipe.name.startswith(recipe.dataset) else f"{recipe.name}-{recipe.dataset}"
+    run_dir = args.output or Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if args.output_root:
+        run_dir = args.output_root / recipe.dataset
     if (run_dir / "recipe.json").exists() and not _launched():
         raise RunError(
             f"{run_dir} already holds a run", do=f"go on with it (--resume {run_dir}), or give another --output"
         )
     if not args.sample:
-        return run_dir, args.data_root or Path("datasets") / recipe.dataset
+        root = args.data_root or default_root(recipe.dataset)
+        if args.download:
+            print(fetch(recipe.dataset, root), file=sys.stderr)
+        return run_dir, root
     from paddle_medcls.data.sample import draw
 
     root = args.data_root or run_dir / "sample"

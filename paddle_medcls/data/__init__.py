@@ -2,10 +2,12 @@
 
 A module `data/<name>.py` offers
 
-- `WEIGHTS_NAME`: stem of its weight files ("PALM" for `PALM.pdparams`);
 - `SPLITS`: the splits it has, in order;
+- `WEIGHTS_NAME`: stem of its weight files ("PALM" for `PALM.pdparams`); without it, the set's name;
+- `NAMES`, where it reads several sets of one kind (MedMNIST): their names; its own is then none;
 - `describe(name, labels)`: class names and task;
-- `load(name, root, split, labels)`: an `Index`.
+- `load(name, root, split, labels)`: an `Index`;
+- `fetch(name, root)`, where a program may download the set.
 
 To add a data set, add a module, and a recipe in `recipes/`. Nothing else is edited.
 """
@@ -21,22 +23,54 @@ from types import ModuleType
 from paddle_medcls.data.index import Index
 from paddle_medcls.errors import DataError
 
-_HELPERS = {"archives", "check", "index", "loader", "sample", "splits", "statistics"}
+_HELPERS = {"archives", "check", "download", "index", "loader", "medmnist_cards", "sample", "splits", "statistics"}
+
+
+def _modules() -> dict[str, ModuleType]:
+    """The module of each data set."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        if info.name not in _HELPERS:
+            module = importlib.import_module(f"paddle_medcls.data.{info.name}")
+            found.update(dict.fromkeys(getattr(module, "NAMES", (info.name,)), module))
+    return found
 
 
 def dataset_names() -> list[str]:
     """Names that `--dataset` takes."""
-    return sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name not in _HELPERS)
+    return sorted(_modules())
 
 
 def dataset_module(name: str) -> ModuleType:
     """The module of a data set; an unknown name is an error with the nearest ones."""
-    names = dataset_names()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
+    modules = _modules()
+    if name not in modules:
+        near = difflib.get_close_matches(name, modules, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"unknown data set {name!r}{hint}", expected=", ".join(names))
-    return importlib.import_module(f"paddle_medcls.data.{name}")
+        raise DataError(f"unknown data set {name!r}{hint}", expected=", ".join(sorted(modules)))
+    return modules[name]
+
+
+def weights_name(name: str) -> str:
+    """Stem of a data set's weight files: "PALM", "COVID", a MedMNIST flag."""
+    return getattr(dataset_module(name), "WEIGHTS_NAME", name)
+
+
+def default_root(name: str) -> Path:
+    """Where a data set's images are looked for: datasets/<its module's name>."""
+    return Path("datasets") / dataset_module(name).__name__.rpartition(".")[2]
+
+
+def fetch(name: str, root: str | Path) -> str:
+    """Downloads a data set into its root, where a program may; returns what was done."""
+    module = dataset_module(name)
+    if not hasattr(module, "fetch"):
+        raise DataError(
+            f"{name} cannot be downloaded by a program",
+            expected="a MedMNIST set",
+            do=f"follow {default_root(name)}/README.md",
+        )
+    return module.fetch(name, Path(root))
 
 
 def load_index(name: str, root: str | Path, split: str, labels: str = "default") -> Index:
@@ -59,7 +93,7 @@ def load_index(name: str, root: str | Path, split: str, labels: str = "default")
         raise DataError(
             f"{name}: the data root does not exist",
             where=root,
-            do=f"get the images as datasets/{name}/README.md says, or pass --data-root",
+            do=f"get the images as {default_root(name)}/README.md says, or pass --data-root",
         )
     return module.load(name, root, split, labels)
 

@@ -30,6 +30,7 @@ class Index:
         task: "binary", "multi-class", "ordinal" or "multi-label".
         groups: the patient of each image, where the data set tells; else empty.
         drawn: whether the images are drawn by the project, not taken from patients.
+        note: what every output must say about the files, as that they are not the published ones.
     """
 
     dataset: str
@@ -41,6 +42,7 @@ class Index:
     task: str
     groups: tuple[str, ...] = ()
     drawn: bool = False
+    note: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.ids):
@@ -54,15 +56,20 @@ class Index:
         """Image `row` as uint8 (H, W, C); `channels` as in `images.read_image`."""
         if not isinstance(self.sources, np.ndarray):
             return read_image(self.sources[row], channels)
-        image = self.sources[row]
-        if image.ndim == 2:
-            image = image[:, :, None]
+        return self.read_rows(np.array([row]), channels)[0]
+
+    def read_rows(self, rows: Sequence[int] | np.ndarray, channels: str) -> np.ndarray:
+        """Several images of an index in memory at once: uint8 (n, H, W, C)."""
+        assert isinstance(self.sources, np.ndarray), "images in files are read one by one"
+        images = self.sources[rows]
+        if images.ndim == 3:
+            images = images[..., None]
         wanted = 1 if channels == "gray" else 3
-        if image.shape[2] == 1 and wanted == 3:
-            return np.repeat(image, 3, axis=2)
-        if image.shape[2] != wanted:
-            raise DataError(f"{self.dataset}: images have {image.shape[2]} channels, the network takes {wanted}")
-        return image[:, :, ::-1] if channels == "bgr" else image
+        if images.shape[3] == 1 and wanted == 3:
+            return np.repeat(images, 3, axis=3)
+        if images.shape[3] != wanted:
+            raise DataError(f"{self.dataset}: images have {images.shape[3]} channels, the network takes {wanted}")
+        return images[..., ::-1] if channels == "bgr" else images
 
     def mode(self, row: int) -> str:
         """How image `row` is stored: "L" (grey), "RGB", "I;16", … as Pillow names it."""

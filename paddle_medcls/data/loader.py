@@ -1,5 +1,8 @@
 """Batches of an index: threads decode ahead while the network computes.
 
+Images in memory that are of the network's size, or enlarged by a whole number, are cut out,
+augmented and normalised a batch at a time (MedMNIST); every other image on its own.
+
 Paddle's own DataLoader hangs for ever when a reader raises without workers, hides the true error
 with workers, and leaves processes and shared memory behind when it is killed. Decoding and resizing
 release Python's lock, so threads are as fast here, and errors simply come through.
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paddle_medcls.augment import augment, augments
+from paddle_medcls.augment import augment, augment_batch, augments
 from paddle_medcls.data.index import Index
 from paddle_medcls.images import Preprocessing, fit, normalize
 from paddle_medcls.recipe import Recipe
@@ -40,6 +43,7 @@ class ImageDataset(paddle.io.Dataset):
         self.recipe = recipe if recipe is not None and augments(recipe) else None
         self.seed = seed
         self.epoch = epoch
+        self.enlarge = _whole_batches(index, spec)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -49,6 +53,27 @@ class ImageDataset(paddle.io.Dataset):
         if self.recipe is not None:
             image = augment(image, self.recipe, np.random.default_rng([self.seed, self.epoch, row]))
         return normalize(image, self.spec), self.index.labels[row]
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """A whole batch at once; only where `enlarge` is not 0."""
+        rows = np.asarray(rows)
+        images = self.index.read_rows(rows, self.spec.channels)
+        if self.enlarge > 1:
+            images = images.repeat(self.enlarge, axis=1).repeat(self.enlarge, axis=2)
+        if self.recipe is not None:
+            # A row begins one batch of an epoch at most, so this is a function of seed, epoch and batch.
+            images = augment_batch(images, self.recipe, np.random.default_rng([self.seed, self.epoch, int(rows[0])]))
+        return Batch(normalize(images, self.spec), self.index.labels[rows], rows)
+
+
+def _whole_batches(index: Index, spec: Preprocessing) -> int:
+    """By what whole number images in memory are enlarged to the network's size; 0: read one by one."""
+    if not isinstance(index.sources, np.ndarray) or spec.fit != "stretch":
+        return 0
+    height, width = index.sources.shape[1:3]
+    factor, rest = divmod(spec.size_px, height)
+    whole = height == width and rest == 0 and (factor == 1 or spec.interpolation == "nearest")
+    return factor if whole else 0
 
 
 @dataclass(frozen=True)
@@ -72,21 +97,24 @@ def cut(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
 
 def load_batches(dataset: ImageDataset, batches: Sequence[Sequence[int]], workers: int) -> Iterator[Batch]:
     """Yields the batches in order, two of them read ahead by `workers` threads (0: none ahead)."""
+    whole = dataset.enlarge > 0
     if workers == 0:
         for rows in batches:
-            yield _stack([dataset[row] for row in rows], rows)
+            yield dataset.batch(rows) if whole else _stack([dataset[row] for row in rows], rows)
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
+    pool = ThreadPoolExecutor(1 if whole else workers, thread_name_prefix="reader")
     waiting: deque = deque()
     remaining = iter(batches)
     try:
         while True:
             while len(waiting) < 3 and (rows := next(remaining, None)) is not None:
-                waiting.append((rows, [pool.submit(dataset.__getitem__, row) for row in rows]))
+                jobs = [(dataset.batch, rows)] if whole else [(dataset.__getitem__, row) for row in rows]
+                waiting.append((rows, [pool.submit(*job) for job in jobs]))
             if not waiting:
                 return
             rows, futures = waiting.popleft()
-            yield _stack([future.result() for future in futures], rows)
+            results = [future.result() for future in futures]
+            yield results[0] if whole else _stack(results, rows)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

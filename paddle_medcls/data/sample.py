@@ -1,12 +1,13 @@
 """Drawn sample images, in the layout of the real data sets: for a first run without any download.
 
-They look a little like fundus photographs and radiographs and can be learned in a minute, so they
-show that everything works. They say nothing about patients: each folder holds a mark (`DRAWN.txt`)
-that every output repeats.
+They look a little like fundus photographs and radiographs (MedMNIST: bright spots, one place a
+class) and can be learned in a minute, so they show that everything works. They say nothing about
+patients: each folder holds a mark (`DRAWN.txt`) that every output repeats.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from paddle_medcls.data.covid import CLASSES, make_lists
 from paddle_medcls.data.index import DRAWN_MARK
+from paddle_medcls.data.medmnist import NAMES, SPLITS, card_of, file_of
 from paddle_medcls.errors import DataError
 from paddle_medcls.files import atomic_write, write_csv, write_text
 
@@ -28,12 +30,15 @@ def draw(dataset: str, root: Path, seed: int = 0) -> None:
     Raises:
         DataError: the data set has no sample, or `root` already holds something else.
     """
-    if dataset not in _DRAWERS:
-        raise DataError(f"no sample is drawn for {dataset}", expected=", ".join(_DRAWERS))
+    if dataset not in _DRAWERS and dataset not in NAMES:
+        raise DataError(f"no sample is drawn for {dataset}", expected=", ".join([*_DRAWERS, "a MedMNIST set"]))
     if root.exists() and any(root.iterdir()) and not (root / DRAWN_MARK).exists():
         raise DataError("the folder for the sample images is not empty", where=root, do="give another folder")
     write_text(root / DRAWN_MARK, MARK)
-    _DRAWERS[dataset](root, seed)
+    if dataset in NAMES:
+        draw_npz(dataset, root, seed)
+    else:
+        _DRAWERS[dataset](root, seed)
 
 
 # --- PALM: fundus photographs --------------------------------------------------------------------
@@ -153,6 +158,36 @@ def radiograph(rng: np.random.Generator, name: str) -> np.ndarray:
     image += cv2.GaussianBlur(clouds, (0, 0), blur) * inside * rng.uniform(70, 95)
     image = cv2.GaussianBlur(image, (0, 0), 0.8) + rng.normal(0, 5, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8)
+
+
+# --- MedMNIST ------------------------------------------------------------------------------------
+
+
+def draw_npz(name: str, root: Path, seed: int = 0, counts: tuple[int, int, int] = (256, 64, 64)) -> None:
+    """A MedMNIST file of any task and size: a bright spot for each label, in a place of its own, on noise."""
+    card, side = card_of(name)
+    rng = np.random.default_rng([seed, 3])
+    width = len(card.classes)
+    angle = 2 * np.pi * np.arange(width) / width
+    y, x = np.mgrid[:side, :side] / side - 0.5
+    away = [(x - 0.3 * np.cos(a)) ** 2 + (y - 0.3 * np.sin(a)) ** 2 for a in angle]
+    spots = np.exp(-np.stack(away) / (2 * 0.06**2))  # (L, S, S)
+    arrays = {}
+    for split, count in zip(SPLITS, counts):
+        if card.task == "multi-label":
+            labels = (rng.random((count, width)) < 0.3).astype(np.uint8)
+            marks = labels
+        else:
+            labels = rng.permutation(np.arange(count) % width).astype(np.uint8)[:, None]
+            marks = np.eye(width)[labels[:, 0]]
+        images = 60 + 130 * np.tensordot(marks, spots, 1) + rng.normal(0, 20, (count, side, side))
+        if card.channels == 3:
+            images = images[..., None] * np.array([1.0, 0.8, 0.7])
+        arrays[f"{split}_images"] = np.clip(images, 0, 255).astype(np.uint8)
+        arrays[f"{split}_labels"] = labels
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays)
+    atomic_write(root / file_of(name), data.getvalue())
 
 
 def _write(path: Path, image: np.ndarray) -> None:

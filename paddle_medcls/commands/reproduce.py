@@ -1,0 +1,62 @@
+"""`python tools/reproduce.py --suite medmnist --sets breast,retina --seeds 3`: a grid and its table."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from paddle_medcls.commands import parser, run
+
+TEXT = """Trains recipes with several seeds each, scores every one on the test split, and writes a table beside
+the published figures. Run the same command again after any interruption: finished runs are kept, a
+half-done one goes on."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = parser("reproduce", TEXT)
+    p.add_argument("--suite", required=True, choices=("medmnist", "palm", "covid"))
+    p.add_argument("--recipe", type=_names, default=(), help="one or more, with commas (default: the suite's)")
+    p.add_argument("--sets", type=_names, default=(), help="MedMNIST sets, as breast,retina (default: all twelve)")
+    p.add_argument("--models", type=_names, default=(), help="as resnet18,resnet50 (default: the suite's)")
+    p.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
+    p.add_argument("--epochs", type=int, help="of each run; decay points keep their share")
+    p.add_argument("--data-root", type=Path, help="folder of the images (default: datasets/<…>)")
+    p.add_argument("--output", type=Path, help="folder of the grid (default: runs/reproduce-<suite>)")
+    p.add_argument("--budget-minutes", type=float, default=math.inf, help="stop then; the same command goes on")
+    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
+    p.add_argument("--deterministic", action="store_true", help="deterministic algorithms, on a GPU")
+    args = p.parse_args(argv)
+    if args.seeds < 1 or args.workers < 0 or not args.budget_minutes > 0 or (args.epochs or 1) < 1:
+        p.error("--seeds, --epochs and --budget-minutes must be above 0, --workers 0 or more")
+    return run(_work, args)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _work(args: argparse.Namespace) -> int:
+    began = time.monotonic()
+    from paddle_medcls.report import NOTICE
+    from paddle_medcls.reproduce import plan, run_grid, table
+    from paddle_medcls.train import Options
+
+    output = args.output or Path("runs") / f"reproduce-{args.suite}"
+    cells = plan(args.suite, output, args.seeds, args.recipe, args.sets, args.models, args.epochs, args.data_root)
+    options = Options(
+        device=args.device,
+        workers=args.workers,
+        deterministic=args.deterministic,
+        deadline=began + 60 * args.budget_minutes,
+    )
+    remaining = run_grid(cells, output, options)
+    print(table(cells))
+    print(f"{len(cells) - len(remaining)} of {len(cells)} runs are done; written to {output}\n{NOTICE}")
+    if remaining:
+        print("the time is up: run the same command again to go on", file=sys.stderr)
+    return 0

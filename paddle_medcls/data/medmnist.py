@@ -1,0 +1,192 @@
+"""MedMNIST v2 in two dimensions: one npz file a set, small images of twelve kinds. Documents 000 and 002.
+
+The data root is the folder of the npz files. A set's name is its file's: `breastmnist` is
+`breastmnist.npz` (28 pixels), `breastmnist_64`, `_128` and `_224` are MedMNIST+'s larger files. The
+names of the first version (`organmnist_axial`, …) read the same files as their successors.
+
+An npz file is a zip of arrays that may hold pickles, and its headers may promise any size. Here each
+header is compared with the card before any array is read, so a file takes no more memory than the
+real one, and no pickle is ever opened.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from paddle_medcls import metrics
+from paddle_medcls.data.download import checksum_text, download, file_md5
+from paddle_medcls.data.index import DRAWN_MARK, Index, is_drawn
+from paddle_medcls.data.medmnist_cards import ALIASES, CARDS, SIZES, URL, Card
+from paddle_medcls.errors import DataError
+from paddle_medcls.files import write_text
+
+SPLITS = ("train", "val", "test")
+NAMES = (*CARDS, *ALIASES, *(f"{flag}_{side}" for flag in CARDS for side in SIZES[1:]))
+
+
+def card_of(name: str) -> tuple[Card, int]:
+    """Card and side in pixels of a set's name: "breastmnist_64" -> (BreastMNIST, 64)."""
+    if name in ALIASES:
+        return CARDS[ALIASES[name]], 28
+    flag, _, side = name.partition("_")
+    return CARDS[flag], int(side or 28)
+
+
+def file_of(name: str) -> str:
+    """Name of a set's npz file."""
+    card, side = card_of(name)
+    return f"{card.flag}.npz" if side == 28 else f"{card.flag}_{side}.npz"
+
+
+def describe(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
+    """Class names and task."""
+    if labels != "default":
+        raise DataError(f"{name} has no labels {labels!r}", expected="default")
+    card, _ = card_of(name)
+    return card.classes, card.task
+
+
+def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
+    """One split of a set, its images in memory."""
+    classes, task = describe(name, labels)
+    card, side = card_of(name)
+    path = root / file_of(name)
+    drawn = is_drawn(root)
+    images, numbers = _read_npz(path, card, side, split, drawn)
+    if task != "multi-label":
+        numbers = numbers[:, 0]
+    return Index(
+        dataset=name,
+        split=split,
+        ids=tuple(f"{split}{row}" for row in range(len(images))),
+        sources=images,
+        labels=numbers.astype(np.int64),
+        classes=classes,
+        task=task,
+        drawn=drawn,
+        note="" if drawn else _bytes_note(path, card.md5[side]),
+    )
+
+
+def fetch(name: str, root: Path) -> str:
+    """Downloads a set's file into the data root, unless one is there; says what was done."""
+    card, side = card_of(name)
+    target = root / file_of(name)
+    if target.exists():
+        return _bytes_note(target, card.md5[side]) or f"{target} is there already, md5 as published"
+    size = card.num_bytes if side == 28 else 0
+    download(URL.format(file=target.name), target, size, md5=card.md5[side])
+    return f"{target}: {target.stat().st_size:,} bytes, md5 as published; licence {card.licence}"
+
+
+def write_scores(folder: Path, index: Index, probs: np.ndarray, run: str) -> Path:
+    """Writes the predictions as MedMNIST's own evaluator reads them.
+
+    Name: `{flag}_{split}_[AUC]0.901_[ACC]0.863@{run}.csv`; lines: row of the split, then the scores.
+    An earlier file of the same split and run is replaced.
+    """
+    card, side = card_of(index.dataset)
+    stem = f"{card.flag}_{index.split}_" if side == 28 else f"{card.flag}_{side}_{index.split}_"
+    for old in folder.glob(f"{stem}*@{run}.csv"):
+        old.unlink()
+    auc = float(metrics.auc(probs, index.labels, index.task))
+    accuracy = float((metrics.predicted(probs, index.task) == index.labels).mean())
+    path = folder / f"{stem}[AUC]{auc:.3f}_[ACC]{accuracy:.3f}@{run}.csv"
+    lines = (",".join([str(row), *map(repr, scores)]) for row, scores in enumerate(probs.tolist()))
+    write_text(path, "".join(f"{line}\n" for line in lines))
+    return path
+
+
+def _bytes_note(path: Path, md5: str) -> str:
+    found = file_md5(path)
+    return "" if found == md5 else f"{path.name}: not the official bytes: md5 {found}, published {md5}"
+
+
+# --- npz -----------------------------------------------------------------------------------------
+
+
+def _read_npz(path: Path, card: Card, side: int, split: str, drawn: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, S, S) or (N, S, S, 3) and labels (N, 1) or (N, L) of a split; all headers are checked."""
+    key = "the file"
+    try:
+        with zipfile.ZipFile(path) as file:
+            found = {}
+            for part, count in zip(SPLITS, card.counts):
+                pixels = (side, side, 3) if card.channels == 3 else (side, side)
+                width = len(card.classes) if card.task == "multi-label" else 1
+                for key, rest in ((f"{part}_images", pixels), (f"{part}_labels", (width,))):
+                    found[key] = _check_header(file, path, key, (count, *rest), drawn)
+                if found[f"{part}_images"] != found[f"{part}_labels"]:
+                    raise _fault(path, key, f"{found[key]} labels", f"one for each of {found[f'{part}_images']} images")
+            key = f"{split}_images"
+            images = _read_array(file, key)
+            key = f"{split}_labels"
+            labels = _read_array(file, key)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path.stem}: no file {path.name}",
+            where=path.parent,
+            do=f"python tools/prepare.py --dataset {path.stem} --download --data-root {path.parent}, or fetch "
+            f"{URL.format(file=path.name)} and save it there; {checksum_text(card.md5[side])}",
+        ) from None
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise _fault(path, key, f"it cannot be read ({error})", "a whole npz file") from None
+    top = 1 if card.task == "multi-label" else len(card.classes) - 1
+    if labels.max() > top:
+        raise _fault(path, key, f"a label of {labels.max()}", f"labels of 0 to {top}")
+    return images, labels
+
+
+def _check_header(file: zipfile.ZipFile, path: Path, key: str, shape: tuple[int, ...], drawn: bool) -> int:
+    """Refuses an array that is not what the card says, before it is read; returns its length.
+
+    Drawn files (marked as such) may be shorter than the real ones.
+    """
+    try:
+        member = file.getinfo(f"{key}.npy")
+    except KeyError:
+        raise _fault(path, key, "missing", f"an array {_shape_text(shape)}, uint8") from None
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise _fault(path, key, f"packed by method {member.compress_type}", "stored or deflated, as numpy writes it")
+    with file.open(member) as stream:
+        try:
+            version = np.lib.format.read_magic(stream)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            found, _, dtype = read(stream)
+        except Exception as error:  # numpy's reader of headers raises many kinds
+            raise _fault(path, key, f"no numpy array ({error})", f"an array {_shape_text(shape)}, uint8") from None
+        header = stream.tell()
+    if dtype.hasobject:
+        raise _fault(path, key, "pickled objects, which may run any program", f"{_shape_text(shape)}, uint8")
+    fits = found[1:] == shape[1:] and len(found) == len(shape)
+    fits &= 0 < found[0] <= shape[0] if drawn and found else found == shape
+    if dtype != np.uint8 or not fits:
+        raise _fault(path, key, f"{_shape_text(found)}, {dtype}", f"{_shape_text(shape)}, uint8")
+    if member.file_size != header + int(np.prod(found)):
+        raise _fault(path, key, f"{member.file_size:,} bytes", f"{header + int(np.prod(found)):,} by its header")
+    return found[0]
+
+
+def _read_array(file: zipfile.ZipFile, key: str) -> np.ndarray:
+    with file.open(f"{key}.npy") as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        stream.read(1)  # the end of the member, where its checksum is compared
+    return np.ascontiguousarray(array)
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(side) for side in shape) or "a single number"
+
+
+def _fault(path: Path, key: str, found: str, expected: str) -> DataError:
+    return DataError(
+        f"{path.name}: {key}: {found}",
+        where=path,
+        expected=expected,
+        do="download it again; for generated files of your own, with fewer images, "
+        f"put an empty file {DRAWN_MARK} beside them",
+    )
