@@ -92,7 +92,8 @@ def slow_warp(image: np.ndarray, degrees: float, scale: float, shift: float) -> 
 
 
 @pytest.mark.parametrize(
-    ("degrees", "zoom", "shift"), [(90.0, 0.0, 0.0), (30.0, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.25), (20.0, 0.2, 0.1)]
+    ("degrees", "zoom", "shift"),
+    [(90.0, 0.0, 0.0), (30.0, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.25), (20.0, 0.2, 0.1)],
 )
 def test_warp_against_a_loop(degrees: float, zoom: float, shift: float) -> None:
     found = augment(IMAGE, recipe(rotate_degrees=degrees, zoom=zoom, shift=shift), Fixed())

@@ -129,7 +129,9 @@ def test_the_name_does_not_decide_the_format(tmp_path: Path) -> None:
 
 def with_thumbnail(jpeg: bytes, thumbnail: bytes) -> bytes:
     """A JPEG with an EXIF segment that holds another whole JPEG, end marker included."""
-    entries = struct.pack("<HHII", 0x0201, 4, 1, 8 + 6 + 2 + 24 + 4) + struct.pack("<HHII", 0x0202, 4, 1, len(thumbnail))
+    entries = struct.pack("<HHII", 0x0201, 4, 1, 8 + 6 + 2 + 24 + 4) + struct.pack(
+        "<HHII", 0x0202, 4, 1, len(thumbnail)
+    )
     tiff = b"II*\0" + struct.pack("<I", 8)  # header
     tiff += struct.pack("<HI", 0, 14)  # IFD0: no entries; IFD1 at 14
     tiff += struct.pack("<H", 2) + entries + struct.pack("<I", 0) + thumbnail
@@ -275,7 +277,9 @@ def test_float_resizing_does_not_round_and_uint8_does() -> None:
     assert 0.1 < np.abs(rounded - exact).max() <= 1.1
 
 
-@pytest.mark.parametrize(("height", "width", "top", "left"), [(300, 600, 16, 144), (450, 300, 80, 16), (256, 256, 16, 16)])
+@pytest.mark.parametrize(
+    ("height", "width", "top", "left"), [(300, 600, 16, 144), (450, 300, 80, 16), (256, 256, 16, 16)]
+)
 def test_crop_scales_the_shorter_side_and_cuts_the_centre(height: int, width: int, top: int, left: int) -> None:
     """256 on the shorter side, then the central 224; `top` and `left` by hand: (scaled side - 224) // 2."""
     image = noise(height, width)

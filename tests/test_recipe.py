@@ -148,7 +148,9 @@ def test_overrides_are_parsed_by_the_fields_type(text: str, value: object) -> No
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("text", ["epochs=2.5", "lr=fast", "test_flips=maybe", "mean=1,b", "targets=val/accuracy", "lr"])
+@pytest.mark.parametrize(
+    "text", ["epochs=2.5", "lr=fast", "test_flips=maybe", "mean=1,b", "targets=val/accuracy", "lr"]
+)
 def test_an_override_that_cannot_be_parsed(text: str) -> None:
     with pytest.raises(RecipeError, match="cannot read"):
         recipe().override([text])
