@@ -89,7 +89,10 @@ def build_loss(recipe: Recipe, weights: np.ndarray | None):
     def sigmoid_loss(logits, labels):
         target = labels.reshape([logits.shape[0], -1]).astype("float32")
         target = target * (1 - smoothing) + 0.5 * smoothing
-        return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
+        if weight is None:
+            return F.binary_cross_entropy_with_logits(logits, target)
+        # Written out: the function's own pos_weight is wrong for negative logits in Paddle 2.6.2.
+        return (weight * target * F.softplus(-logits) + (1 - target) * F.softplus(logits)).mean()
 
     return softmax_loss if recipe.loss == "softmax" else sigmoid_loss
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -175,12 +176,24 @@ def _parse(text: str) -> tuple[str, object]:
         raise RecipeError(f"recipe field {field}: cannot read {value!r}", expected=expected) from None
 
 
+def _is_of(value: object, kind: object) -> bool:
+    """Whether a value is of a field's type, down to the items of a tuple; numbers must be finite."""
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(kind, type):
+        return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    kinds = typing.get_args(kind)  # of tuple[x, ...] or tuple[x, y]
+    if not isinstance(value, tuple):
+        return False
+    kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
+    return len(value) == len(kinds) and all(map(_is_of, value, kinds))
+
+
 def _faults(recipe: Recipe) -> list[str]:
     faults = []
     for field, kind in _TYPES.items():
         value = getattr(recipe, field)
-        ok = isinstance(value, (int, float) if kind is float else kind if isinstance(kind, type) else tuple)
-        if not ok or (isinstance(value, bool) and kind is not bool):
+        if not _is_of(value, kind):
             faults.append(f"{field}: {value!r} is of the wrong type")
     if faults:
         return faults

@@ -8,6 +8,7 @@ out) and the tutorial's (`COVID/…`, `LungOpacity`, `ViralPneumonia`).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def _plain(folder_name: str) -> str:
     return folder_name.replace("_", "").replace(" ", "").replace("-", "").lower()
 
 
+_NUMBERS = tuple(str(label) for label in range(len(CLASSES)))
 _LABEL_OF_FOLDER = {_plain(name): label for label, name in enumerate(CLASSES)}
 
 
@@ -72,8 +74,9 @@ def read_list(path: Path) -> tuple[list[str], list[int]]:
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
         name, _, label = line.rpartition(" ")
-        folder = next((_LABEL_OF_FOLDER[_plain(part)] for part in name.split("/")[:-1] if _plain(part) in _LABEL_OF_FOLDER), None)
-        if not name or not (label.isdecimal() and label.isascii()) or int(label) >= len(CLASSES):
+        folders = [_plain(part) for part in name.split("/")[:-1]]
+        folder = next((_LABEL_OF_FOLDER[part] for part in folders if part in _LABEL_OF_FOLDER), None)
+        if not name or label not in _NUMBERS:
             faults.append(f"line {number}: {line!r} is not 'relative/path label' with a label of 0 to 3")
         elif Path(name).is_absolute() or ".." in Path(name).parts:
             faults.append(f"line {number}: {name!r} leads out of the data root")
@@ -85,7 +88,7 @@ def read_list(path: Path) -> tuple[list[str], list[int]]:
             ids.append(name)
             labels.append(int(label))
         seen.add(name)
-    missing = [name for name in ids if not (path.parent / name).is_file()]
+    missing = [name for name in ids if not os.path.isfile(path.parent / name)]  # False for impossible names too
     faults += [f"{name!r} does not exist" for name in missing]
     if faults or not ids:
         raise DataError(

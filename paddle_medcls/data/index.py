@@ -79,7 +79,7 @@ class Index:
 
     def subset(self, rows: Sequence[int]) -> Index:
         """The images of these rows, in this order."""
-        rows = np.asarray(rows)
+        rows = np.asarray(rows, np.int64)
         is_array = isinstance(self.sources, np.ndarray)
         sources = self.sources[rows] if is_array else [self.sources[row] for row in rows]
         groups = tuple(self.groups[row] for row in rows) if self.groups else ()

@@ -1,0 +1,51 @@
+"""What all tests share: the thread count, the markers, tiny data sets."""
+
+from __future__ import annotations
+
+import os
+import zlib  # noqa: F401  before Paddle: 2.6.2 exports its own inflate and crashes any later use
+from pathlib import Path
+
+# One thread: sums are then the same on every machine, and images of 32 pixels gain nothing from two.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import fakes  # noqa: E402
+import pytest  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skips = {
+        "slow": None if config.getoption("--slow") else "slow: give --slow",
+        "data": None if os.environ.get("MEDCLS_TEST_DATA") else "no real images: MEDCLS_TEST_DATA is not set",
+    }
+    for item in items:
+        for name, reason in skips.items():
+            if reason and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("gpu"):
+            from paddle_medcls.runtime import paddle
+
+            if not paddle.is_compiled_with_cuda() or not paddle.device.cuda.device_count():
+                item.add_marker(pytest.mark.skip(reason="Paddle sees no GPU"))
+
+
+@pytest.fixture
+def palm_root(tmp_path: Path) -> Path:
+    """A PALM folder: 12 training and 7 validation images of 32 px."""
+    return fakes.palm_tree(tmp_path / "palm")
+
+
+@pytest.fixture
+def covid_root(tmp_path: Path) -> Path:
+    """A COVID folder in the tutorial's layout with list files: 8, 4 and 4 images of 32 px."""
+    return fakes.covid_tree(tmp_path / "covid")
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real images; it has palm/, covid19_radiography/, medmnist/ and oct2017/."""
+    return Path(os.environ["MEDCLS_TEST_DATA"])

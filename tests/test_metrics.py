@@ -1,0 +1,301 @@
+"""Figures: hand-solved tables, scikit-learn, and slow second implementations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from paddle_medcls import metrics
+
+
+def random_case(n: int = 60, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    logits = rng.normal(size=(n, classes)) + 1.2 * np.eye(classes)[labels]
+    return logits.astype(np.float32), labels
+
+
+# --- probabilities ---------------------------------------------------------------------------------
+
+
+def test_softmax_and_sigmoid_by_hand() -> None:
+    """ln 1, ln 2, ln 5 -> 1/8, 2/8, 5/8; sigmoid(ln 3) = 3/4."""
+    logits = np.log([[1.0, 2.0, 5.0]])
+    np.testing.assert_allclose(metrics.softmax(logits), [[0.125, 0.25, 0.625]])
+    np.testing.assert_allclose(metrics.sigmoid(np.array([0.0, math.log(3), -math.log(3)])), [0.5, 0.75, 0.25])
+
+
+def test_large_logits_do_not_overflow() -> None:
+    big = np.array([[1e4, -1e4, 0.0]])
+    np.testing.assert_array_equal(metrics.softmax(big), [[1, 0, 0]])
+    np.testing.assert_array_equal(metrics.sigmoid(big), [[1, 0, 0.5]])
+    assert metrics.loss_value(big, np.array([1]), "softmax") == 2e4
+    assert metrics.loss_value(np.array([[-1e4]]), np.array([1]), "sigmoid") == 1e4
+
+
+def test_columns_of_each_task() -> None:
+    z = np.array([[math.log(3)]])
+    np.testing.assert_allclose(metrics.probabilities(z, "sigmoid", "binary"), [[0.25, 0.75]])
+    many = np.array([[math.log(3), 0.0]])
+    np.testing.assert_allclose(metrics.probabilities(many, "sigmoid", "multi-label"), [[0.75, 0.5]])
+    np.testing.assert_allclose(metrics.probabilities(many, "softmax", "binary"), [[0.75, 0.25]])
+
+
+def test_thresholds() -> None:
+    probs = np.array([[0.5, 0.5], [0.4, 0.6], [0.2, 0.8]])
+    assert metrics.predicted(probs, "binary").tolist() == [0, 1, 1]  # exactly one half is class 0
+    assert metrics.predicted(probs, "binary", 0.7).tolist() == [0, 0, 1]
+    assert metrics.predicted(probs, "multi-class").tolist() == [0, 1, 1]
+    assert metrics.predicted(probs, "multi-label").tolist() == [[0, 0], [0, 1], [0, 1]]
+
+
+def test_loss_against_scikit_learn() -> None:
+    logits, labels = random_case()
+    assert metrics.loss_value(logits, labels, "softmax") == pytest.approx(sk.log_loss(labels, metrics.softmax(logits)))
+    binary = (labels > 1).astype(int)
+    p = metrics.sigmoid(logits[:, :1])[:, 0]
+    assert metrics.loss_value(logits[:, :1], binary, "sigmoid") == pytest.approx(sk.log_loss(binary, p))
+    many = np.eye(4, dtype=int)[labels]
+    mean = np.mean([sk.log_loss(many[:, k], metrics.sigmoid(logits[:, k])) for k in range(4)])
+    assert metrics.loss_value(logits, many, "sigmoid") == pytest.approx(mean)
+
+
+# --- AUC -------------------------------------------------------------------------------------------
+
+
+def slow_auc(truth: np.ndarray, scores: np.ndarray) -> float:
+    """All pairs of a positive and a negative; ties count one half."""
+    wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p in scores[truth == 1] for n in scores[truth == 0]]
+    return sum(wins) / len(wins) if wins else math.nan
+
+
+def test_auc_by_hand() -> None:
+    """The example of scikit-learn's manual: 0.75."""
+    assert metrics.roc_auc(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8])) == 0.75
+    assert metrics.roc_auc(np.array([0, 1, 0, 1]), np.full(4, 0.3)) == 0.5
+    assert metrics.roc_auc(np.array([1, 0]), np.array([0.0, 1.0])) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("ties", [False, True])
+def test_auc_against_pairs_and_scikit_learn(seed: int, ties: bool) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 2, 40)
+    scores = rng.integers(0, 5, 40) / 4 if ties else rng.random(40)
+    found = metrics.roc_auc(truth, scores)
+    assert found == pytest.approx(slow_auc(truth, scores), abs=1e-12)
+    assert found == pytest.approx(sk.roc_auc_score(truth, scores), abs=1e-12)
+
+
+def test_auc_of_logits_is_that_of_probabilities() -> None:
+    logits, labels = random_case(classes=2)
+    truth = labels
+    z = logits[:, 1] - logits[:, 0]
+    assert metrics.roc_auc(truth, z) == metrics.roc_auc(truth, metrics.softmax(logits)[:, 1])
+
+
+def test_weights_count_images() -> None:
+    rng = np.random.default_rng(0)
+    truth, scores = rng.integers(0, 2, 30), rng.integers(0, 6, 30) / 5
+    weights = rng.integers(0, 4, (7, 30))
+    found = metrics.roc_auc(truth, scores, weights)
+    expected = [slow_auc(np.repeat(truth, row), np.repeat(scores, row)) for row in weights]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_auc_of_one_class_is_not_defined() -> None:
+    assert math.isnan(metrics.roc_auc(np.ones(3, int), np.arange(3.0)))
+    assert math.isnan(metrics.roc_auc(np.zeros(3, int), np.arange(3.0)))
+    probs = np.full((3, 2), 0.5)
+    assert math.isnan(metrics.auc(probs, np.zeros(3, int), "binary"))
+
+
+def test_auc_of_several_classes_is_the_average_over_those_that_occur() -> None:
+    logits, labels = random_case(classes=4)
+    probs = metrics.softmax(logits)
+    expected = sk.roc_auc_score(labels, probs, multi_class="ovr", average="macro")
+    assert metrics.auc(probs, labels, "multi-class") == pytest.approx(expected, abs=1e-12)
+    kept = labels < 3  # class 3 has no image: it counts in no average
+    areas = [slow_auc((labels[kept] == k).astype(int), probs[kept, k]) for k in range(3)]
+    assert metrics.auc(probs[kept], labels[kept], "multi-class") == pytest.approx(np.mean(areas), abs=1e-12)
+
+
+def test_auc_of_labels() -> None:
+    rng = np.random.default_rng(1)
+    labels, scores = rng.integers(0, 2, (50, 3)), rng.random((50, 3))
+    assert metrics.auc(scores, labels, "multi-label") == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-12)
+    labels[:, 1] = 0
+    expected = np.mean([slow_auc(labels[:, k], scores[:, k]) for k in (0, 2)])
+    assert metrics.auc(scores, labels, "multi-label") == pytest.approx(expected, abs=1e-12)
+
+
+# --- intervals -------------------------------------------------------------------------------------
+
+
+def wilson_by_search(correct: int, total: int) -> list[float]:
+    """Wilson's definition itself: the p at which |correct/total - p| is 1.96 standard errors of p."""
+
+    def excess(p: float) -> float:
+        return abs(correct / total - p) - 1.959963984540054 * math.sqrt(p * (1 - p) / total)
+
+    ends = []
+    for outside, inside in ((0.0, correct / total), (1.0, correct / total)):
+        if outside == inside:
+            ends.append(outside)
+            continue
+        for _ in range(200):
+            middle = (outside + inside) / 2
+            outside, inside = (middle, inside) if excess(middle) > 0 else (outside, middle)
+        ends.append(outside)
+    return ends
+
+
+@pytest.mark.parametrize(("correct", "total"), [(97, 100), (0, 10), (10, 10), (1, 2), (2045, 2119)])
+def test_wilson_against_its_definition(correct: int, total: int) -> None:
+    np.testing.assert_allclose(metrics.wilson(correct, total), wilson_by_search(correct, total), atol=1e-9)
+
+
+def test_wilson_known_value() -> None:
+    """97 of 100: 0.9155 to 0.9897 (the formula worked by hand)."""
+    np.testing.assert_allclose(metrics.wilson(97, 100), (0.9155, 0.9897), atol=5e-5)
+
+
+def slow_bootstrap(probs: np.ndarray, labels: np.ndarray, task: str, resamples: int, seed: int) -> list[float]:
+    """Draw the images again, and compute each area from the drawn list itself."""
+    rng = np.random.default_rng(seed)
+    areas = []
+    for _ in range(resamples):
+        rows = rng.integers(0, len(labels), len(labels))
+        if task == "binary":
+            areas.append(slow_auc(labels[rows], probs[rows, 1]))
+        else:
+            truth = labels if labels.ndim == 2 else np.eye(probs.shape[1], dtype=int)[labels]
+            each = [slow_auc(truth[rows, k], probs[rows, k]) for k in range(probs.shape[1])]
+            areas.append(np.mean([area for area in each if not math.isnan(area)] or [math.nan]))
+    areas = [area for area in areas if not math.isnan(area)]
+    return [float(np.percentile(areas, q)) for q in (2.5, 97.5)]
+
+
+@pytest.mark.parametrize("task", ["binary", "multi-class", "multi-label"])
+def test_bootstrap_against_a_loop(task: str) -> None:
+    rng = np.random.default_rng(2)
+    probs = np.round(rng.random((25, 3 if task != "binary" else 2)), 1)  # rounded: with ties
+    labels = rng.integers(0, 2, (25, 3)) if task == "multi-label" else rng.integers(0, probs.shape[1], 25)
+    found = metrics.bootstrap_auc(probs, labels, task, resamples=60, seed=5)
+    np.testing.assert_allclose(found, slow_bootstrap(probs, labels, task, 60, 5), rtol=1e-12)
+
+
+def test_bootstrap_is_cut_into_rounds_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counts of one round are kept under 2,000,000: with 800,000 images two resamples a round."""
+    rounds: list[int] = []
+    whole = metrics.auc
+    monkeypatch.setattr(metrics, "auc", lambda p, y, t, w: rounds.append(len(w)) or whole(p, y, t, w))
+    rng = np.random.default_rng(0)
+    labels, probs = rng.integers(0, 2, 800_000), rng.random((800_000, 2))
+    low, high = metrics.bootstrap_auc(probs, labels, "binary", resamples=3)
+    assert rounds == [2, 1] and low <= high
+
+
+def test_bootstrap_of_one_class_is_nan() -> None:
+    assert all(map(math.isnan, metrics.bootstrap_auc(np.full((5, 2), 0.5), np.zeros(5, int), "binary", 20)))
+
+
+def test_bootstrap_of_the_size_of_chestmnist() -> None:
+    """22,433 images and 14 labels (its test split); the full 1000 resamples take seconds, here 5."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((22433, 14)) < 0.1).astype(int)
+    scores = rng.random((22433, 14)) + 0.3 * labels
+    low, high = metrics.bootstrap_auc(scores, labels, "multi-label", resamples=5)
+    assert low <= high and abs(metrics.auc(scores, labels, "multi-label") - (low + high) / 2) < 0.01
+
+
+# --- tables ----------------------------------------------------------------------------------------
+
+
+def test_a_hand_solved_table() -> None:
+    """Of 4 positives 3 found, of 6 negatives 5: P 3/4, R 3/4, specificity 5/6, F1 3/4, accuracy 8/10."""
+    labels = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
+    guesses = np.array([1, 1, 1, 0, 1, 0, 0, 0, 0, 0])
+    assert metrics.confusion(labels, guesses, 2).tolist() == [[5, 1], [1, 3]]
+    negative, positive = metrics.per_class(labels, guesses, ("no", "yes"))
+    assert positive == {
+        "class": "yes",
+        "precision": 0.75,
+        "recall": 0.75,
+        "f1": 0.75,
+        "specificity": 5 / 6,
+        "support": 4,
+        "predicted": 4,
+    }
+    assert (negative["precision"], negative["recall"], negative["support"]) == (5 / 6, 5 / 6, 6)
+
+
+def test_tables_against_scikit_learn() -> None:
+    logits, labels = random_case(80)
+    guesses = logits.argmax(axis=1)
+    np.testing.assert_array_equal(metrics.confusion(labels, guesses, 4), sk.confusion_matrix(labels, guesses))
+    expected = sk.precision_recall_fscore_support(labels, guesses)
+    rows = metrics.per_class(labels, guesses, "abcd")
+    for name, values in zip(("precision", "recall", "f1", "support"), expected):
+        np.testing.assert_allclose([row[name] for row in rows], values, err_msg=name)
+
+
+def test_a_class_without_images_or_predictions_is_nan_not_zero() -> None:
+    rows = metrics.per_class(np.array([0, 0, 1]), np.array([0, 0, 0]), "abc")
+    assert math.isnan(rows[1]["precision"]) and rows[1]["recall"] == 0 and rows[1]["f1"] == 0
+    assert math.isnan(rows[2]["precision"]) and math.isnan(rows[2]["recall"]) and math.isnan(rows[2]["f1"])
+    assert rows[2]["specificity"] == 1 and rows[2]["support"] == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_quadratic_kappa_against_scikit_learn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.r_[np.arange(5), rng.integers(0, 5, 50)]
+    guesses = np.clip(labels + rng.integers(-1, 2, 55), 0, 4)
+    expected = sk.cohen_kappa_score(labels, guesses, weights="quadratic")
+    assert metrics.quadratic_kappa(labels, guesses, 5) == pytest.approx(expected)
+    assert metrics.quadratic_kappa(labels, labels, 5) == 1
+
+
+# --- a whole split ---------------------------------------------------------------------------------
+
+
+def test_a_binary_split() -> None:
+    logits = np.array([[2.0], [1.0], [-1.0], [-2.0], [0.5]])
+    labels = np.array([1, 1, 1, 0, 0])
+    found = metrics.evaluate_logits(logits, labels, ("no", "yes"), "binary", "sigmoid")
+    assert (found["n"], found["accuracy"], found["sensitivity"], found["specificity"]) == (5, 0.6, 2 / 3, 0.5)
+    assert found["auc"] == pytest.approx(5 / 6)  # of 6 pairs only (-1, 0.5) is wrong
+    assert found["confusion"] == [[1, 1], [1, 2]]
+    np.testing.assert_allclose(found["intervals"]["accuracy"], wilson_by_search(3, 5), atol=1e-9)
+    assert set(found["intervals"]) == {"accuracy", "auc"}
+    assert found["loss"] == pytest.approx(sk.log_loss(labels, 1 / (1 + np.exp(-logits[:, 0]))))
+
+
+def test_a_split_in_four_classes() -> None:
+    logits, labels = random_case()
+    found = metrics.evaluate_logits(logits, labels, "abcd", "multi-class", "softmax", intervals=False)
+    assert found["accuracy"] == sk.accuracy_score(labels, logits.argmax(axis=1))
+    assert "intervals" not in found and "sensitivity" not in found
+    assert [row["class"] for row in found["per_class"]] == list("abcd")
+
+
+def test_an_ordinal_split() -> None:
+    logits, labels = random_case(classes=5)
+    found = metrics.evaluate_logits(logits, labels, "abcde", "ordinal", "softmax", intervals=False)
+    guesses = logits.argmax(axis=1)
+    assert found["quadratic_kappa"] == pytest.approx(sk.cohen_kappa_score(labels, guesses, weights="quadratic"))
+    assert found["mean_absolute_error"] == pytest.approx(sk.mean_absolute_error(labels, guesses))
+
+
+def test_a_multi_label_split() -> None:
+    """Accuracy is the share of right (image, label) pairs: 5 of 6."""
+    logits = np.array([[1.0, -1.0, 2.0], [-1.0, -2.0, 3.0]])
+    labels = np.array([[1, 0, 1], [1, 0, 1]])
+    found = metrics.evaluate_logits(logits, labels, "abc", "multi-label", "sigmoid", intervals=False)
+    assert found["accuracy"] == pytest.approx(5 / 6) and "confusion" not in found
+    assert [row["recall"] for row in found["per_class"]][::2] == [0.5, 1.0]
+    assert math.isnan(found["auc"])  # no label has both a positive and a negative

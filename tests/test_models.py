@@ -1,0 +1,158 @@
+"""The networks: golden parameter counts, strides, gradients, and Paddle's own ResNet beside them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import pixels
+
+from paddle_medcls.errors import RecipeError
+from paddle_medcls.models import Network, model_names
+from paddle_medcls.models.weights import load_strict, recognise
+from paddle_medcls.runtime import paddle
+
+# Trainable parameters at 1000 outputs; 18, 34 and 50 equal torchvision's published num_params.
+COUNTS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+}
+
+
+def trainable(model: paddle.nn.Layer) -> int:
+    return sum(int(np.prod(p.shape)) for p in model.parameters() if p.trainable)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_trainable_parameters(name: str) -> None:
+    assert name in model_names()
+    assert trainable(Network(name, 1000).build()) == COUNTS[name]
+
+
+def test_covid_network_has_the_documents_size() -> None:
+    """Document 003's summary: 23,569,348 with batch-norm statistics; of them 53,120 are statistics."""
+    model = Network("resnet50", 4).build()
+    assert sum(int(np.prod(p.shape)) for p in model.parameters()) == 23_569_348
+    assert trainable(model) == 23_516_228
+
+
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 11_177_538), ("resnet50", 23_512_130)])
+def test_parameters_at_two_outputs(name: str, count: int) -> None:
+    assert trainable(Network(name, 2).build()) == count
+
+
+def test_paddleclas_projection_adds_one_layer() -> None:
+    """64 x 64 weights and 2 x 64 of batch norm: 4,224 more."""
+    assert trainable(Network("resnet18", 1000, project_first=True).build()) == COUNTS["resnet18"] + 4224
+
+
+def test_unknown_model_suggests() -> None:
+    with pytest.raises(RecipeError, match="unknown model 'resnet51'; did you mean 'resnet50'"):
+        Network("resnet51", 2).build()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_output_shape(name: str, stem: str, channels: int) -> None:
+    model = Network(name, 5, channels, stem).build()
+    model.eval()
+    with paddle.no_grad():
+        assert list(model(paddle.zeros([2, channels, 28, 28])).shape) == [2, 5]
+
+
+def test_small_stem_keeps_the_size() -> None:
+    model = Network("resnet18", 5, stem="small").build()
+    sizes = shapes_of(model, 28)
+    assert sizes["conv"][2:] == [28, 28] and sizes["max_pool"][2:] == [28, 28] and sizes["block.7"][2:] == [4, 4]
+    assert list(model.conv[0].weight.shape) == [64, 3, 3, 3]
+
+
+def test_imagenet_stem_quarters_the_size() -> None:
+    sizes = shapes_of(Network("resnet18", 5).build(), 64)
+    assert [sizes[name][1:] for name in ("conv", "max_pool", "block.1", "block.3", "block.5", "block.7")] == [
+        [64, 32, 32],
+        [64, 16, 16],
+        [64, 16, 16],
+        [128, 8, 8],
+        [256, 4, 4],
+        [512, 2, 2],
+    ]
+
+
+def shapes_of(model: paddle.nn.Layer, size: int) -> dict[str, list[int]]:
+    """Output shape of every layer for one image."""
+    shapes: dict[str, list[int]] = {}
+
+    def keep(name: str) -> object:
+        return lambda layer, inputs, output: shapes.update({name: list(output.shape)})
+
+    hooks = [layer.register_forward_post_hook(keep(name)) for name, layer in model.named_sublayers()]
+    model.eval()
+    with paddle.no_grad():
+        model(paddle.zeros([1, 3, size, size]))
+    for hook in hooks:
+        hook.remove()
+    return shapes
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_stride_sits_in_the_3x3_convolution(name: str) -> None:
+    model = Network(name, 2).build()
+    strided = {
+        path: layer._kernel_size[0]
+        for path, layer in model.named_sublayers()
+        if isinstance(layer, paddle.nn.Conv2D) and layer._stride[0] == 2 and path.startswith("block")
+    }
+    inside = {path: kernel for path, kernel in strided.items() if "shortcut" not in path}
+    assert len(inside) == 3 and set(inside.values()) == {3}
+    assert len(strided) == 6 and all(kernel == 1 for path, kernel in strided.items() if "shortcut" in path)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    paddle.seed(0)
+    model = Network(name, 3).build()
+    x = paddle.to_tensor(np.random.default_rng(0).normal(size=(4, 3, 64, 64)).astype(np.float32))
+    paddle.nn.functional.cross_entropy(model(x), paddle.to_tensor([0, 1, 2, 0])).backward()
+    for path, parameter in model.named_parameters():
+        if parameter.trainable:
+            assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, path
+
+
+def test_last_layer_starts_in_the_documents_range() -> None:
+    """Document 001: Uniform(-1/sqrt(2048), 1/sqrt(2048)); of 2048 draws the largest comes near the bound."""
+    weight = Network("resnet50", 1).build().fc.weight.numpy()
+    bound = 1 / np.sqrt(2048)
+    assert 0.98 * bound < np.abs(weight).max() <= bound and abs(weight.mean()) < 0.1 * bound
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_logits_equal_paddles_own_network(name: str) -> None:
+    """The same weights, after batches that moved the batch-norm statistics off 0 and 1."""
+    theirs = getattr(paddle.vision.models, name)(num_classes=7)
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        theirs(paddle.to_tensor(rng.normal(0.5, 2, (4, 3, 64, 64)).astype(np.float32)))
+    theirs.eval()
+    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    assert abs(state["layer1.0.bn1._mean"]).max() > 0.01
+    network, renamed, layout = recognise(state, "theirs")
+    assert (network, layout) == (Network(name, 7), "paddle.vision")
+    ours = network.build()
+    load_strict(ours, renamed, "theirs")
+    ours.eval()
+    x = paddle.to_tensor(
+        (np.stack([pixels(k, size=64) for k in range(2)]).transpose(0, 3, 1, 2) / 64 - 2).astype(np.float32)
+    )
+    with paddle.no_grad():
+        mine, expected = ours(x).numpy(), theirs(x).numpy()
+    assert np.abs(expected).max() > 0.05
+    np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_survives_json() -> None:
+    network = Network("resnet34", 5, 1, "small", True)
+    assert Network(**network.to_json()) == network
