@@ -24,6 +24,7 @@ from paddle_medcls import __version__
 from paddle_medcls.cpu import prepare_environment
 from paddle_medcls.errors import SetupError
 
+
 def _import_paddle() -> Any:
     prepare_environment()
     said = io.StringIO()

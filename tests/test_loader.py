@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from fakes import recipe, within
 
 from paddle_medcls.data import load_index
 from paddle_medcls.data.index import Index
-from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
+from paddle_medcls.data.loader import Batch, ImageDataset, cut, epoch_order, load_batches
 from paddle_medcls.errors import DataError
 from paddle_medcls.images import Preprocessing
 
@@ -81,6 +82,9 @@ def test_any_exception_comes_through(workers: int) -> None:
     class Broken(ImageDataset):
         def __getitem__(self, row: int) -> tuple:
             raise ZeroDivisionError(f"row {row}")
+
+        def batch(self, rows: Sequence[int]) -> Batch:
+            raise ZeroDivisionError(f"row {rows[0]}")
 
     dataset = Broken(numbered(4).index, SPEC)
     with pytest.raises(ZeroDivisionError, match="row 0"):
