@@ -19,12 +19,15 @@ STYLE = """
 :root { color-scheme: light dark; --line: #d0d4da; --soft: #f4f5f7; --bar: #0072b2; --true: #009e73; --text: #1d2733; }
 @media (prefers-color-scheme: dark) { :root { --line: #3a434e; --soft: #1c232b; --bar: #56b4e9; --true: #2fc79a;
   --text: #e6eaee; } body { background: #12171d; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); max-width: 1100px; margin: 2rem auto;
+  padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
-table { border-collapse: collapse; } th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }
+table { border-collapse: collapse; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 1rem; }
-.card { background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: .6rem; break-inside: avoid; }
+.card { background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: .6rem;
+  break-inside: avoid; }
 .card img { width: 100%; border-radius: 4px; background: #000; }
 .card p { margin: .3rem 0; overflow-wrap: anywhere; font-size: .85rem; }
 .bar { display: grid; grid-template-columns: 6.5rem 1fr 2.8rem; gap: .4rem; font-size: .78rem; align-items: center; }
@@ -72,9 +75,10 @@ def write_error_page(
         "look at each.</p>",
         _cards(doubtful, index, probs, guesses) if doubtful else "<p>None.</p>",
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
+    head += f"<title>{html.escape(title)}</title>"
     body = "\n".join(parts)
-    write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>{body}</body></html>\n')
+    write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n')
 
 
 def _probability_of_truth(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -129,7 +133,8 @@ def _card(row: int, index: Index, probs: np.ndarray, guess: np.ndarray) -> str:
     names = [", ".join(html.escape(index.classes[k]) for k in sorted(group)) or "none" for group in (true, predicted)]
     name = html.escape(index.ids[row])
     picture = f'<img src="{_data_uri(index.read(row, "bgr"))}" alt="{name}">'
-    return f'<div class="card">{picture}<p>{name}</p><p>true <b>{names[0]}</b>, predicted <b>{names[1]}</b></p>{"".join(bars)}</div>'
+    verdict = f"<p>true <b>{names[0]}</b>, predicted <b>{names[1]}</b></p>"
+    return f'<div class="card">{picture}<p>{name}</p>{verdict}{"".join(bars)}</div>'
 
 
 def _data_uri(image: np.ndarray) -> str:

@@ -52,7 +52,7 @@ def summary(metrics: dict, targets: Sequence[tuple[str, float]] = ()) -> str:
 
 
 def _beside(name: str, split: str, intervals: dict, published: dict[str, float]) -> str:
-    """" (95% a to b); published c: inside the interval", as far as known."""
+    """What stands beside a figure: "(95% a to b); published c: inside the interval", as far as known."""
     if name not in intervals:
         return ""
     low, high = intervals[name]

@@ -32,8 +32,9 @@ def _import_paddle() -> Any:
         with contextlib.redirect_stderr(said):  # Paddle advises against the threads that we set
             import paddle
     except ImportError as error:
-        fault = "PaddlePaddle is not installed" if error.name == "paddle" else f"PaddlePaddle cannot be loaded ({error})"
-        raise SetupError(f"{fault}: pip install paddlepaddle, or a GPU build (README.md, GPU)") from None
+        missing = error.name == "paddle"
+        fault = "is not installed" if missing else f"cannot be loaded ({error})"
+        raise SetupError(f"PaddlePaddle {fault}: pip install paddlepaddle, or a GPU build (README.md, GPU)") from None
     finally:
         for line in said.getvalue().splitlines():
             if "OMP_NUM_THREADS" not in line and "OpenBlas" not in line:

@@ -18,6 +18,7 @@ from paddle_medcls.errors import DataError
 from paddle_medcls.images import Preprocessing
 
 SPEC = Preprocessing(size_px=8)
+CROP = Preprocessing(size_px=8, resize_px=8, fit="crop")  # the same pixels, but read one image at a time
 
 
 def numbered(count: int) -> ImageDataset:
@@ -86,9 +87,10 @@ def test_any_exception_comes_through(workers: int) -> None:
         def batch(self, rows: Sequence[int]) -> Batch:
             raise ZeroDivisionError(f"row {rows[0]}")
 
-    dataset = Broken(numbered(4).index, SPEC)
-    with pytest.raises(ZeroDivisionError, match="row 0"):
-        within(20, lambda: list(load_batches(dataset, cut(range(4), 2), workers)))
+    for spec in (SPEC, CROP):  # whole batches, and image by image
+        dataset = Broken(numbered(4).index, spec)
+        with pytest.raises(ZeroDivisionError, match="row 0"):
+            within(20, lambda dataset=dataset: list(load_batches(dataset, cut(range(4), 2), workers)))
 
 
 def no_readers_left() -> bool:
@@ -112,7 +114,7 @@ def test_only_a_few_batches_are_read_ahead() -> None:
             read.append(row)
             return super().__getitem__(row)
 
-    loaded = load_batches(Counting(numbered(200).index, SPEC), cut(range(200), 2), 2)
+    loaded = load_batches(Counting(numbered(200).index, CROP), cut(range(200), 2), 2)
     next(loaded)
     time.sleep(0.1)
     assert 2 < len(read) <= 6

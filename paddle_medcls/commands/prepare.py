@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--archives", type=Path, metavar="DIR", help="unpack this folder's zip files into the data root")
     p.add_argument("--split", action="store_true", help="write list files train.txt, val.txt, test.txt (7:2:1)")
     p.add_argument("--stats", action="store_true", help="counts, sizes, mean and std; statistics.json and pictures")
-    p.add_argument("--check", action="store_true", help="unreadable, constant and duplicate images; leaks between splits")
+    p.add_argument("--check", action="store_true", help="unreadable, odd and duplicate images; leaks between splits")
     p.add_argument("--sample", action="store_true", help="draw sample images into the data root")
     p.add_argument("--seed", type=int, default=0, help="of --split and --sample")
     p.add_argument("--labels", default="default", help="reading of the labels (palm: three)")
@@ -101,7 +101,8 @@ def _table(found: dict) -> str:
 
     classes = list(next(iter(found.values()))["classes"])
     counts = PrettyTable(["split", "images", *classes])
-    figures = PrettyTable(["split", "sizes", "modes", *(f"{w} of {of}" for of in ("images", "pixels") for w in ("mean", "std"))])
+    columns = [f"{figure} of {what}" for what in ("images", "pixels") for figure in ("mean", "std")]
+    figures = PrettyTable(["split", "sizes", "modes", *columns])
 
     def text(values: list[float]) -> str:
         return " ".join(f"{value:.3f}" for value in values)

@@ -32,7 +32,8 @@ def scan(index: Index, workers: int, channels: str = "rgb") -> dict:
 
     Returns:
         `count`, `classes` (images a class), `sizes` ([width, height, images], most frequent first),
-        `modes` ("L" grey, "RGB", … as Pillow names them, with counts), `channels`, and `per_image` and `per_pixel`, each with `mean` and `std` (lists, 0..255).
+        `modes` (images stored as "L" grey, "RGB", …, in Pillow's words), `channels`, and `per_image` and
+        `per_pixel`, each with `mean` and `std` (lists, 0..255).
 
     Raises:
         DataError: images that cannot be read; the message lists them.

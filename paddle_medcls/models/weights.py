@@ -134,7 +134,8 @@ class _Array:
         if isinstance(raw, str):
             raw = raw.encode("latin1")
         shape = tuple(shape)
-        if not isinstance(kind, _Dtype) or not isinstance(raw, bytes) or not all(type(n) is int and n >= 0 for n in shape):
+        whole = all(type(n) is int and n >= 0 for n in shape)
+        if not isinstance(kind, _Dtype) or not isinstance(raw, bytes) or not whole:
             raise pickle.UnpicklingError("a damaged array")
         if len(shape) > 32 or math.prod(shape) * kind.dtype.itemsize != len(raw):
             raise pickle.UnpicklingError(f"an array declared as {shape} {kind.dtype} holds {len(raw)} bytes")
@@ -277,10 +278,8 @@ def recognise(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict
         The network, the state dict under our names, and the layout: "document 003", "document 001",
         "paddle.vision", "torchvision" or "PaddleClas".
     """
-    for layout, mark, patterns in _LAYOUTS:
-        if mark in state:
-            break
-    else:
+    layout, patterns = next(((name, found) for name, mark, found in _LAYOUTS if mark in state), ("", ()))
+    if not layout:
         raise WeightsError(
             f"{name}: the layout is not known; it begins with {', '.join(list(state)[:4])}",
             expected="a ResNet of document 001 or 003, of paddle.vision, torchvision or PaddleClas",
