@@ -18,7 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--dataset", required=True, help="palm, covid, … or a MedMNIST set: breastmnist, …")
     p.add_argument("--data-root", type=Path, help="folder of the images (default: datasets/<dataset>)")
     p.add_argument("--download", action="store_true", help="fetch the set (MedMNIST), size and checksum checked")
-    p.add_argument("--archives", type=Path, metavar="DIR", help="unpack the zip files of this folder into the data root")
+    p.add_argument(
+        "--archives", type=Path, metavar="DIR", help="unpack the zip files of this folder into the data root"
+    )
     p.add_argument("--split", action="store_true", help="write list files train.txt, val.txt, test.txt (7:2:1)")
     p.add_argument("--stats", action="store_true", help="counts, sizes, mean and std; statistics.json and pictures")
     p.add_argument("--sample", action="store_true", help="draw sample images into the data root")
@@ -101,7 +103,9 @@ def _table(found: dict) -> str:
 
     classes = list(next(iter(found.values()))["classes"])
     counts = PrettyTable(["split", "images", *classes])
-    figures = PrettyTable(["split", "sizes", "modes", "mean of images", "std of images", "mean of pixels", "std of pixels"])
+    figures = PrettyTable(
+        ["split", "sizes", "modes", "mean of images", "std of images", "mean of pixels", "std of pixels"]
+    )
 
     def text(values: list[float]) -> str:
         return " ".join(f"{value:.3f}" for value in values)

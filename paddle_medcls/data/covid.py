@@ -72,7 +72,9 @@ def read_list(path: Path) -> tuple[list[str], list[int]]:
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
         name, _, label = line.rpartition(" ")
-        folder = next((_LABEL_OF_FOLDER[_plain(part)] for part in name.split("/")[:-1] if _plain(part) in _LABEL_OF_FOLDER), None)
+        folder = next(
+            (_LABEL_OF_FOLDER[_plain(part)] for part in name.split("/")[:-1] if _plain(part) in _LABEL_OF_FOLDER), None
+        )
         if not name or not (label.isdecimal() and label.isascii()) or int(label) >= len(CLASSES):
             faults.append(f"line {number}: {line!r} is not 'relative/path label' with a label of 0 to 3")
         elif Path(name).is_absolute() or ".." in Path(name).parts:
