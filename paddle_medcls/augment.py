@@ -121,13 +121,13 @@ def _warp_batch(images: np.ndarray, recipe: Recipe, rng: np.random.Generator) ->
     from_x = np.clip(cos * dx - sin * dy + np.float32(centre + 1), 0, side + 0.999)
     from_y = np.clip(sin * dx + cos * dy + np.float32(centre + 1), 0, side + 0.999)
     left, top = from_x.astype(np.int64), from_y.astype(np.int64)
-    along, down = (from_x - left)[..., None], (from_y - top)[..., None]
+    along, down = np.float32(from_x - left)[..., None], np.float32(from_y - top)[..., None]
     framed = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     pixels = framed.reshape(-1, images.shape[3])
     width = side + 2
     corner = (np.arange(count)[:, None, None] * width + top) * width + left
-    upper = pixels[corner] * (1 - along) + pixels[corner + 1] * along
-    lower = pixels[corner + width] * (1 - along) + pixels[corner + width + 1] * along
+    upper = pixels.take(corner, 0) * (1 - along) + pixels.take(corner + 1, 0) * along
+    lower = pixels.take(corner + width, 0) * (1 - along) + pixels.take(corner + width + 1, 0) * along
     warped = upper * (1 - down) + lower * down
     return np.rint(warped).astype(np.uint8) if images.dtype == np.uint8 else warped
 

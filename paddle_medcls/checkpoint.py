@@ -34,9 +34,7 @@ def save_state(run_dir: Path, tensors: dict[str, dict], scalars: dict) -> None:
     for group, values in tensors.items():
         _flatten(group, values, arrays, plain)
     metadata = {"scalars": json.dumps(scalars), "plain": json.dumps(plain)}
-    atomic_write(
-        run_dir / FILE, lambda temporary: safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
-    )
+    atomic_write(run_dir / FILE, lambda temporary: safetensors.numpy.save_file(arrays, temporary, metadata=metadata))
 
 
 def _flatten(prefix: str, value: object, arrays: dict, plain: dict) -> None:

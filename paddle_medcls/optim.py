@@ -28,7 +28,9 @@ def build_schedule(recipe: Recipe, steps_per_epoch: int):
         steps = max(1, round(recipe.decay_epochs[0] * steps_per_epoch))
         schedule = lr.PolynomialDecay(recipe.lr, decay_steps=steps, end_lr=recipe.end_lr)
     elif recipe.schedule == "step":
-        schedule = lr.MultiStepDecay(recipe.lr, [round(epoch * steps_per_epoch) for epoch in recipe.decay_epochs], 0.1)
+        # in a run of a few steps two points can fall together, which Paddle refuses
+        milestones = sorted({round(epoch * steps_per_epoch) for epoch in recipe.decay_epochs})
+        schedule = lr.MultiStepDecay(recipe.lr, milestones, 0.1)
     else:
         schedule = lr.LambdaDecay(recipe.lr, lambda step: 1.0)
     if warmup:

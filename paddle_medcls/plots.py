@@ -81,7 +81,9 @@ def roc(path: Path, probs: np.ndarray, labels: np.ndarray, classes: Sequence[str
         if 0 < truth.sum() < len(truth):
             false_rate, true_rate = _roc_points(truth, probs[:, k])
             area = float(figures.roc_auc(truth, probs[:, k]))
-            axis.plot(false_rate, true_rate, color=COLORS[number % 8], label=f"{classes[k]}: AUC {area:.4f}")
+            style = ("-", "--")[number // len(COLORS) % 2]  # ChestMNIST has more labels than there are colours
+            label = f"{classes[k]}: AUC {area:.4f}"
+            axis.plot(false_rate, true_rate, style, color=COLORS[number % len(COLORS)], label=label)
     axis.plot([0, 1], [0, 1], ":", color="gray", linewidth=1)
     axis.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axis.grid(alpha=0.3)

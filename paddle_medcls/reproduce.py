@@ -121,6 +121,8 @@ def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell
     Raises:
         MedclsError: data, a recipe or a run that cannot be used; interrupted (`Stopped`).
     """
+    for cell in cells:
+        _refuse_other_recipe(cell)
     remaining = [cell for cell in cells if cell.result() is None]
     for root, dataset in dict.fromkeys((cell.data_root, cell.recipe.dataset) for cell in remaining):
         load_index(dataset, root, dataset_module(dataset).SPLITS[-1])  # faulty data stop a grid at once
@@ -135,7 +137,7 @@ def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell
                 if time.monotonic() > options.deadline:
                     break
                 write_tables(cells, output)
-                raise
+                raise Stopped(f"stopped in {cell.name}; its state is saved", do="run the same command again") from None
             remaining.remove(cell)
             write_tables(cells, output)
             bar.update()
@@ -152,7 +154,7 @@ def _run_cell(cell: Cell, options: Options) -> None:
     recipe, folder = cell.recipe, cell.folder
     half_done = (folder / FILE).is_file()
     if half_done:
-        recipe = _same_recipe(cell)
+        recipe = Recipe.from_file(folder / "recipe.json")
     else:
         (folder / "timing.csv").unlink(missing_ok=True)  # of a run that ended before its state was saved
     trained = train(recipe, cell.data_root, folder, options, resume=half_done)
@@ -181,8 +183,10 @@ def _run_cell(cell: Cell, options: Options) -> None:
     write_json(folder / "cell.json", row)
 
 
-def _same_recipe(cell: Cell) -> Recipe:
-    """The recipe of a half-done cell, which must be the one that is asked for now."""
+def _refuse_other_recipe(cell: Cell) -> None:
+    """A cell that was begun, or finished, must have been so with the recipe that is asked for now."""
+    if not (cell.folder / "recipe.json").exists():
+        return
     begun = Recipe.from_file(cell.folder / "recipe.json")
     wanted = cell.recipe
     if wanted.statistics == "train":  # the run has put in what it computed
@@ -190,12 +194,11 @@ def _same_recipe(cell: Cell) -> Recipe:
     changes = begun.differences(wanted)
     if changes:
         raise RunError(
-            f"{cell.name} was begun with another recipe",
+            f"{cell.name} was run with another recipe",
             items=changes,
             where=cell.folder,
             do="go on with the options of then, or give another --output",
         )
-    return begun
 
 
 def _minutes(folder: Path) -> float:

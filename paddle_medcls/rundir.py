@@ -30,7 +30,6 @@ HISTORY = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "v
 STEP_LOG = ("step", "lr", "loss", "accuracy")
 
 
-
 @dataclass
 class State:
     """Where a run stands; with the tensors, all that a resume needs."""
@@ -130,9 +129,7 @@ def restore(run_dir: Path, parts: dict) -> State:
     return State(**{**scalars, "best": best, "steps": groups["steps"]["table"].tolist()})
 
 
-def score_split(
-    logits: np.ndarray, index: Index, loss: str, temperature: float = 1.0, threshold: float = 0.5
-) -> dict:
+def score_split(logits: np.ndarray, index: Index, loss: str, temperature: float = 1.0, threshold: float = 0.5) -> dict:
     """All figures of a split with intervals; see `metrics.evaluate_logits`."""
     figures = metrics.evaluate_logits(logits / temperature, index.labels, index.classes, index.task, loss, threshold)
     return {"split": index.split, **figures, "drawn": index.drawn, "note": index.note}

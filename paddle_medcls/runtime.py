@@ -105,9 +105,7 @@ def environment(device: str) -> dict:
         "device": device,
         "threads": int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]),
         "switches": {
-            name: os.environ[name]
-            for name in ("MKL_DEBUG_CPU_TYPE", "FLAGS_cudnn_deterministic")
-            if name in os.environ
+            name: os.environ[name] for name in ("MKL_DEBUG_CPU_TYPE", "FLAGS_cudnn_deterministic") if name in os.environ
         },
     }
 

@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--pretrained", metavar="FILE", help="start from these weights")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any field of the recipe")
     p.add_argument("--output", type=Path, help="run directory (default: runs/<recipe>-<time>)")
-    p.add_argument("--output_root", type=Path, metavar="DIR", help="run directory DIR/<dataset>, as document 000 has it")
+    p.add_argument(
+        "--output_root", type=Path, metavar="DIR", help="run directory DIR/<dataset>, as document 000 has it"
+    )
     p.add_argument("--resume", type=Path, metavar="DIR", help="go on with an interrupted run; needs nothing else")
     p.add_argument("--force", action="store_true", help="with --resume: although data or versions have changed")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")

@@ -102,7 +102,7 @@ def load_batches(dataset: ImageDataset, batches: Sequence[Sequence[int]], worker
         for rows in batches:
             yield dataset.batch(rows) if whole else _stack([dataset[row] for row in rows], rows)
         return
-    pool = ThreadPoolExecutor(1 if whole else workers, thread_name_prefix="reader")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
     waiting: deque = deque()
     remaining = iter(batches)
     try:

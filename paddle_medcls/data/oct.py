@@ -35,7 +35,7 @@ def describe(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
 
 
 def patient_of(file_name: str) -> str:
-    """"CNV-1016042-1.jpeg" -> "1016042"; the class in front does not matter, one patient may have two."""
+    """ "CNV-1016042-1.jpeg" -> "1016042"; the class in front does not matter, one patient may have two."""
     found = re.fullmatch(r"[A-Za-z]+-(\d+)-\d+", Path(file_name).stem)
     if not found:
         raise DataError(f"oct: {file_name!r} carries no patient", expected="a name like CNV-1016042-1.jpeg")

@@ -29,9 +29,7 @@ def holdout(labels: np.ndarray, share: float, seed: int = 0) -> tuple[list[int],
     return sorted(train), sorted(held)
 
 
-def split_groups(
-    labels: np.ndarray, groups: Sequence[str], share: float, seed: int = 0
-) -> tuple[list[int], list[int]]:
+def split_groups(labels: np.ndarray, groups: Sequence[str], share: float, seed: int = 0) -> tuple[list[int], list[int]]:
     """Rows for training and rows held out: whole groups (patients), about this share of each class.
 
     Groups are shuffled with a fixed seed; one is held out as long as a class that it has still lacks

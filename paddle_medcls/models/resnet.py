@@ -73,9 +73,7 @@ class ResNet(nn.Layer):
             (11,693,736 parameters instead of 11,689,512 at 1000 classes).
     """
 
-    def __init__(
-        self, depths: tuple[int, ...], block: type[BasicBlock] | type[BottleneckBlock], network: Network
-    ):
+    def __init__(self, depths: tuple[int, ...], block: type[BasicBlock] | type[BottleneckBlock], network: Network):
         super().__init__()
         small = network.stem == "small"
         self.conv = ConvBNLayer(network.in_channels, 64, 3 if small else 7, 1 if small else 2)

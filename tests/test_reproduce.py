@@ -1,0 +1,166 @@
+"""The grid of trainings: its plan, its table, and going on after interruptions."""
+
+import csv
+import time
+
+import pytest
+
+from paddle_medcls import published, reproduce
+from paddle_medcls.commands import reproduce as command
+from paddle_medcls.data.index import DRAWN_MARK
+from paddle_medcls.data.sample import draw_npz
+from paddle_medcls.errors import RecipeError, RunError, Stopped
+from paddle_medcls.files import write_json
+from paddle_medcls.reproduce import plan, run_grid, table, verdict
+from paddle_medcls.train import Options, train
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / DRAWN_MARK).touch()
+    draw_npz("breastmnist", folder, counts=(8, 8, 8))
+    yield folder
+    for state in tmp_path.rglob("state.safetensors"):  # 130 MB each
+        state.unlink()
+
+
+def quiet(**changes):
+    return Options(device="cpu", workers=1, **changes)
+
+
+def test_plan_of_the_medmnist_suite(tmp_path):
+    cells = plan("medmnist", tmp_path, 2, sets=("breast", "retinamnist", "breast_224"), models=("resnet18", "resnet50"))
+    names = [cell.name for cell in cells]
+    assert len(names) == 12 and names[0] == "medmnist-breastmnist-resnet18-seed0"
+    assert [cell.recipe.seed for cell in cells] == [0] * 6 + [1] * 6  # one seed of everything first
+    assert cells[5].recipe.dataset == "breastmnist_224" and cells[5].recipe.size_px == 224
+    assert str(cells[0].data_root) == "datasets/medmnist"
+    assert len(plan("medmnist", tmp_path, 3)) == 12 * 2 * 3
+
+
+def test_plan_of_other_recipes_and_suites(tmp_path):
+    both = plan("medmnist", tmp_path, 1, ("medmnist", "medmnist_best"), ("breast",), ("resnet18",), epochs=10)
+    assert [(cell.recipe.name, cell.recipe.epochs) for cell in both] == [("medmnist", 10), ("medmnist_best", 10)]
+    assert both[0].recipe.decay_epochs == (5, 7.5)
+    palm = plan("palm", tmp_path, 2, models=("resnet18",))
+    assert {(cell.recipe.name, cell.recipe.model) for cell in palm} == {
+        ("palm_tutorial", "resnet18"),
+        ("palm", "resnet18"),
+    }
+    assert [cell.recipe.dataset for cell in plan("covid", tmp_path, 1)] == ["covid"]
+    with pytest.raises(RecipeError, match="leave --sets out"):
+        plan("palm", tmp_path, 1, sets=("breast",))
+    with pytest.raises(RecipeError, match="recipe palm is for palm"):
+        plan("medmnist", tmp_path, 1, ("palm",), ("breast",))
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "n", "figure", "noise", "expected"),
+    [
+        (0.900, 0.010, 3, 0.900, None, "inside"),
+        (0.922, 0.010, 3, 0.900, None, "inside"),  # limit 2 x sqrt(.01^2 / 3 + .01^2) = .0231
+        (0.924, 0.010, 3, 0.900, None, "above"),
+        (0.870, 0.010, 3, 0.900, None, "below"),
+        (0.870, 0.010, 3, 0.900, 0.020, "inside"),  # the published figure is noisier than ours
+        (0.870, None, 1, 0.900, 0.012, "inside"),
+        (0.850, None, 1, 0.900, 0.012, "below"),
+        (0.850, None, 1, 0.900, None, "–"),
+        (0.850, 0.010, 3, None, 0.012, "–"),
+        (0.9004, 0.0, 3, 0.900, None, "inside"),  # published to three digits
+    ],
+)
+def test_verdict(mean, sd, n, figure, noise, expected):
+    assert verdict(mean, sd, n, figure, noise) == expected
+
+
+def finish(cell, auc, accuracy, **changes):
+    row = dict.fromkeys(reproduce.RESULTS, 0) | {"split": "test", "auc": auc, "accuracy": accuracy, "note": ""}
+    row |= {"parameters": 11_168_000, "minutes": 12.25, **changes}
+    write_json(cell.folder / "cell.json", row)
+
+
+def test_the_table(tmp_path):
+    cells = plan("medmnist", tmp_path, 3, sets=("breast",), models=("resnet18", "resnet50"))
+    for cell, auc in zip([cell for cell in cells if cell.recipe.model == "resnet18"], (0.89, 0.90, 0.91)):
+        finish(cell, auc, 0.80, note="breastmnist.npz: not the official bytes")
+    text = table(cells)
+    line = next(line for line in text.splitlines() if line.startswith("| breastmnist"))
+    assert line == (
+        "| breastmnist | resnet18 | medmnist | 0.901 / 0.863 | 0.883 / 0.827 | 0.900 ± 0.010 / 0.800 ± 0.000 | 3 "
+        "| -0.001 / -0.063 | inside / below | 11.17 M | 12.2 |"
+    )
+    assert "- breastmnist: breastmnist.npz: not the official bytes" in text
+    assert "Not run: medmnist-breastmnist-resnet50-seed0, " in text
+    assert "2 x sqrt(sd^2 / n + s^2)" in text
+
+
+def test_figures_that_a_recipe_names_itself(tmp_path):
+    cells = plan("covid", tmp_path, 1)
+    finish(cells[0], 0.99, 0.96)
+    assert "| – / 0.965 | – | 0.990 / 0.960 | 1 | – / -0.005 | – / – |" in table(cells)
+    enlarged = plan("medmnist", tmp_path, 1, ("medmnist_28_to_224",), ("breast",), ("resnet50",))
+    finish(enlarged[0], 0.8, 0.8)
+    assert "| 0.866 / 0.842 | – |" in table(enlarged)  # the paper's column (224); the document has 28 alone
+
+
+def test_a_grid_goes_on_after_interruptions(root, tmp_path, monkeypatch):
+    output = tmp_path / "grid"
+    cells = plan("medmnist", output, 2, sets=("breast",), models=("resnet18",), epochs=2, data_root=root)
+    past = quiet(deadline=time.monotonic())
+    assert run_grid(cells, output, past) == list(cells)  # no time: nothing is begun
+    assert "Not run: " in (output / "table.md").read_text() and not cells[0].folder.exists()
+
+    with pytest.raises(Stopped):
+        train(cells[0].recipe, root, cells[0].folder, past)  # a half-done cell
+    calls = []
+
+    def spy(recipe, data_root, folder, options, resume):
+        calls.append((folder.name, resume))
+        return train(recipe, data_root, folder, options, resume)
+
+    monkeypatch.setattr(reproduce, "train", spy)
+    assert run_grid(cells, output, quiet()) == []
+    assert calls == [(cells[0].name, True), (cells[1].name, False)]
+    with open(output / "results.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seed"] for row in rows] == ["0", "1"] and {row["note"] for row in rows} == {"drawn images"}
+    assert float(rows[0]["minutes"]) > 0 and int(rows[0]["parameters"]) == 11_168_706
+    assert (cells[0].folder / "test/metrics.json").is_file()
+
+    assert run_grid(cells, output, quiet()) == []  # all finished: nothing runs
+    assert len(calls) == 2
+    longer = plan("medmnist", output, 2, sets=("breast",), models=("resnet18",), epochs=3, data_root=root)
+    with pytest.raises(RunError, match="run with another recipe") as caught:
+        run_grid(longer, output, quiet())
+    assert "epochs: 2 -> 3" in str(caught.value)
+
+
+def test_the_budget_ends_the_command_cleanly(root, tmp_path, capsys):
+    words = ["--suite", "medmnist", "--sets", "breast", "--models", "resnet18", "--seeds", "1", "--device", "cpu"]
+    words += ["--data-root", str(root), "--output", str(tmp_path / "grid"), "--budget-minutes", "1e-6"]
+    assert command.main(words) == 0
+    said = capsys.readouterr()
+    assert "0 of 1 runs are done" in said.out and "Not run: medmnist-breastmnist-resnet18-seed0" in said.out
+    assert "run the same command again" in said.err
+
+
+def test_faulty_data_stop_a_grid_before_anything_runs(tmp_path, capsys):
+    words = [
+        "--suite",
+        "medmnist",
+        "--sets",
+        "breast,retina",
+        "--data-root",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "g"),
+    ]
+    assert command.main(words) == 1
+    assert "no file breastmnist.npz" in capsys.readouterr().err
+    assert not (tmp_path / "g").exists()
+
+
+def test_noise_is_known_for_sets_of_the_paper():
+    assert set(published.SEED_NOISE) <= set(published.PAPER)
