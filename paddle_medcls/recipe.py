@@ -32,6 +32,20 @@ CHOICES = {
 }
 
 
+AUGMENTATION = (
+    "crop_scale",
+    "flip",
+    "flip_vertical",
+    "rotate_degrees",
+    "zoom",
+    "shift",
+    "brightness",
+    "contrast",
+    "color",
+)
+"""Fields that change training images; 0 is off for each."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One training run. Values are checked when it is made; all faults are reported at once.
@@ -49,7 +63,9 @@ class Recipe:
     model: str = "resnet50"
     stem: str = "imagenet"  # "small": 3x3 stride 1 without max-pool, for 28-pixel images
     loss: str = "softmax"
-    pretrained: str = ""  # a weight file, or "" for random initial weights
+    pretrained: str = ""  # "imagenet", a weight file, or "" for random initial weights
+    freeze: bool = False  # train the head alone
+    cache_views: int = 0  # with freeze: train on the cached features of this many augmented versions of each image
 
     # preprocessing: see images.Preprocessing
     size_px: int = 224
@@ -63,6 +79,7 @@ class Recipe:
     std: tuple[float, ...] = (127.5, 127.5, 127.5)
 
     # augmentation of training images; 0 is off
+    crop_scale: float = 0.0  # with fit="crop": a random part of the image, of at least this share of its area
     flip: float = 0.0  # probability of a left-right flip
     flip_vertical: float = 0.0  # probability of a top-bottom flip
     rotate_degrees: float = 0.0  # uniform in +- this
@@ -208,6 +225,8 @@ def _faults(recipe: Recipe) -> list[str]:
         if not ok:
             faults.append(f"{field}: {getattr(recipe, field)!r}; expected {expected}")
 
+    check(recipe.crop_scale == 0 or recipe.fit == "crop", "crop_scale", "0 unless fit is crop")
+    check(recipe.cache_views == 0 or recipe.freeze, "cache_views", "0 unless freeze is true")
     channels = 1 if recipe.channels == "gray" else 3
     for field in ("epochs", "batch_size", "size_px", "resize_px"):
         check(getattr(recipe, field) >= 1, field, "at least 1")
@@ -215,11 +234,11 @@ def _faults(recipe: Recipe) -> list[str]:
     check(0 < recipe.lr < float("inf"), "lr", "a number above 0")
     check(0 <= recipe.end_lr <= recipe.lr, "end_lr", "between 0 and lr")
     check(0 <= recipe.warmup_epochs < recipe.epochs, "warmup_epochs", "at least 0 and less than epochs")
-    for field in ("momentum", "label_smoothing", "ema_decay", "shift", "brightness", "contrast", "color"):
+    for field in ("momentum", "label_smoothing", "ema_decay", "crop_scale", "shift", "brightness", "contrast", "color"):
         check(0 <= getattr(recipe, field) < 1, field, "at least 0 and less than 1")
     for field in ("flip", "flip_vertical"):
         check(0 <= getattr(recipe, field) <= 1, field, "a probability, 0 to 1")
-    for field in ("weight_decay", "rotate_degrees", "zoom", "patience", "seed"):
+    for field in ("weight_decay", "rotate_degrees", "zoom", "patience", "seed", "cache_views"):
         check(getattr(recipe, field) >= 0, field, "0 or more")
     for field in ("mean", "std"):
         check(len(getattr(recipe, field)) == channels, field, f"{channels} number(s), as channels={recipe.channels}")

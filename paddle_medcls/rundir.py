@@ -57,6 +57,8 @@ def refuse_changes(run_dir: Path, facts: dict, force: bool) -> None:
         for split in ("train", "val")
         if before[split]["fingerprint"] != facts[split]["fingerprint"]
     ]
+    if before.get("frozen_weights") != facts.get("frozen_weights"):
+        changes.append("the weights that the run started from and keeps frozen")
     if before.get("note", "") != facts["note"]:
         changes.append(f"files: {before.get('note') or 'as published'} then, {facts['note'] or 'as published'} now")
     for name, now in (("paddle_medcls", __version__), ("paddle", paddle.__version__)):

@@ -25,8 +25,10 @@ from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batch
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.errors import RunError, Stopped
 from paddle_medcls.evaluate import evaluate_split
+from paddle_medcls.frozen import FeatureDataset, cached_features, freeze, frozen_hash, head_logits, start_training
 from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import Network
+from paddle_medcls.models.pretrained import pretrained_file
 from paddle_medcls.models.weights import load_pretrained, load_strict, read_weights
 from paddle_medcls.optim import build_loss, build_optimizer, build_schedule, class_weights
 from paddle_medcls.progress import progress
@@ -82,9 +84,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     train_index = load_index(recipe.dataset, data_root, "train", recipe.labels)
     val_index = load_index(recipe.dataset, data_root, "val", recipe.labels)
     facts = _data_facts(recipe, data_root, train_index, val_index, options.workers)
-    if resume:
-        rundir.refuse_changes(run_dir, facts, options.force)
-    elif recipe.statistics == "train":
+    if recipe.statistics == "train" and not resume:
         recipe = recipe.replace(**facts["train"]["per_image"])
     note = report.DRAWN_NOTICE if train_index.drawn else ""
     spec = Preprocessing.of(recipe)
@@ -96,19 +96,34 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     paddle.seed(recipe.seed)
     network = network_for(recipe, len(train_index.classes), train_index.task)
     model = network.build()
-    if recipe.pretrained and not resume:
-        say(load_pretrained(model, network, recipe.pretrained))
+    if recipe.pretrained and (recipe.freeze or not resume):  # a resume has all but what is frozen
+        say(load_pretrained(model, network, pretrained_file(recipe.pretrained, recipe.model)))
     average = _average_of(model, network) if recipe.ema_decay else None
+    views: list[np.ndarray] = []  # with cached features: one array a version of the training images
+    val_features = None
+    if recipe.freeze:
+        freeze(model)
+        facts["frozen_weights"] = frozen_hash(model)
+
+        def features(index: Index, view: int | None) -> np.ndarray:
+            folder = run_dir.parent / "features"
+            return cached_features(model, facts["frozen_weights"], index, recipe, view, folder, options.workers)
+
+        views = [features(train_index, view) for view in range(recipe.cache_views)]
+        val_features = features(val_index, None)
     batches_per_epoch = math.ceil(len(train_index) / recipe.batch_size)
     schedule = build_schedule(recipe, batches_per_epoch)
     optimizer = build_optimizer(recipe, schedule, model)
     loss_function = build_loss(recipe, class_weights(recipe, train_index.labels, len(train_index.classes)))
-    parallel = paddle.DataParallel(model) if world > 1 else model
+    fed = model.head if views else model  # what a batch goes through
+    parallel = paddle.DataParallel(fed) if world > 1 else fed
     scaler = paddle.amp.GradScaler(enable=options.amp and _amp_type() == "float16")
-    parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "average": average}
+    kept = [whole.head if whole is not None and recipe.freeze else whole for whole in (model, average)]
+    parts = {"model": kept[0], "average": kept[1], "optimizer": optimizer, "scaler": scaler}
 
     state = State()
     if resume:
+        rundir.refuse_changes(run_dir, facts, options.force)
         state = rundir.restore(run_dir, parts)
         say(f"resumed after {state.epoch} of {recipe.epochs} epochs and {state.batch} batches")
     elif rank == 0:
@@ -129,8 +144,12 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     )
     board = _open_board(run_dir, options, rank)
 
-    def judge(judged, flips: tuple[str, ...] = ()) -> np.ndarray:
+    def judge(judged, flips: tuple[str, ...] | None = None) -> np.ndarray:
+        """Validation logits; without `flips` the quick way, with cached features where there are any."""
         _synchronise(judged, world)
+        if flips is None and val_features is not None:
+            return head_logits(judged, val_features)
+        flips = flips or ()
         return evaluate_split(judged, val_index, spec, recipe.batch_size, options.workers, flips, rank, world)
 
     with _Interrupt(say, options.deadline, enabled=world == 1) as interrupt:
@@ -139,7 +158,10 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
             waited = 0.0
 
             # One epoch of training.
-            dataset = ImageDataset(train_index, spec, recipe, recipe.seed, state.epoch)
+            if views:
+                dataset = FeatureDataset(views[state.epoch % len(views)], train_index.labels)
+            else:
+                dataset = ImageDataset(train_index, spec, recipe, recipe.seed, state.epoch)
             batches = cut(epoch_order(len(train_index), recipe.seed, state.epoch), recipe.batch_size)
             shares = [_share(rows, rank, world) for rows in batches]
             loaded = load_batches(dataset, [rows for rows, _ in shares[state.batch :]], options.workers)
@@ -147,7 +169,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
             bar.update(sum(len(rows) for rows in batches[: state.batch]))
             pending: list[tuple] = []
             saved_at = time.monotonic()
-            model.train()
+            start_training(model, recipe.freeze)
             for rows, (_, share) in zip(batches[state.batch :], shares[state.batch :]):
                 mark = time.perf_counter()
                 batch = next(loaded)
@@ -166,7 +188,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
                 pending.append((state.step, schedule.get_lr(), figures, rows))
                 schedule.step()
                 if average is not None:
-                    _update_average(average, model, recipe.ema_decay, state.step)
+                    _update_average(parts["average"], parts["model"], recipe.ema_decay, state.step)
                 state.step += 1
                 state.batch += 1
                 bar.update(len(rows))

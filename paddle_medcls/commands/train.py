@@ -25,12 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--download", action="store_true", help="fetch the set first, if it is not there (MedMNIST)")
     p.add_argument("--sample", action="store_true", help="train on sample images that the project draws")
-    p.add_argument("--model", help="resnet18, resnet34, resnet50, resnet101, resnet152")
+    p.add_argument("--model", help="resnet18, 34, 50, 101, 152 or vgg16")
     p.add_argument("--epochs", "--num_epoch", type=int, help="warm-up and decay points keep their share of the run")
     p.add_argument("--batch-size", type=int)
     p.add_argument("--lr", type=float, help="peak learning rate")
     p.add_argument("--seed", type=int)
-    p.add_argument("--pretrained", metavar="FILE", help="start from these weights")
+    p.add_argument("--pretrained", metavar="FILE|imagenet", help="start from these weights; imagenet: Paddle's own")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any field of the recipe")
     p.add_argument("--output", type=Path, help="run directory (default: runs/<recipe>-<time>)")
     p.add_argument(
@@ -99,7 +99,13 @@ def _recipe(args: argparse.Namespace):
     assignments = [f"{field}={value}" for field, value in given.items() if value is not None]
     if args.epochs is not None:
         recipe = recipe.with_epochs(args.epochs) if args.epochs > 0 else recipe.replace(epochs=args.epochs)
-    return recipe.override(assignments + args.set)
+    recipe = recipe.override(assignments + args.set)
+    if args.pretrained != "imagenet":
+        return recipe
+    from paddle_medcls.models.pretrained import MEAN, STD
+
+    print("pretrained on ImageNet: RGB, ImageNet's mean and standard deviation", file=sys.stderr)
+    return recipe.replace(channels="rgb", mean=MEAN, std=STD, statistics="fixed")
 
 
 def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:

@@ -96,7 +96,11 @@ class _SameSchemes(urllib.request.HTTPRedirectHandler):
     """Follows redirections, but never out of https."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        _check_scheme(newurl)
+        try:
+            _check_scheme(newurl)
+        except ValueError:
+            fp.close()
+            raise
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -118,6 +122,7 @@ def _fetch(url: str, part: Path, size: int) -> None:
     try:
         response = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code != 416 or not start:
             raise
         return  # nothing after what we have: the check decides

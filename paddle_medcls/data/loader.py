@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paddle_medcls.augment import augment, augment_batch, augments
+from paddle_medcls.augment import augment_batch, augments, random_version
 from paddle_medcls.data.index import Index
 from paddle_medcls.images import Preprocessing, fit, normalize
 from paddle_medcls.recipe import Recipe
@@ -43,19 +43,27 @@ class ImageDataset(paddle.io.Dataset):
         self.recipe = recipe if recipe is not None and augments(recipe) else None
         self.seed = seed
         self.epoch = epoch
-        self.enlarge = _whole_batches(index, spec)
+        self.enlarge = _enlargement(index, spec)
 
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def whole_batches(self) -> bool:
+        """Whether `batch` serves, which is faster than image by image."""
+        return self.enlarge > 0
+
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        image = fit(self.index.read(row, self.spec.channels), self.spec)
-        if self.recipe is not None:
-            image = augment(image, self.recipe, np.random.default_rng([self.seed, self.epoch, row]))
+        image = self.index.read(row, self.spec.channels)
+        if self.recipe is None:
+            image = fit(image, self.spec)
+        else:
+            rng = np.random.default_rng([self.seed, self.epoch, row])
+            image = random_version(image, self.spec, self.recipe, rng)
         return normalize(image, self.spec), self.index.labels[row]
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """A whole batch at once; only where `enlarge` is not 0."""
+        """A whole batch at once; only where `whole_batches`."""
         rows = np.asarray(rows)
         images = self.index.read_rows(rows, self.spec.channels)
         if self.enlarge > 1:
@@ -66,7 +74,7 @@ class ImageDataset(paddle.io.Dataset):
         return Batch(normalize(images, self.spec), self.index.labels[rows], rows)
 
 
-def _whole_batches(index: Index, spec: Preprocessing) -> int:
+def _enlargement(index: Index, spec: Preprocessing) -> int:
     """By what whole number images in memory are enlarged to the network's size; 0: read one by one."""
     if not isinstance(index.sources, np.ndarray) or spec.fit != "stretch":
         return 0
@@ -97,7 +105,7 @@ def cut(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
 
 def load_batches(dataset: ImageDataset, batches: Sequence[Sequence[int]], workers: int) -> Iterator[Batch]:
     """Yields the batches in order, two of them read ahead by `workers` threads (0: none ahead)."""
-    whole = dataset.enlarge > 0
+    whole = dataset.whole_batches
     if workers == 0:
         for rows in batches:
             yield dataset.batch(rows) if whole else _stack([dataset[row] for row in rows], rows)

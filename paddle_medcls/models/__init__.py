@@ -13,7 +13,7 @@ from paddle_medcls.errors import RecipeError
 if TYPE_CHECKING:
     from paddle.nn import Layer
 
-_HELPERS = {"weights"}
+_HELPERS = {"pretrained", "weights"}
 
 
 @dataclass(frozen=True)

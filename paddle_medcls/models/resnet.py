@@ -73,6 +73,8 @@ class ResNet(nn.Layer):
             (11,693,736 parameters instead of 11,689,512 at 1000 classes).
     """
 
+    head_name = "fc"
+
     def __init__(self, depths: tuple[int, ...], block: type[BasicBlock] | type[BottleneckBlock], network: Network):
         super().__init__()
         small = network.stem == "small"
@@ -91,10 +93,18 @@ class ResNet(nn.Layer):
         bound = 1 / math.sqrt(channels)  # document 001's last layer: Uniform(-1/sqrt(2048), 1/sqrt(2048))
         self.fc = nn.Linear(channels, network.num_outputs, weight_attr=nn.initializer.Uniform(-bound, bound))
 
-    def forward(self, x):  # (N, C, H, W)
+    @property
+    def head(self):
+        """The last layer, of which `embed` is the input."""
+        return self.fc
+
+    def embed(self, x):  # (N, C, H, W)
         x = self.max_pool(self.conv(x))  # (N, 64, H/4, W/4); H, W kept by the small stem
         x = self.block(x)  # (N, 512 or 2048, H/32, W/32)
-        return self.fc(paddle.flatten(self.avg_pool(x), 1))  # (N, num_outputs)
+        return paddle.flatten(self.avg_pool(x), 1)  # (N, 512 or 2048)
+
+    def forward(self, x):
+        return self.head(self.embed(x))  # (N, num_outputs)
 
 
 def resnet18(network: Network) -> ResNet:

@@ -48,7 +48,8 @@ class VGG(nn.Layer):
         )
 
     @property
-    def head(self) -> nn.Layer:
+    def head(self):
+        """The last layers, of which `embed` is the input."""
         return self.classifier[6]
 
     def embed(self, x):  # (N, C, H, W)

@@ -268,7 +268,7 @@ _DEPTHS = {(8, False): 18, (16, False): 34, (16, True): 50, (33, True): 101, (50
 
 
 def recognise(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict[str, np.ndarray], str]:
-    """Tells a ResNet's layout by its names and gives it ours.
+    """Tells a network and its layout by the names and gives it ours.
 
     Args:
         state: as read.
@@ -278,11 +278,13 @@ def recognise(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict
         The network, the state dict under our names, and the layout: "document 003", "document 001",
         "paddle.vision", "torchvision" or "PaddleClas".
     """
+    if "features.0.weight" in state and "classifier.0.weight" in state:
+        return _recognise_vgg(state, name)
     layout, patterns = next(((name, found) for name, mark, found in _LAYOUTS if mark in state), ("", ()))
     if not layout:
         raise WeightsError(
             f"{name}: the layout is not known; it begins with {', '.join(list(state)[:4])}",
-            expected="a ResNet of document 001 or 003, of paddle.vision, torchvision or PaddleClas",
+            expected="a ResNet of document 001 or 003, of paddle.vision, torchvision or PaddleClas, or a VGG-16",
         )
     torch = any(key.endswith("running_mean") for key in state)
     stages: dict[int, int] = {}
@@ -301,6 +303,23 @@ def recognise(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict
                 ours = re.sub(pattern, replacement, ours)
         renamed[ours] = value.T if torch and ours == "fc.weight" else value
     return _network(renamed, name), renamed, "torchvision" if torch else layout
+
+
+def _recognise_vgg(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict[str, np.ndarray], str]:
+    """VGG-16 of paddle.vision or torchvision (whose linear weights are transposed), with its head or ours.
+
+    Both flatten the features in the order C, H, W, so the first linear layer needs nothing more.
+    """
+    torch = state["classifier.0.weight"].shape == (4096, 25088)
+    if torch:
+        state = {k: v.T if k.startswith("classifier") and v.ndim == 2 else v for k, v in state.items()}
+    last = state.get("classifier.6.3.weight", state.get("classifier.6.weight"))
+    first = state["features.0.weight"]
+    if last is None or last.ndim != 2 or first.ndim != 4 or "features.28.weight" not in state:
+        raise WeightsError(
+            f"{name}: not a VGG-16: {len(state)} entries, {'a' if last is not None else 'no'} last layer"
+        )
+    return Network("vgg16", last.shape[1], first.shape[1]), state, "torchvision" if torch else "paddle.vision"
 
 
 def _block_number(found: re.Match, stages: dict[int, int]) -> int:
@@ -358,7 +377,7 @@ def load_strict(model, state: dict[str, np.ndarray], name: object) -> None:
 
 
 def load_pretrained(model, network: Network, path: str | Path) -> str:
-    """Starts a model from a file's weights; only the last layer may differ, and then stays random.
+    """Starts a model from a file's weights; only the head may differ, and then stays random.
 
     Returns:
         One line that says what was taken.
@@ -369,13 +388,15 @@ def load_pretrained(model, network: Network, path: str | Path) -> str:
             f"{path}: holds {found.model}, {found.in_channels} channel(s), {found.stem} stem",
             expected=f"{network.model}, {network.in_channels} channel(s), {network.stem} stem",
         )
-    head = "with its last layer"
-    if found.num_outputs != network.num_outputs:
-        own = model.state_dict()
-        state = {**state, **{key: own[key].numpy() for key in ("fc.weight", "fc.bias")}}
-        head = f"without its last layer ({found.num_outputs} outputs; {network.num_outputs} wanted)"
+    own = model.state_dict()
+    head = {key for key in (*own, *state) if key.startswith(model.head_name + ".")}
+    taken = "with its last layers"
+    if any(key not in state or key not in own or list(state[key].shape) != list(own[key].shape) for key in head):
+        state = {key: value for key, value in state.items() if key not in head}
+        state |= {key: own[key].numpy() for key in own if key in head}
+        taken = f"without its last layers ({found.num_outputs} outputs; {network.num_outputs} wanted)"
     load_strict(model, state, path)
-    return f"pretrained: {found.model} ({layout} names) from {path}, {head}"
+    return f"pretrained: {found.model} ({layout} names) from {path}, {taken}"
 
 
 def save_weights(model, path: str | Path) -> None:

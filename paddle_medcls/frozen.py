@@ -1,0 +1,123 @@
+"""Training the last layers alone: what stays frozen, and its outputs computed once.
+
+A network with frozen features gives the same features for the same image every time. So they are
+computed once, kept on disk, and the head trains on them in seconds. Training images are augmented:
+`views` random versions of each are kept, and epoch e uses version e modulo `views`.
+
+A file is named by a hash of all that it depends on (frozen weights, preprocessing, augmentation, the
+image files with their sizes and times), so it is never stale and serves later runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from paddle_medcls.data.index import Index
+from paddle_medcls.data.loader import Batch, ImageDataset, cut, load_batches
+from paddle_medcls.data.statistics import file_key
+from paddle_medcls.files import atomic_write
+from paddle_medcls.images import Preprocessing
+from paddle_medcls.progress import progress
+from paddle_medcls.recipe import AUGMENTATION, Recipe
+from paddle_medcls.runtime import paddle
+
+
+def freeze(model) -> None:
+    """No gradient for anything but the head."""
+    head = {id(parameter) for parameter in model.head.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in head:
+            parameter.stop_gradient = True
+
+
+def start_training(model, frozen: bool) -> None:
+    """Training mode; what is frozen stays in evaluation mode: batch-norm statistics still, dropout off."""
+    model.train()
+    if frozen:
+        model.eval()
+        model.head.train()
+
+
+def frozen_hash(model) -> str:
+    """sha256 of everything but the head."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if not name.startswith(model.head_name + "."):
+            digest.update(name.encode() + np.ascontiguousarray(value.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+class FeatureDataset:
+    """Features in place of images; has what `load_batches` needs.
+
+    Args:
+        features: (N, D) float32.
+        labels: as in the index.
+    """
+
+    whole_batches = True
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
+        self.features = features
+        self.labels = labels
+
+    def batch(self, rows) -> Batch:
+        rows = np.asarray(rows)
+        return Batch(np.asarray(self.features[rows]), self.labels[rows], rows)
+
+
+def cached_features(
+    model, weights_hash: str, index: Index, recipe: Recipe, view: int | None, folder: Path, workers: int
+) -> np.ndarray:
+    """Features of every image of an index, from the disk where they are known.
+
+    Args:
+        model: gives `embed(x)`.
+        weights_hash: `frozen_hash(model)`.
+        view: number of the augmented version; None: as at evaluation.
+        folder: where the files are kept.
+
+    Returns:
+        (N, D) float32, memory-mapped.
+    """
+    spec = Preprocessing.of(recipe)
+    key = [weights_hash, spec.to_json(), file_key(index, spec.channels)]
+    if view is not None:
+        key += [view, recipe.seed, {name: getattr(recipe, name) for name in AUGMENTATION}]
+    path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npy"
+    if not path.is_file():
+        dataset = ImageDataset(index, spec, None if view is None else recipe, recipe.seed, view or 0)
+        what = f"features of {index.split}" + ("" if view is None else f", view {view + 1}")
+        atomic_write(path, lambda temporary: _compute(model, dataset, temporary, workers, what))
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _compute(model, dataset: ImageDataset, target: str, workers: int, what: str) -> None:
+    model.eval()
+    batches = cut(range(len(dataset)), 32)
+    table = None
+    for batch in progress(load_batches(dataset, batches, workers), what, len(batches), "batch"):
+        with paddle.no_grad():
+            features = model.embed(paddle.to_tensor(batch.x)).numpy()
+        if table is None:
+            shape = (len(dataset), features.shape[1])
+            table = np.lib.format.open_memmap(target, "w+", np.float32, shape)
+        table[np.asarray(batch.rows)] = features
+    assert table is not None, "an index is never empty"
+    table.flush()
+
+
+def head_logits(model, features: np.ndarray, batch_size: int = 1024) -> np.ndarray:
+    """Logits (N, outputs) of cached features."""
+    was_training = model.head.training
+    model.head.eval()
+    batches = cut(range(len(features)), batch_size)
+    with paddle.no_grad():
+        parts = [model.head(paddle.to_tensor(features[rows.start : rows.stop])).numpy() for rows in batches]
+    if was_training:
+        model.head.train()
+    return np.concatenate(parts)

@@ -1,0 +1,39 @@
+"""ImageNet weights as Paddle publishes them; fetched once, checked, read without running code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddle_medcls.data.download import download
+from paddle_medcls.errors import WeightsError
+
+URL = "https://paddle-hapi.bj.bcebos.com/models/{model}.pdparams"
+MD5 = {
+    "resnet18": "cf548f46534aa3560945be4b95cd11c4",
+    "resnet34": "8d2275cf8706028345f78ac0e1d31969",
+    "resnet50": "ca6f485ee1ab0492d38f323885b0ad80",
+    "vgg16": "89bbffc0f87d260be9b8cdc169c991c4",
+}
+FOLDER = Path.home() / ".cache/paddle/hapi/weights"
+"""Where paddle.vision keeps them too: a file that it has fetched is used."""
+
+MEAN = (123.675, 116.28, 103.53)  # RGB, pixel values; 0.485, 0.456, 0.406 of 255
+STD = (58.395, 57.12, 57.375)  # 0.229, 0.224, 0.225 of 255
+
+
+def pretrained_file(source: str, model: str) -> Path:
+    """The weight file of `--pretrained`.
+
+    Args:
+        source: "imagenet", or the path of a file.
+        model: name of the network.
+
+    Raises:
+        WeightsError: no ImageNet weights are published for this network.
+        DataError: they cannot be fetched; the message says how to do it by hand.
+    """
+    if source != "imagenet":
+        return Path(source)
+    if model not in MD5:
+        raise WeightsError(f"no ImageNet weights are published for {model}", expected=", ".join(MD5))
+    return download(URL.format(model=model), FOLDER / f"{model}.pdparams", md5=MD5[model])
