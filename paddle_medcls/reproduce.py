@@ -229,7 +229,7 @@ def table(cells: Sequence[Cell]) -> str:
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.recipe.dataset, cell.recipe.model, cell.recipe.name), []).append(cell)
-    for (dataset, model, name), members in groups.items():
+    for (dataset, _, _), members in groups.items():
         rows = [row for cell in members if (row := cell.result()) is not None]
         missing += [cell.name for cell in members if cell.result() is None]
         if rows:

@@ -1,0 +1,775 @@
+"""Weight files: both notebooks' own, other layouts, and files made to harm."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import itertools
+import os
+import pickle
+import re
+import struct
+import tracemalloc
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.numpy
+from fakes import pixels, within, write_image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from notebooks import DEPTHS, Net001, Net003, trained
+
+from paddle_medcls.errors import WeightsError
+from paddle_medcls.files import sha256
+from paddle_medcls.images import read_image
+from paddle_medcls.models import Network
+from paddle_medcls.models.weights import (
+    load_pretrained,
+    load_strict,
+    read_pickle,
+    read_weights,
+    recognise,
+    save_weights,
+)
+from paddle_medcls.predict import Predictor
+from paddle_medcls.recipes import get_recipe
+from paddle_medcls.runtime import paddle
+from paddle_medcls.sidecar import KIND, Sidecar
+
+# --- the notebooks' files --------------------------------------------------------------------------
+
+
+def test_palm_file_gives_the_notebooks_logits(tmp_path: Path) -> None:
+    """Document 001, from the image file to the logit: cv2.imread, resize, x / 255 * 2 - 1, its ResNet-50."""
+    notebook = trained(Net001(50, 1))
+    paddle.save(notebook.state_dict(), str(tmp_path / "palm.pdparams"))
+    path = write_image(tmp_path / "V0001.jpg", pixels(1, size=256))
+    x = cv2.resize(cv2.imread(str(path)), (224, 224)).transpose(2, 0, 1).astype("float32") / 255.0 * 2.0 - 1.0
+    with paddle.no_grad():
+        expected = notebook(paddle.to_tensor(x[None])).numpy()
+
+    predictor = Predictor.from_weights(tmp_path / "palm.pdparams")
+    assert predictor.card.classes == ("non-pathologic", "pathologic") and predictor.card.recipe == "palm_tutorial"
+    assert any("document 001" in note for note in predictor.notes)
+    logits = predictor.logits([read_image(path, predictor.card.preprocessing.channels)])
+    assert logits.shape == (1, 1) and abs(expected).max() > 0.01
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    p = 1 / (1 + np.exp(-expected[0, 0]))
+    np.testing.assert_allclose(predictor.probabilities(logits), [[1 - p, p]], atol=1e-5)
+
+
+def test_covid_file_gives_the_notebooks_logits(tmp_path: Path) -> None:
+    """Document 003, from the image file to the logits, with Paddle's own transforms and its ResNet-50."""
+    notebook = trained(Net003(50, 4))
+    paddle.save(notebook.state_dict(), str(tmp_path / "COVID.pdparams"))
+    path = write_image(tmp_path / "COVID-1.png", cv2.resize(pixels(2, size=64), (299, 299))[:, :, 0])
+    t = paddle.vision.transforms
+    mean, std = [129.90909919] * 3, [59.0183735] * 3
+    transform = t.Compose([t.Resize(size=224), t.ToTensor(), t.Normalize(mean=mean, std=std, data_format="CHW")])
+    with paddle.no_grad():
+        x = transform(cv2.imread(str(path)).astype("float32"))
+        expected = notebook(paddle.reshape(x, [-1, 3, 224, 224])).numpy()
+
+    predictor = Predictor.from_weights(tmp_path / "COVID.pdparams")
+    assert predictor.card.classes == ("COVID", "LungOpacity", "Normal", "ViralPneumonia")
+    logits = predictor.logits([read_image(path, "bgr")])
+    assert logits.shape == (1, 4) and abs(expected).max() > 0.1
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert predictor.probabilities(logits).sum() == pytest.approx(1)
+
+
+# --- names and shapes of every layout at every depth -----------------------------------------------
+
+UNIT = {  # layout -> names of a convolution's weight and of its batch norm's four
+    "document 001": ("._conv.weight", "._batch_norm.", ("weight", "bias", "_mean", "_variance")),
+    "document 003": (".0.weight", ".1.", ("weight", "bias", "_mean", "_variance")),
+    "PaddleClas": (".conv.weight", ".bn.", ("weight", "bias", "_mean", "_variance")),
+}
+
+
+def unit(layout: str, prefix: str, inputs: int, outputs: int, kernel: int) -> Iterator[tuple[str, tuple]]:
+    if layout in UNIT:
+        conv, norm, names = UNIT[layout]
+        yield prefix + conv, (outputs, inputs, kernel, kernel)
+        yield from ((prefix + norm + name, (outputs,)) for name in names)
+        return
+    names = ("weight", "bias", "_mean", "_variance")
+    if layout == "torchvision":
+        names = ("weight", "bias", "running_mean", "running_var")
+    if prefix.endswith("downsample"):
+        conv, norm = prefix + ".0", prefix + ".1"
+    else:
+        conv, norm = prefix, re.sub(r"conv(\d)$", r"bn\1", prefix)
+    yield conv + ".weight", (outputs, inputs, kernel, kernel)
+    yield from ((f"{norm}.{name}", (outputs,)) for name in names)
+    if layout == "torchvision":
+        yield f"{norm}.num_batches_tracked", ()
+
+
+def layout_entries(layout: str, depth: int, outputs: int) -> Iterator[tuple[str, tuple]]:
+    """Every name and shape of a ResNet in a layout, as its authors' code lists them."""
+    bottleneck = depth >= 50
+    first = 1 if layout in ("document 003", "paddle.vision", "torchvision") else 0  # convolutions count from
+    stem = {"document 001": "conv", "document 003": "conv", "PaddleClas": "stem.0"}.get(layout, "conv1")
+    shortcut = {"document 001": "short", "document 003": "shortcut", "PaddleClas": "short"}.get(layout, "downsample")
+    yield from unit(layout, stem, 3, 64, 7)
+    inputs, number = 64, 0
+    for stage, count in enumerate(DEPTHS[depth]):
+        width = 64 << stage
+        outs = 4 * width if bottleneck else width
+        for i in range(count):
+            block = {
+                "document 001": f"bb_{stage}_{i}",
+                "document 003": f"block.{number}",
+                "PaddleClas": f"blocks.{number}",
+            }.get(layout, f"layer{stage + 1}.{i}")
+            sizes = [(inputs, width, 1), (width, width, 3), (width, outs, 1)]
+            if not bottleneck:
+                sizes = [(inputs, width, 3), (width, width, 3)]
+            for k, size in enumerate(sizes, start=first):
+                yield from unit(layout, f"{block}.conv{k}", *size)
+            if inputs != outs or (layout == "PaddleClas" and number == 0):
+                yield from unit(layout, f"{block}.{shortcut}", inputs, outs, 1)
+            inputs, number = outs, number + 1
+    head = "out" if layout == "document 001" else "fc"
+    yield f"{head}.weight", (outputs, inputs) if layout == "torchvision" else (inputs, outputs)
+    yield f"{head}.bias", (outputs,)
+
+
+_SHAPES: dict[tuple, dict] = {}
+
+
+def our_shapes(depth: int, project_first: bool = False) -> dict[str, tuple]:
+    key = depth, project_first
+    if key not in _SHAPES:
+        model = Network(f"resnet{depth}", 4, project_first=project_first).build()
+        _SHAPES[key] = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return _SHAPES[key]
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("layout", ["document 001", "document 003", "PaddleClas", "paddle.vision", "torchvision"])
+def test_every_layout_at_every_depth(layout: str, depth: int) -> None:
+    state = {name: np.zeros(shape, np.float32) for name, shape in layout_entries(layout, depth, 4)}
+    network, renamed, found = recognise(state, "file")
+    projected = layout == "PaddleClas" and depth < 50
+    assert (found, network) == (layout, Network(f"resnet{depth}", 4, project_first=projected))
+    assert {name: value.shape for name, value in renamed.items()} == our_shapes(depth, projected)
+
+
+@pytest.mark.parametrize(("layout", "model"), [("document 001", Net001), ("document 003", Net003)])
+def test_the_layout_lists_are_those_of_the_networks(layout: str, model: type) -> None:
+    """The generated names above are the rewritten notebooks' own."""
+    own = {name: tuple(value.shape) for name, value in model(50, 4).state_dict().items()}
+    assert dict(layout_entries(layout, 50, 4)) == own
+
+
+def test_paddle_vision_names_are_paddles_own() -> None:
+    own = paddle.vision.models.resnet18(num_classes=4).state_dict()
+    assert dict(layout_entries("paddle.vision", 18, 4)) == {name: tuple(value.shape) for name, value in own.items()}
+
+
+def test_values_follow_their_names() -> None:
+    """Every entry of every layout lands on the entry of ours that does the same thing."""
+    reference: dict[str, np.ndarray] = {}
+    for layout in ("document 003", "document 001", "paddle.vision", "torchvision"):
+        entries = [(n, s) for n, s in layout_entries(layout, 50, 4) if not n.endswith("num_batches_tracked")]
+        state = {name: np.full(shape, k, np.float32) for k, (name, shape) in enumerate(entries)}
+        _, renamed, _ = recognise(state, layout)
+        values = {name: float(value.flat[0]) for name, value in renamed.items()}
+        reference = reference or values
+        assert values == reference  # the lists above are in one order: stem, blocks, shortcut last, head
+
+
+def test_torchvision_file_gives_the_same_logits(tmp_path: Path) -> None:
+    """Linear weights lie transposed there; as safetensors, where such files are found."""
+    theirs = trained(paddle.vision.models.resnet18(num_classes=3))
+    state = {}
+    for name, value in theirs.state_dict().items():
+        renamed = name.replace("._mean", ".running_mean").replace("._variance", ".running_var")
+        state[renamed] = np.ascontiguousarray(value.numpy().T if name == "fc.weight" else value.numpy())
+        if renamed.endswith("running_var"):
+            state[renamed.replace("running_var", "num_batches_tracked")] = np.array(2)
+    safetensors.numpy.save_file(state, tmp_path / "model.safetensors")
+    network, renamed, layout = recognise(read_weights(tmp_path / "model.safetensors"), "file")
+    assert layout == "torchvision"
+    ours = network.build()
+    load_strict(ours, renamed, "file")
+    ours.eval()
+    x = paddle.randn([2, 3, 64, 64])
+    with paddle.no_grad():
+        np.testing.assert_allclose(ours(x).numpy(), theirs(x).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a": 1, "b": 2}, "the layout is not known; it begins with a, b"),
+        ({"conv.0.weight": np.zeros((64, 3, 7, 7))}, "not a ResNet-18.*0 basic blocks.*no last layer"),
+        ({"conv1.weight": np.zeros(3), "layer1.0.conv1.weight": np.zeros(3)}, "not a ResNet.*1 basic blocks"),
+    ],
+)
+def test_unknown_layouts(state: dict, message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        recognise(state, "file")
+
+
+def test_a_file_that_could_be_anything_asks_for_the_recipe(tmp_path: Path) -> None:
+    model = Network("resnet18", 7).build()
+    save_weights(model, tmp_path / "x.pdparams")
+    with pytest.raises(WeightsError, match="could be anything"):
+        Predictor.from_weights(tmp_path / "x.pdparams")
+    with pytest.raises(WeightsError, match=r"has 7 output\(s\), recipe covid needs 4"):
+        Predictor.from_weights(tmp_path / "x.pdparams", get_recipe("covid"))
+
+
+# --- strict loading --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> paddle.nn.Layer:
+    paddle.seed(0)
+    return paddle.nn.Sequential(paddle.nn.Conv2D(3, 4, 3), paddle.nn.BatchNorm2D(4), paddle.nn.Linear(4, 2))
+
+
+def arrays(model: paddle.nn.Layer) -> dict[str, np.ndarray]:
+    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
+
+
+def test_strict_loading_lists_every_fault_and_changes_nothing(small: paddle.nn.Layer) -> None:
+    before = arrays(small)
+    state = {name: value + 1 for name, value in before.items()}
+    del state["0.bias"]
+    state["extra"] = np.zeros(3, np.float32)
+    state["2.weight"] = state["2.weight"].T
+    state["1.weight"] = state["1.weight"].astype(np.float64)
+    state["1._mean"] = state["1._mean"].astype(np.int64)
+    state["1.bias"][2] = np.nan
+    state["2.bias"][0] = np.inf
+    with pytest.raises(WeightsError, match="7 of 8 entries differ") as caught:
+        load_strict(small, state, "file.pdparams")
+    for line in (
+        "missing      0.bias",
+        "left over    extra",
+        "wrong shape  2.weight: file [2, 4], network [4, 2]",
+        "wrong type   1.weight: float64, expected float32",
+        "wrong type   1._mean: int64, expected float32",
+        "not finite   1.bias",
+        "not finite   2.bias",
+    ):
+        assert line in str(caught.value)
+    for name, value in arrays(small).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+@pytest.mark.parametrize("fault", ["missing", "left over", "shape", "type", "nan"])
+def test_each_fault_alone_is_refused(small: paddle.nn.Layer, fault: str) -> None:
+    before = arrays(small)
+    state = {name: value + 1 for name, value in before.items()}
+    if fault == "missing":
+        del state["2.bias"]
+    elif fault == "left over":
+        state["module.0.bias"] = state["0.bias"]
+    elif fault == "shape":
+        state["2.bias"] = state["2.bias"][None]  # as many numbers, another shape
+    elif fault == "type":
+        state["2.bias"] = state["2.bias"].astype(np.float16)
+    else:
+        state["2.bias"][1] = np.nan
+    with pytest.raises(WeightsError, match="1 of 8"):
+        load_strict(small, state, "file")
+    for name, value in arrays(small).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_an_empty_state_is_refused(small: paddle.nn.Layer) -> None:
+    with pytest.raises(WeightsError, match="8 of 8"):
+        load_strict(small, {}, "file")
+
+
+def test_what_fits_is_set_to_the_bit(small: paddle.nn.Layer) -> None:
+    state = {
+        name: np.random.default_rng(1).normal(size=v.shape).astype(np.float32) for name, v in arrays(small).items()
+    }
+    state["2.weight"] = np.asfortranarray(state["2.weight"])
+    load_strict(small, state, "file")
+    for name, value in arrays(small).items():
+        np.testing.assert_array_equal(value, state[name])
+
+
+def test_pretrained_may_differ_in_the_last_layer_only(tmp_path: Path) -> None:
+    source = Network("resnet18", 5).build()
+    save_weights(source, tmp_path / "a.pdparams")
+    network = Network("resnet18", 2)
+    model = network.build()
+    head = model.fc.weight.numpy().copy()
+    said = load_pretrained(model, network, tmp_path / "a.pdparams")
+    assert "without its last layer (5 outputs; 2 wanted)" in said
+    np.testing.assert_array_equal(model.fc.weight.numpy(), head)
+    np.testing.assert_array_equal(model.conv[0].weight.numpy(), source.conv[0].weight.numpy())
+    same = Network("resnet18", 5).build()
+    assert "with its last layer" in load_pretrained(same, Network("resnet18", 5), tmp_path / "a.pdparams")
+    np.testing.assert_array_equal(same.fc.weight.numpy(), source.fc.weight.numpy())
+    with pytest.raises(WeightsError, match="holds resnet18, 3 channel"):
+        load_pretrained(model, Network("resnet34", 2), tmp_path / "a.pdparams")
+
+
+# --- files that Paddle writes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_real_files_of_each_protocol(tmp_path: Path, small: paddle.nn.Layer, protocol: int) -> None:
+    path = str(tmp_path / "a.pdparams")
+    paddle.save(small.state_dict(), path, protocol=protocol)
+    found = read_weights(path)
+    assert list(found) == list(small.state_dict())  # without Paddle's own table of names
+    for name, value in small.state_dict().items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_array_equal(found[name], value.numpy())
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_optimizer_files_and_nested_tensors(tmp_path: Path, small: paddle.nn.Layer, protocol: int) -> None:
+    schedule = paddle.optimizer.lr.LinearWarmup(paddle.optimizer.lr.CosineAnnealingDecay(0.1, 4), 2, 0.0, 0.1)
+    optimizer = paddle.optimizer.Momentum(schedule, parameters=small.parameters())
+    small(paddle.ones([2, 3, 3, 6])[:, :, :, :6]).sum().backward()
+    optimizer.step()
+    nested = {"opt": optimizer.state_dict(), "one": paddle.ones([2]), "list": [paddle.zeros([1]), 3, None, "text"]}
+    paddle.save(nested, str(tmp_path / "a.pdopt"), protocol=protocol)
+    found = read_pickle((tmp_path / "a.pdopt").read_bytes())
+    expected = paddle.load(str(tmp_path / "a.pdopt"), return_numpy=True)
+    assert found.keys() == expected.keys() and found["opt"].keys() == expected["opt"].keys()
+    assert found["opt"]["LR_Scheduler"] == expected["opt"]["LR_Scheduler"]
+    for name, value in expected["opt"].items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(found["opt"][name], value)
+    assert found["one"].tolist() == [1, 1] and found["list"][1:] == [3, None, "text"]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_arrays_of_every_kind(protocol: int) -> None:
+    state = {
+        "f4": np.arange(6, dtype="<f4").reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "big endian": np.arange(3, dtype=">f8"),
+        "f2": np.ones(2, np.float16),
+        "i8": np.arange(3),
+        "u1": np.arange(3, dtype=np.uint8),
+        "bool": np.array([True, False]),
+        "complex": np.array([1j]),
+        "scalar": np.float64(2.5),
+        "zero-dimensional": np.array(3.0),
+        "empty": np.zeros((0, 3)),
+        "high bytes": np.frombuffer(bytes(range(256)), np.uint8),
+        "ordered": OrderedDict([("a", 1), ("b", np.int32(2))]),
+        "shared": [],
+    }
+    state["shared"] = [state["f4"], state["f4"]]
+    found = read_pickle(pickle.dumps(state, protocol))
+    for name, value in state.items():
+        if isinstance(value, np.ndarray):
+            assert found[name].dtype == value.dtype and found[name].shape == value.shape, name
+            np.testing.assert_array_equal(found[name], value)
+    assert found["scalar"] == 2.5 and found["ordered"] == {"a": 1, "b": 2}
+    np.testing.assert_array_equal(found["shared"][1], state["f4"])
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_files_of_numpy_1(protocol: int) -> None:
+    """Before NumPy 2 the module was numpy.core; the rest of the file is the same."""
+    data = pickle.dumps({"a": np.arange(3.0), "b": np.float64(2)}, protocol)
+    old = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    assert old != data
+    assert read_pickle(old)["a"].tolist() == [0, 1, 2]
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    state = {"a": np.arange(3, dtype=np.float32), "b": np.ones((2, 2), np.float32)}
+    safetensors.numpy.save_file(state, tmp_path / "a.safetensors")
+    found = read_weights(tmp_path / "a.safetensors")
+    assert found.keys() == state.keys() and all((found[name] == state[name]).all() for name in state)
+
+
+def test_saving_is_paddles_own_format(tmp_path: Path, small: paddle.nn.Layer) -> None:
+    save_weights(small, tmp_path / "deep" / "a.pdparams")
+    loaded = paddle.load(str(tmp_path / "deep" / "a.pdparams"))
+    assert list(loaded) == list(small.state_dict())
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.pdparams"]
+
+
+# --- hostile and broken files ----------------------------------------------------------------------
+
+
+class Call:
+    """Pickles as a call of `function(*arguments)`."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.parts = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.parts
+
+
+def short(text: str) -> bytes:
+    """SHORT_BINUNICODE."""
+    return b"\x8c" + bytes([len(text)]) + text.encode()
+
+
+def array_pickle(shape: bytes, content: bytes, kind: str = "f4") -> bytes:
+    """{"w": array} by hand, with any shape (opcodes of a tuple) and any content."""
+    return b"".join(
+        [
+            b"\x80\x04}" + short("w"),
+            b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R",
+            b"(K\x01" + shape + b"cnumpy\ndtype\n" + short(kind) + b"\x89\x88\x87R" + b"\x89" + content + b"tb",
+            b"s.",
+        ]
+    )
+
+
+def doubled(levels: int, opcode: bytes = b"\x86") -> bytes:
+    """t = (t, t), `levels` times, through the memo."""
+    return b")\x94" + b"".join(b"h" + bytes([k]) + b"h" + bytes([k]) + opcode + b"\x94" for k in range(levels))
+
+
+class _Persistent(pickle.Pickler):
+    def persistent_id(self, value: object) -> object:
+        return "module" if isinstance(value, bytes) else None
+
+
+def persistent(protocol: int) -> bytes:
+    file = io.BytesIO()
+    _Persistent(file, protocol).dump({"w": b"x"})
+    return file.getvalue()
+
+
+def hostile(canary: Path) -> dict[str, bytes]:
+    """Name -> file; each of the first group would make the canary if anything ran."""
+    touch = f"touch {canary}"
+    code = f"open({str(canary)!r}, 'w').close()"
+    weights = np.zeros(3, np.float32)
+    files: dict[str, bytes] = {}
+    for protocol in (0, 1, 2, 3, 4, 5):
+        files[f"os.system, protocol {protocol}"] = pickle.dumps(Call(os.system, touch), protocol)
+        files[f"eval, protocol {protocol}"] = pickle.dumps({"conv.0.weight": Call(builtins.eval, code)}, protocol)
+    nested = {"conv.0.weight": weights, "state": {"more": [1, (2, Call(os.system, touch))]}}
+    objects = np.empty(2, object)
+    objects[:] = [Call(os.system, touch), None]
+    global_ = b"\x80\x04}" + short("w")
+    files |= {
+        "nested": pickle.dumps(nested, 4),
+        "as a key": b"\x80\x04}cos\nsystem\n" + short(touch) + b"\x85RNs.",
+        "object array": pickle.dumps({"w": objects}, 4),
+        "exec": pickle.dumps({"w": Call(builtins.exec, code)}, 4),
+        "getattr": pickle.dumps({"w": Call(getattr, "", "join")}, 4),
+        "dotted name": global_ + short("collections") + short("OrderedDict.fromkeys.__self__") + b"\x93s.",
+        "dotted name in numpy": global_ + short("numpy") + short("ndarray.tofile") + b"\x93s.",
+        "numpy.load": global_ + b"cnumpy\nload\n" + short("x.npy") + b"\x85Rs.",
+        "old-style instance": b"(S'" + touch.encode() + b"'\nios\nsystem\n.",
+        "object opcode": b"\x80\x04(cos\nsystem\n" + short(touch) + b"o.",
+        "extension registry": b"\x80\x02\x82\x01.",
+        "persistent id": persistent(4),
+        "persistent id as text": persistent(0),
+        "an instance by NEWOBJ": b"\x80\x04}" + short("w") + b"cbuiltins\ntuple\n)\x81s.",
+        "another codec": global_ + b"c_codecs\nencode\n" + short("68656c6c6f") + short("hex") + b"\x86Rs.",
+        "state set on a function": global_
+        + b"c_codecs\nencode\nN}"
+        + short("__defaults__")
+        + short("hex")
+        + b"\x85s\x86bs.",
+        "state set on a class": global_
+        + b"ccollections\nOrderedDict\nN}"
+        + short("items")
+        + b"cnumpy\ndtype\ns\x86bs.",
+        "state set on an instance": global_
+        + b"ccollections\nOrderedDict\n)RN}"
+        + short("items")
+        + b"cnumpy\ndtype\ns\x86bs.",
+        # memory and time
+        "memo index": b"\x80\x02}r\xff\xff\xff\x7f.",
+        "memo index as text": b"}p2000000000\n.",
+        "length of bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"abc.",
+        "length of text": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"abc.",
+        "length of a bytearray": b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"abc.",
+        "length of a frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 60) + b"}.",
+        "length of a number": b"\x80\x04\x8b" + struct.pack("<i", 0x7FFFFFFF) + b"1.",
+        "100 GB declared": array_pickle(
+            b"J" + struct.pack("<i", 25_000) + b"J" + struct.pack("<i", 1_000_000) + b"\x86", b"C\x04abcd"
+        ),
+        "shape of huge numbers": array_pickle(b"(" + b"\x8a\x08" + b"\xff" * 7 + b"\x7f" + b"K\x02t", b"C\x04abcd"),
+        "negative shape": array_pickle(b"J\xff\xff\xff\xffJ\xfc\xff\xff\xff\x86", b"C\x10" + b"a" * 16),
+        "shape of 40 axes": array_pickle(b"(" + b"K\x01" * 40 + b"t", b"C\x04abcd"),
+        "shape that is no tuple": array_pickle(b"]K\x01a", b"C\x04abcd"),
+        "content that is a number": array_pickle(b"K\x01\x85", b"K\x07"),
+        "object dtype": array_pickle(b"K\x01\x85", b"C\x08" + b"a" * 8, "O8"),
+        "string dtype": array_pickle(b"K\x01\x85", b"C\x04abcd", "S4"),
+        "structured dtype": array_pickle(b"K\x01\x85", b"C\x04abcd", "f4,f4"),
+        "array without a state": b"\x80\x04}" + short("w") + b"cnumpy._core.multiarray\n_reconstruct\n)Rs.",
+        "billion laughs in lists": b"\x80\x04]\x94"
+        + b"".join(b"](" + (b"h" + bytes([k])) * 10 + b"e\x94" for k in range(40))
+        + b".",
+        "billion laughs in tuples": b"\x80\x04" + doubled(60) + b".",
+        "billion laughs as a key": b"\x80\x04}" + doubled(60) + b"Ns.",
+        "billion laughs by copies": b"\x80\x04X"
+        + struct.pack("<I", 100_000)
+        + b"a" * 100_000
+        + b"\x94]("
+        + b"c_codecs\nencode\nh\x00\x8c\x06latin1\x86R" * 3000
+        + b"e.",
+        "deep lists": b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".",
+        "deep dicts": b"\x80\x04" + b"}K\x00" * 50_000 + b"N" + b"s" * 50_000 + b".",
+        "deep tuples": b"\x80\x04)" + b"\x85" * 100_000 + b".",
+        "deep tuple as a key": b"\x80\x04})" + b"\x85" * 1_000_000 + b"K\x00s.",
+        "list in itself": b"\x80\x04]\x94h\x00a.",
+        "dict in itself": b"\x80\x04}\x94" + short("a") + b"h\x00s.",
+        "colliding keys": b"\x80\x04}("
+        + b"".join(b"\x8a\x0a" + (((1 << 61) - 1) * k).to_bytes(10, "little") + b"N" for k in range(1, 20_000))
+        + b"u.",
+        # no weight files
+        "a list": pickle.dumps([weights], 4),
+        "a text": pickle.dumps("weights", 4),
+        "an empty dict": pickle.dumps({}, 4),
+        "a dict of numbers": pickle.dumps({"a": 1}, 4),
+        "a set": pickle.dumps({"a": {1}}, 4),
+        "bytes": pickle.dumps({"a": b"abc"}, 4),
+        "keys that are no names": pickle.dumps({(1, 2): weights}, 4),
+        "HTML": b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head></html>\n",
+        "empty": b"",
+        "one byte": b"\x80",
+        "stop": b".",
+        "a stack that runs dry": b"\x80\x04}ssss.",
+        "a mark that is missing": b"\x80\x04}u.",
+        "a memo that is missing": b"\x80\x04h\x07.",
+        "zeros": bytes(1000),
+        "PNG": b"\x89PNG\r\n\x1a\n" + bytes(100),
+        "ZIP": b"PK\x03\x04" + bytes(100),
+    }
+    return files
+
+
+NAMES = list(hostile(Path("canary")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_files(name: str, tmp_path: Path) -> None:
+    """Each is refused in one message, runs nothing, and takes neither memory nor time."""
+    canary = tmp_path / "canary"
+    path = tmp_path / "weights.pdparams"
+    path.write_bytes(hostile(canary)[name])
+
+    def read() -> None:
+        tracemalloc.start()
+        try:
+            with pytest.raises(WeightsError, match="weights.pdparams"):
+                read_weights(path)
+            assert tracemalloc.get_traced_memory()[1] < 100 * path.stat().st_size + 2_000_000
+        finally:
+            tracemalloc.stop()
+
+    within(20, read)
+    assert not canary.exists()
+    valid = pickle.dumps({"w": np.arange(3.0)}, 2)  # the reader is as it was
+    assert read_pickle(valid)["w"].tolist() == [0, 1, 2]
+
+
+def test_the_canary_would_sing(tmp_path: Path) -> None:
+    """The same files, read by pickle, do run: the test above can fail."""
+    canary = tmp_path / "canary"
+    files = hostile(canary)
+    for name in ("os.system, protocol 4", "eval, protocol 2", "nested", "object array", "as a key", "object opcode"):
+        pickle.loads(files[name])
+        assert canary.exists(), name
+        canary.unlink()
+
+
+def test_refusal_names_what_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pdparams"
+    path.write_bytes(pickle.dumps(Call(os.system, "true"), 4))
+    with pytest.raises(WeightsError, match="asks for posix.system, which no weight file needs; nothing was run"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_truncated_at_every_point(small: paddle.nn.Layer, protocol: int) -> None:
+    data = pickle.dumps({name: value.numpy() for name, value in small.state_dict().items()}, protocol)
+    for end in range(0, len(data), 7 if len(data) > 500 else 1):
+        with pytest.raises(pickle.UnpicklingError):
+            read_pickle(data[:end])
+    assert len(read_pickle(data)) == 8
+
+
+def test_missing_and_directory(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="none.pdparams: No such file"):
+        read_weights(tmp_path / "none.pdparams")
+    with pytest.raises(WeightsError, match="directory"):
+        read_weights(tmp_path)
+
+
+def test_a_file_that_is_not_the_sidecars_is_refused(tmp_path: Path) -> None:
+    """One flipped byte inside an array loads silently in Paddle; the sidecar's sha256 finds it."""
+    path = tmp_path / "COVID.pdparams"
+    save_weights(Network("resnet18", 4).build(), path)
+    recipe = get_recipe("covid_notebook")
+    from paddle_medcls.images import Preprocessing
+
+    card = Sidecar("covid", recipe.name, ("a", "b", "c", "d"), "multi-class", "softmax", Network("resnet18", 4),
+                   Preprocessing.of(recipe), sha256=sha256(path))  # fmt: skip
+    card.write(path.with_suffix(".json"))
+    assert Predictor.from_weights(path).card == card
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert len(read_weights(path)) == 102  # it can still be read: the sum alone tells
+    with pytest.raises(WeightsError, match="sha256 differs"):
+        Predictor.from_weights(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["garbage", "header of 2^60 bytes", "truncated", "overlap", "unknown type", "not JSON"]
+)
+def test_hostile_safetensors(name: str, tmp_path: Path) -> None:
+    good = safetensors.numpy.save({"a": np.arange(100, dtype=np.float32)})
+
+    def file(header: str, content: bytes = b"") -> bytes:
+        return struct.pack("<Q", len(header)) + header.encode() + content
+
+    content = {
+        "garbage": b"garbage garbage garbage",
+        "header of 2^60 bytes": struct.pack("<Q", 1 << 60) + b"{}",
+        "truncated": good[:-50],
+        "overlap": file('{"a":{"dtype":"F32","shape":[25000000000],"data_offsets":[0,100000000000]}}', b"abcd"),
+        "unknown type": file('{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}', b"abcd"),
+        "not JSON": file("{{{{"),
+    }[name]
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        within(10, lambda: read_weights(path))
+
+
+def test_bfloat16_safetensors_are_refused_not_misread(tmp_path: Path) -> None:
+    header = '{"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + b"\x80\x3f\x80\x3f")
+    try:
+        found = read_weights(path)["a"]
+    except WeightsError:
+        return
+    assert found.dtype != np.float32  # load_strict then says "wrong type"
+
+
+# --- sidecars --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"kind": "other"}',
+        f'{{"kind": "{KIND}"}}',
+        f'{{"kind": "{KIND}", "classes": 3, "flips": []}}',
+    ],
+)
+def test_faulty_sidecars(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(WeightsError, match="the sidecar cannot be read"):
+        Sidecar.read(path)
+
+
+# --- fuzzing ---------------------------------------------------------------------------------------
+
+SEEDS = [
+    pickle.dumps({"conv.0.weight": np.arange(4, dtype=np.float32), "n": OrderedDict(a=np.float64(1))}, protocol)
+    for protocol in (2, 3, 4)
+]
+SEEDS.append(pickle.dumps({"w": [("name", np.ones(2)), {"a": 1, "b": None}], "x": 2.5}, 4))
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> bytes:
+    data = bytearray(draw(st.sampled_from(SEEDS)))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.integers(0, len(data)))
+        kind = draw(st.sampled_from(["flip", "insert", "delete", "copy"]))
+        if kind == "flip" and at < len(data):
+            data[at] = draw(st.integers(0, 255))
+        elif kind == "insert":
+            data[at:at] = draw(st.binary(max_size=9))
+        elif kind == "delete":
+            del data[at : at + draw(st.integers(1, 12))]
+        else:
+            start = draw(st.integers(0, len(data)))
+            data[at:at] = data[start : start + draw(st.integers(1, 30))]
+    return bytes(data)
+
+
+def read_or_refuse(data: bytes) -> None:
+    try:
+        value = read_pickle(data)
+    except pickle.UnpicklingError:
+        return
+    plain(value)
+
+
+def plain(value: object) -> None:
+    """What comes out is made of plain things alone."""
+    if type(value) is dict:
+        for key, child in value.items():
+            assert type(key) in (str, int)
+            plain(child)
+    elif type(value) in (list, tuple):
+        for child in value:
+            plain(child)
+    else:
+        assert value is None or type(value) in (bool, int, float, complex, str, np.ndarray)
+        assert not isinstance(value, np.ndarray) or value.dtype.kind in "biufc"
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(mutations())
+def test_fuzzed_weight_files(data: bytes) -> None:
+    """Any exception but UnpicklingError is a defect."""
+    read_or_refuse(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=50_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.one_of(mutations(), st.binary(max_size=200).map(lambda tail: b"\x80\x04" + tail)))
+def test_fuzzed_weight_files_for_minutes(data: bytes) -> None:
+    read_or_refuse(data)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5), lambda c: st.lists(c, max_size=3)))
+def test_fuzzed_sidecars(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+    """Each field in turn replaced by anything that JSON can hold."""
+    import json
+
+    recipe = get_recipe("covid_notebook")
+    from paddle_medcls.images import Preprocessing
+
+    path = tmp_path_factory.getbasetemp() / "fuzzed.json"
+    Sidecar(
+        "covid", recipe.name, ("a",), "multi-class", "softmax", Network("resnet18", 1), Preprocessing.of(recipe)
+    ).write(path)
+    fields = json.loads(path.read_text())
+    for name, inner in itertools.chain(
+        ((name, None) for name in fields),
+        (("network", k) for k in fields["network"]),
+        (("preprocessing", k) for k in fields["preprocessing"]),
+    ):
+        changed = {**fields, name: value} if inner is None else {**fields, name: {**fields[name], inner: value}}
+        path.write_text(json.dumps(changed))
+        try:
+            Sidecar.read(path)
+        except WeightsError:
+            pass
