@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from paddle_medcls import published
 from paddle_medcls.checkpoint import FILE
 from paddle_medcls.data import dataset_module, default_root, load_index, weights_name
@@ -26,6 +24,7 @@ from paddle_medcls.data.medmnist_cards import CARDS
 from paddle_medcls.errors import RecipeError, RunError, Stopped
 from paddle_medcls.files import write_csv, write_json, write_text
 from paddle_medcls.predict import Predictor
+from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.rundir import score_split, write_outputs
@@ -126,13 +125,14 @@ def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell
     remaining = [cell for cell in cells if cell.result() is None]
     for root, dataset in dict.fromkeys((cell.data_root, cell.recipe.dataset) for cell in remaining):
         load_index(dataset, root, dataset_module(dataset).SPLITS[-1])  # faulty data stop a grid at once
-    with tqdm(total=len(cells), initial=len(cells) - len(remaining), unit="run", disable=None) as bar:
+    with progress(None, "grid", len(cells), "run") as bar:
+        bar.update(len(cells) - len(remaining))
         for cell in list(remaining):
             bar.set_description(cell.name)
             if time.monotonic() > options.deadline:
                 break
             try:
-                _run_cell(cell, replace(options, say=_speaker(cell.name)))
+                _run_cell(cell, replace(options, say=_speaker(cell.name, bar.write)))
             except Stopped:
                 if time.monotonic() > options.deadline:
                     break
@@ -145,8 +145,9 @@ def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell
     return remaining
 
 
-def _speaker(name: str) -> Callable[[str], None]:
-    return lambda line: tqdm.write(f"{name}: {line}", file=sys.stderr)
+def _speaker(name: str, write: Callable) -> Callable[[str], None]:
+    """Lines of a run, above the bars and with the run's name."""
+    return lambda line: write(f"{name}: {line}", file=sys.stderr)
 
 
 def _run_cell(cell: Cell, options: Options) -> None:
