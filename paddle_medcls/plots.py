@@ -100,6 +100,37 @@ def _roc_points(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
     return false_rate, true_rate
 
 
+def reliability(path: Path, diagrams: Sequence[tuple[str, list[dict], float]], title: str, note: str = "") -> None:
+    """Claimed against true accuracy; (name, bins of `calibration.reliability`, calibration error) each."""
+    figure = Figure(figsize=(4.6 * len(diagrams), 4.8))
+    for axis, (name, rows, error) in zip(figure.subplots(1, len(diagrams), squeeze=False)[0], diagrams):
+        edges = [row["low"] for row in rows]
+        widths = [row["high"] - row["low"] for row in rows]
+        axis.bar(edges, [row["accuracy"] for row in rows], widths, align="edge", color=COLORS[0], edgecolor="white")
+        axis.plot([0, 1], [0, 1], ":", color="gray")
+        axis.plot([row["confidence"] for row in rows], [row["accuracy"] for row in rows], ".", color=COLORS[1])
+        axis.set(xlabel="confidence", ylabel="accuracy", title=f"{name}\ncalibration error {error:.4f}")
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+    figure.suptitle(title)
+    _save(figure, path, note)
+
+
+def prediction(path: Path, image: np.ndarray, bars: Sequence[tuple[str, float]], title: str, note: str = "") -> None:
+    """An image (uint8, RGB or one channel) beside the probabilities of its classes, as document 004 shows it."""
+    figure = Figure(figsize=(9, 4.2))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1))
+    left.imshow(image.squeeze(), cmap="gray" if image.shape[2] == 1 else None)
+    left.set_axis_off()
+    left.set_title(title)
+    names = [name for name, _ in bars][::-1]
+    values = [value for _, value in bars][::-1]
+    right.barh(names, values, color=COLORS[0])
+    for row, value in enumerate(values):
+        right.text(min(value + 0.01, 0.86), row, f"{value:.4f}", va="center")
+    right.set(xlim=(0, 1), xlabel="probability")
+    _save(figure, path, note)
+
+
 def sheet(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: str, note: str = "") -> None:
     """Images (uint8, RGB or one channel), one row a class."""
     columns = max(len(images) for _, images in rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from prettytable import PrettyTable
 
+from paddle_medcls.calibration import predictive_values
 from paddle_medcls.data.index import Index
 from paddle_medcls.files import write_csv
 
@@ -33,7 +34,7 @@ def confusion_table(metrics: dict) -> str:
     return str(table)
 
 
-def summary(metrics: dict, targets: Sequence[tuple[str, float]] = ()) -> str:
+def summary(metrics: dict, targets: Sequence[tuple[str, float]] = (), prevalence: float | None = None) -> str:
     """Loss, accuracy and AUC with 95% intervals, the published figures and warnings."""
     lines = [f"{metrics['split']}: {metrics['n']} images", f"  loss         {metrics['loss']:.4f}"]
     intervals = metrics.get("intervals", {})
@@ -43,6 +44,14 @@ def summary(metrics: dict, targets: Sequence[tuple[str, float]] = ()) -> str:
     for name in ("sensitivity", "specificity", "quadratic_kappa", "mean_absolute_error"):
         if name in metrics:
             lines.append(f"  {name:<12} {metrics[name]:.4f}")
+    if "calibration_error" in metrics:
+        at = f"  (temperature {metrics['temperature']:.3f})" if metrics["temperature"] != 1 else ""
+        lines.append(f"  calibration error {metrics['calibration_error']:.4f}{at}")
+    if metrics.get("threshold", 0.5) != 0.5:
+        lines.append(f"  threshold    {metrics['threshold']:.4f}")
+    if prevalence is not None and "sensitivity" in metrics:
+        positive, negative = predictive_values(metrics["sensitivity"], metrics["specificity"], prevalence)
+        lines.append(f"  PPV {positive:.4f}, NPV {negative:.4f} where {prevalence:.2%} are ill")
     if metrics.get("note"):
         lines.append(f"  NOTE: {metrics['note']}")
     never = [row["class"] for row in metrics["per_class"] if row["support"] and not row["predicted"]]

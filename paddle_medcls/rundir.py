@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import __version__, metrics, plots, report
+from paddle_medcls import __version__, calibration, metrics, plots, report
 from paddle_medcls.checkpoint import load_state, save_state
 from paddle_medcls.data import medmnist
 from paddle_medcls.data.index import Index
@@ -134,7 +134,44 @@ def restore(run_dir: Path, parts: dict) -> State:
 def score_split(logits: np.ndarray, index: Index, loss: str, temperature: float = 1.0, threshold: float = 0.5) -> dict:
     """All figures of a split with intervals; see `metrics.evaluate_logits`."""
     figures = metrics.evaluate_logits(logits / temperature, index.labels, index.classes, index.task, loss, threshold)
-    return {"split": index.split, **figures, "drawn": index.drawn, "note": index.note}
+    probs = metrics.probabilities(logits / temperature, loss, index.task)
+    error = calibration.expected_calibration_error(*calibration.confidence_and_hits(probs, index.labels, index.task))
+    extra = {"calibration_error": error, "temperature": temperature, "threshold": threshold}
+    return {"split": index.split, **figures, **extra, "drawn": index.drawn, "note": index.note}
+
+
+def calibrate(
+    weights: Path, card: Sidecar, logits: np.ndarray, index: Index, sensitivity: float | None, output: Path | None
+) -> Sidecar:
+    """Fits temperature and, if a sensitivity is wanted, threshold on a split, and writes them to the sidecar.
+
+    Args:
+        weights: the weight file; its sidecar is written, also where there was none.
+        logits: (N, outputs) of the validation split.
+        output: folder for `calibration.png`, if any.
+
+    Returns:
+        The new sidecar.
+    """
+    if sensitivity is not None and card.task != "binary":
+        raise RunError(f"a threshold for a sensitivity needs two classes; {card.dataset} has {len(card.classes)}")
+    temperature = calibration.fit_temperature(logits, index.labels, card.loss)
+    threshold = card.threshold
+    if sensitivity is not None:
+        probs = metrics.probabilities(logits / temperature, card.loss, card.task)
+        threshold = calibration.threshold_for(probs[:, 1], index.labels, sensitivity)
+    if output is not None:
+        diagrams = []
+        for name, t in (("before", 1.0), (f"after, temperature {temperature:.3f}", temperature)):
+            probs = metrics.probabilities(logits / t, card.loss, card.task)
+            claims = calibration.confidence_and_hits(probs, index.labels, card.task)
+            diagrams.append((name, calibration.reliability(*claims), calibration.expected_calibration_error(*claims)))
+        note = report.DRAWN_NOTICE if index.drawn or card.drawn else ""
+        plots.reliability(output / "calibration.png", diagrams, f"{index.dataset}, {index.split}", note)
+    changed = {"temperature": temperature, "threshold": threshold, "sha256": sha256(weights)}
+    card = Sidecar(**{**vars(card), **changed})
+    card.write(weights.with_suffix(".json"))
+    return card
 
 
 def write_outputs(folder: Path, logits: np.ndarray, index: Index, card: Sidecar, result: dict) -> None:

@@ -308,11 +308,11 @@ def test_pretrained_may_differ_in_the_last_layer_only(tmp_path: Path) -> None:
     model = network.build()
     head = model.fc.weight.numpy().copy()
     said = load_pretrained(model, network, tmp_path / "a.pdparams")
-    assert "without its last layer (5 outputs; 2 wanted)" in said
+    assert "without its last layers (5 outputs; 2 wanted)" in said
     np.testing.assert_array_equal(model.fc.weight.numpy(), head)
     np.testing.assert_array_equal(model.conv[0].weight.numpy(), source.conv[0].weight.numpy())
     same = Network("resnet18", 5).build()
-    assert "with its last layer" in load_pretrained(same, Network("resnet18", 5), tmp_path / "a.pdparams")
+    assert "with its last layers" in load_pretrained(same, Network("resnet18", 5), tmp_path / "a.pdparams")
     np.testing.assert_array_equal(same.fc.weight.numpy(), source.fc.weight.numpy())
     with pytest.raises(WeightsError, match="holds resnet18, 3 channel"):
         load_pretrained(model, Network("resnet34", 2), tmp_path / "a.pdparams")

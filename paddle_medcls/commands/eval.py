@@ -12,7 +12,10 @@ from paddle_medcls.commands import parser, run
 
 TEXT = """Scores a weight file on a whole split: loss, accuracy and AUC with 95% intervals, precision,
 recall and F1 of each class, the published figure beside ours. The file's sidecar says how it was
-trained; without one the layout of the two notebooks' files is recognised."""
+trained; without one the layout of the two notebooks' files is recognised.
+
+--calibrate fits a temperature on the validation split, chooses the threshold there if --sensitivity is
+given, and writes both to the sidecar, from where every command takes them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,59 +25,91 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--split", choices=("train", "val", "test"), help="default: test where there is one, else val")
     p.add_argument("--recipe", help="for a file without a sidecar: the recipe it was trained with")
     p.add_argument("--without-leaks", action="store_true", help="score again without images that training has too")
+    p.add_argument("--calibrate", action="store_true", help="fit temperature (and threshold) on validation first")
+    p.add_argument("--sensitivity", type=float, metavar="S", help="with --calibrate, two classes: wanted sensitivity")
+    p.add_argument(
+        "--prevalence", type=float, metavar="P", help="two classes: also PPV and NPV where this share is ill"
+    )
+    p.add_argument("--errors", type=int, metavar="N", help="with --output: errors.html, the N most telling mistakes")
     p.add_argument("--output", type=Path, help="also write metrics.json, predictions and pictures here")
     p.add_argument("--batch-size", type=int, default=32)
     p.add_argument("--workers", type=int, default=2, help="threads that read images")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
-    return run(_work, p.parse_args(argv))
+    args = p.parse_args(argv)
+    if args.sensitivity is not None and not (args.calibrate and 0 < args.sensitivity <= 1):
+        p.error("--sensitivity needs --calibrate and lies between 0 and 1")
+    if args.prevalence is not None and not 0 < args.prevalence < 1:
+        p.error("--prevalence lies between 0 and 1")
+    if args.errors is not None and not (args.output and args.errors > 0):
+        p.error("--errors is above 0 and needs --output")
+    return run(_work, args)
 
 
 def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls import errorpage, rundir
     from paddle_medcls.data import dataset_module, default_root, load_index
     from paddle_medcls.data.statistics import scan
+    from paddle_medcls.metrics import predicted
     from paddle_medcls.predict import Predictor
     from paddle_medcls.recipes import all_recipes, get_recipe
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE, class_table, confusion_table, summary
-    from paddle_medcls.rundir import score_split, write_outputs
     from paddle_medcls.runtime import select_device
 
     select_device(args.device)
     predictor = Predictor.from_weights(args.weights, get_recipe(args.recipe) if args.recipe else None)
-    card = predictor.card
     for note in predictor.notes:
         print(note, file=sys.stderr)
+    card = predictor.card
     known = card.recipe in all_recipes()
     recipe = get_recipe(card.recipe, card.dataset, card.network.model) if known else None
-    split = args.split or dataset_module(card.dataset).SPLITS[-1]
     root = args.data_root or _run_data_root(args.weights) or default_root(card.dataset)
-    index = load_index(card.dataset, root, split, recipe.labels if recipe else "default")
-    scan(index, max(1, args.workers), card.preprocessing.channels)  # all unreadable images at once, not the first
-    logits = predictor.split_logits(index, args.batch_size, args.workers)
-    result = score_split(logits, index, card.loss, card.temperature, card.threshold)
+
+    def listed(split: str):
+        return load_index(card.dataset, root, split, recipe.labels if recipe else "default")
+
+    def logits_of(index):
+        scan(index, max(1, args.workers), card.preprocessing.channels)  # all unreadable images at once, not the first
+        return predictor.split_logits(index, args.batch_size, args.workers)
+
+    if args.calibrate:
+        val = listed("val")
+        predictor.card = card = rundir.calibrate(args.weights, card, logits_of(val), val, args.sensitivity, args.output)
+        print(
+            f"on {val.split}: temperature {card.temperature:.4f}, threshold {card.threshold:.4f}; kept in the sidecar"
+        )
+    index = listed(args.split or dataset_module(card.dataset).SPLITS[-1])
+    logits = logits_of(index)
+    result = rundir.score_split(logits, index, card.loss, card.temperature, card.threshold)
+    targets = recipe.targets if recipe else ()
     if index.drawn or card.drawn:
         print(DRAWN_NOTICE)
     print(class_table(result))
     if "confusion" in result:
         print(confusion_table(result))
-    targets = recipe.targets if recipe else ()
-    print(summary(result, targets))
+    print(summary(result, targets, args.prevalence))
     if args.without_leaks:
-        rows = _not_leaked(load_index(card.dataset, root, "train", recipe.labels if recipe else "default"), index, args)
+        rows = _not_leaked(listed("train"), index, args.workers)
         clean = index.subset(rows)
         print(f"without the {len(index) - len(clean)} images that are in the training split as well:")
-        print(summary(score_split(logits[rows], clean, card.loss, card.temperature, card.threshold), targets))
+        again = rundir.score_split(logits[rows], clean, card.loss, card.temperature, card.threshold)
+        print(summary(again, targets, args.prevalence))
     if args.output:
-        write_outputs(args.output, logits, index, card, result)
+        rundir.write_outputs(args.output, logits, index, card, result)
+        if args.errors:
+            probs = predictor.probabilities(logits)
+            guesses = predicted(probs, card.task, card.threshold)
+            title = f"Errors of {card.recipe} ({card.network.model}) on {card.dataset}, {index.split}"
+            errorpage.write_error_page(args.output / "errors.html", index, probs, guesses, result, title, args.errors)
         print(f"written to {args.output}")
     print(NOTICE)
     return 0
 
 
-def _not_leaked(train, index, args: argparse.Namespace) -> list[int]:
+def _not_leaked(train, index, workers: int) -> list[int]:
     """Rows of an index whose image is not, nearly or exactly, in the training split."""
     from paddle_medcls.data.check import check
 
-    leaked = check([train, index], args.workers).leaked(index.split)
+    leaked = check([train, index], workers).leaked(index.split)
     return [row for row, name in enumerate(index.ids) if name not in leaked]
 
 

@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--topk", type=int, default=1, metavar="K", help="show the K most probable classes")
     p.add_argument("--json", action="store_true", help="one JSON object a line: image, label, probability, topk")
     p.add_argument("--csv", type=Path, metavar="FILE", help="also write image, label and all probabilities")
+    p.add_argument("--pictures", type=Path, metavar="DIR", help="each image beside its probabilities, as a picture")
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--workers", type=int, default=2, help="threads that read images")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
@@ -53,6 +54,8 @@ def _work(args: argparse.Namespace) -> int:
             failed += 1
             continue
         rows.append(_row(path, probs, card, args.topk))
+        if args.pictures:
+            _picture(args.pictures, path, rows[-1][0], card)
         if args.json:
             print(json.dumps(rows[-1][0], ensure_ascii=False), flush=True)
     if rows and not args.json:
@@ -80,6 +83,20 @@ def _row(path: Path, probs, card, k: int) -> tuple[dict, list[float]]:
     if card.drawn:
         row["drawn"] = True  # trained on drawn images: the figures say nothing about patients
     return row, [round(float(p), 8) for p in probs]
+
+
+def _picture(folder: Path, path: Path, row: dict, card) -> None:
+    """Writes the picture; a folder named like a class is taken as the true one, as in document 004."""
+    from paddle_medcls import plots
+    from paddle_medcls.images import read_image
+    from paddle_medcls.report import DRAWN_NOTICE
+
+    title = path.name
+    if path.parent.name in card.classes:
+        title += f"\ntrue class: {path.parent.name}"
+    bars = [(item["label"], item["probability"]) for item in row["topk"]]
+    target = folder / f"{path.stem}_prediction.png"
+    plots.prediction(target, read_image(path, "rgb"), bars, title, DRAWN_NOTICE if card.drawn else "")
 
 
 def _table(rows: list[dict]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from paddle_medcls.data.covid import CLASSES, make_lists
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.medmnist import NAMES, SPLITS, card_of, file_of
+from paddle_medcls.data.oct import CLASSES as OCT_CLASSES
 from paddle_medcls.errors import DataError
 from paddle_medcls.files import atomic_write, write_csv, write_text
 
@@ -190,9 +191,68 @@ def draw_npz(name: str, root: Path, seed: int = 0, counts: tuple[int, int, int] 
     atomic_write(root / file_of(name), data.getvalue())
 
 
+# --- OCT: retinal scans --------------------------------------------------------------------------
+
+
+def _draw_oct(root: Path, seed: int) -> None:
+    rng = np.random.default_rng([seed, 3])
+    patient = 1000
+    for split, patients in (("train", 15), ("val", 2), ("test", 5)):
+        for name in OCT_CLASSES:
+            for _ in range(patients):
+                patient += 1
+                for scan in (1, 2):
+                    path = root / "OCT2017" / split / name / f"{name}-{patient}-{scan}.jpeg"
+                    _write(path, retina(rng, name))
+
+
+def retina(rng: np.random.Generator, name: str) -> np.ndarray:
+    """A cross-section of the retina: bright layers above dark speckle; the class decides what bends them.
+
+    CNV: a bright mound under the layers; DME: dark cysts between them; DRUSEN: small bumps of the lowest
+    layer; NORMAL: the pit of the fovea and nothing else.
+
+    Returns:
+        uint8 (SIDE, 1.5 SIDE), grey.
+    """
+    width = SIDE * 3 // 2
+    x = np.arange(width)
+    middle = width / 2 + rng.uniform(-0.1, 0.1) * width
+    base = SIDE * rng.uniform(0.5, 0.6) + rng.uniform(-12, 12) * ((x - middle) / width) ** 2
+    thickness = SIDE * rng.uniform(0.22, 0.27) * (1 - 0.45 * np.exp(-(((x - middle) / (0.09 * width)) ** 2)))
+    floor = base.copy()
+    if name == "CNV":
+        floor -= SIDE * rng.uniform(0.12, 0.2) * np.exp(-(((x - middle) / (0.13 * width)) ** 2))
+    elif name == "DRUSEN":
+        for _ in range(rng.integers(5, 9)):
+            at, wide = rng.uniform(0.1, 0.9) * width, rng.uniform(4, 8)
+            floor -= rng.uniform(5, 10) * np.exp(-(((x - at) / wide) ** 2))
+    elif name == "DME":
+        thickness = thickness + SIDE * 0.12 * np.exp(-(((x - middle) / (0.2 * width)) ** 2))
+    y = np.arange(SIDE)[:, None]
+    depth = (y - (floor - thickness)) / thickness  # 0 at the top of the retina, 1 at its lowest layer
+    image = np.full((SIDE, width), 18.0)
+    inside = (depth > 0) & (depth < 1)
+    image[inside] = 75 + 35 * np.sin(depth[inside] * 14)
+    image[np.abs(y - floor) < 3] = 205  # the pigment epithelium
+    image[np.abs(depth) < 0.06] = 150  # the nerve fibres
+    under = (y > floor + 3) & (y < base + 22)
+    image[under] = (70 + 60 * np.exp(-(y - floor) / 14))[under]
+    if name == "CNV":
+        image[(y > floor + 3) & (y < base)] = 130
+    image = image.astype(np.float32)
+    if name == "DME":
+        for _ in range(rng.integers(5, 9)):
+            at = int(np.clip(middle + rng.normal(0, 0.13) * width, 8, width - 9))
+            level = int(floor[at] - thickness[at] * rng.uniform(0.35, 0.7))
+            cv2.ellipse(image, (at, level), (int(rng.uniform(4, 9)), int(rng.uniform(4, 8))), 0, 0, 360, 22.0, -1)
+    image = cv2.GaussianBlur(image, (0, 0), 1.0) * rng.gamma(12, 1 / 12, image.shape)  # speckle
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
 def _write(path: Path, image: np.ndarray) -> None:
-    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else []
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix in (".jpg", ".jpeg") else []
     atomic_write(path, cv2.imencode(path.suffix, image, options)[1].tobytes())
 
 
-_DRAWERS: dict[str, Callable[[Path, int], None]] = {"palm": _draw_palm, "covid": _draw_covid}
+_DRAWERS: dict[str, Callable[[Path, int], None]] = {"palm": _draw_palm, "covid": _draw_covid, "oct": _draw_oct}
