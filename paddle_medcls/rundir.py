@@ -84,10 +84,12 @@ def history_row(state: State, batches: int, result: dict) -> dict:
     }
 
 
-def write_history(run_dir: Path, state: State, note: str) -> None:
+def write_history(run_dir: Path, state: State, note: str, picture: bool) -> None:
+    """`history.csv`, `steps.csv` and, if wanted, `curves.png`, which takes half a second."""
     write_csv(run_dir / "history.csv", HISTORY, [[row[name] for name in HISTORY] for row in state.history])
     write_csv(run_dir / "steps.csv", STEP_LOG, [[int(row[0]), *row[1:]] for row in state.steps])
-    plots.curves(run_dir / "curves.png", np.array(state.steps), state.history, note)
+    if picture:
+        plots.curves(run_dir / "curves.png", np.array(state.steps), state.history, note)
 
 
 def append_timing(run_dir: Path, epoch: int, trained: float, waited: float, images: int, started: float) -> None:

@@ -37,6 +37,7 @@ from paddle_medcls.rundir import HISTORY, STEP_LOG, State
 from paddle_medcls.runtime import environment, paddle, require_gpu, select_device, set_deterministic
 from paddle_medcls.sidecar import Sidecar
 
+CURVE_SECONDS = 30  # the curves are drawn at most this often
 SAVE_MINUTES = 10  # inside a long epoch, the state is saved this often
 
 
@@ -152,6 +153,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         flips = flips or ()
         return evaluate_split(judged, val_index, spec, recipe.batch_size, options.workers, flips, rank, world)
 
+    drawn_at = -math.inf
     with _Interrupt(say, options.deadline, enabled=world == 1) as interrupt:
         while state.epoch < recipe.epochs and not _stale(recipe, state):
             started = time.perf_counter()
@@ -223,7 +225,10 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
             if rank == 0:
                 if improved:
                     rundir.keep_weights(judged, weights, card, {"split": "val", **result})
-                rundir.write_history(run_dir, state, note)
+                ends = state.epoch == recipe.epochs or _stale(recipe, state)
+                picture = ends or time.monotonic() - drawn_at > CURVE_SECONDS
+                rundir.write_history(run_dir, state, note, picture)
+                drawn_at = time.monotonic() if picture else drawn_at
                 rundir.append_timing(run_dir, state.epoch, trained, waited, len(train_index), started)
                 if board is not None:
                     for name in HISTORY[2:]:
