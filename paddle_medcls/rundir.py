@@ -41,6 +41,7 @@ class State:
     best_epoch: int = 0
     history: list[dict] = field(default_factory=list)
     steps: list[list[float]] = field(default_factory=list)  # STEP_LOG
+    optimizer: dict = field(default_factory=dict)  # as restored; Paddle 2.6.2 lists it only after a step
 
 
 def describe(run_dir: Path, recipe: Recipe, facts: dict, surroundings: dict) -> None:
@@ -112,8 +113,9 @@ def keep_weights(model, weights: Path, card: Sidecar, result: dict) -> None:
 
 def save(run_dir: Path, parts: dict, state: State) -> None:
     tensors = {name: part.state_dict() for name, part in parts.items() if part is not None}
+    tensors["optimizer"] = {**state.optimizer, **tensors["optimizer"]}
     tensors["steps"] = {"table": np.array(state.steps, np.float64).reshape(-1, len(STEP_LOG))}
-    scalars = {name: value for name, value in vars(state).items() if name != "steps"}
+    scalars = {name: value for name, value in vars(state).items() if name not in ("steps", "optimizer")}
     scalars["best"] = state.best if math.isfinite(state.best) else None
     save_state(run_dir, tensors, scalars)
 
@@ -130,7 +132,8 @@ def restore(run_dir: Path, parts: dict) -> State:
         elif groups.get(name):
             part.load_state_dict(groups[name])
     best = -math.inf if scalars["best"] is None else scalars["best"]
-    return State(**{**scalars, "best": best, "steps": groups["steps"]["table"].tolist()})
+    steps = groups["steps"]["table"].tolist()
+    return State(**{**scalars, "best": best, "steps": steps, "optimizer": groups["optimizer"]})
 
 
 def score_split(logits: np.ndarray, index: Index, loss: str, temperature: float = 1.0, threshold: float = 0.5) -> dict:

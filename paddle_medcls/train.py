@@ -216,6 +216,12 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
             row = rundir.history_row(state, len(batches), result)
             state.history.append(row)
             score = -result["loss"] if recipe.monitor == "loss" else result[recipe.monitor]
+            if not math.isfinite(score):
+                raise RunError(
+                    f"{recipe.monitor} is not defined on the validation list after epoch {state.epoch + 1}: {score}",
+                    expected="a number to choose the best epoch by; an AUC needs images of two classes",
+                    do="choose another figure (--set monitor=accuracy), or check the list",
+                )
             improved = score > state.best
             if improved:
                 state.best, state.best_epoch = score, state.epoch + 1

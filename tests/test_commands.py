@@ -1,0 +1,374 @@
+"""The commands as users call them: exit codes, what goes to which stream, and what the messages say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fakes
+import numpy as np
+import pytest
+from fakes import TOOLS, pixels, write_image
+
+from paddle_medcls.commands import COMMANDS, eval, medcls, predict, train
+from paddle_medcls.data import load_index
+from paddle_medcls.errors import MedclsError, RecipeError
+from paddle_medcls.report import DRAWN_NOTICE
+
+HEAVY = ("paddle", "matplotlib", "sklearn", "pandas", "cv2", "scipy", "numpy")
+
+
+def tool(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Runs `python tools/NAME.py …` in a process of its own."""
+    command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory beside its data: COVID, ResNet-18 at 32 px, two epochs, by the command itself."""
+    folder = tmp_path_factory.mktemp("trained")
+    root = fakes.covid_tree(folder / "covid")
+    recipe = fakes.recipe("covid", name="covid", channels="bgr", epochs=2, targets=(("test/accuracy", 0.9651),))
+    (folder / "recipe.json").write_text(json.dumps(recipe.to_json()))
+    arguments = ["--recipe", folder / "recipe.json", "--data-root", root, "--output", folder / "run", "--device", "cpu"]
+    assert train.main(list(map(str, arguments))) == 0
+    return folder / "run"
+
+
+# --- help and usage --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "predict"])
+def test_help_is_quick_and_imports_nothing_heavy(name: str) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(TOOLS.parent)!r})\n"
+        f"from paddle_medcls.commands.{name} import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        f"print('heavy:', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "heavy: []" in done.stdout and f"usage: {name}" in done.stdout and "not for diagnosis" in done.stdout
+    assert time.perf_counter() - start < 2  # 0.1 s; importing Paddle takes more
+
+
+def test_the_tools_answer_help() -> None:
+    for name in ("train", "eval", "predict"):
+        done = tool(name, "--help")
+        assert done.returncode == 0 and done.stdout.startswith("usage:") and not done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"]])
+def test_medcls_lists_its_commands(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert medcls(arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"]])
+def test_medcls_without_a_command_is_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert medcls(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and "usage: medcls" in shown.err
+
+
+def test_medcls_passes_on(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert medcls(["predict", "--weights", str(run / "COVID.pdparams"), "/no/such/image.png"]) == 1
+    assert "/no/such/image.png: no such file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (train.main, [], "--dataset or --recipe is needed"),
+        (train.main, ["--dataset", "palm", "--epochs", "many"], "invalid int value"),
+        (train.main, ["--dataset", "palm", "--device", "tpu"], "invalid choice"),
+        (train.main, ["--dataset", "palm", "--workers", "-1"], "--workers must be 0 or more"),
+        (train.main, ["--dataset", "palm", "--epoch", "2"], "unrecognized arguments"),  # no abbreviations
+        (train.main, ["--resume", "runs/a", "--epochs", "3"], "leave the other options out"),
+        (eval.main, [], "required: --weights"),
+        (eval.main, ["--weights", "a", "--split", "all"], "invalid choice"),
+        (predict.main, [], "required: IMAGE"),
+        (predict.main, ["a.png", "--topk", "0"], "must be at least 1"),
+    ],
+)
+def test_wrong_usage_is_2(main, arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    shown = capsys.readouterr()
+    assert message in shown.err and shown.out == ""
+
+
+# --- failures --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (train.main, ["--dataset", "pallm"], "RecipeError: unknown recipe 'pallm'; did you mean 'palm'"),
+        (
+            train.main,
+            ["--dataset", "palm", "--data-root", "/no/where"],
+            "DataError: palm: the data root does not exist",
+        ),
+        (train.main, ["--dataset", "palm", "--model", "resnet51"], "resnet51"),
+        (train.main, ["--dataset", "palm", "--set", "learning_rate=1"], "unknown recipe field 'learning_rate'"),
+        (train.main, ["--dataset", "palm", "--lr", "0"], "lr: 0.0; expected a number above 0"),
+        (train.main, ["--dataset", "palm", "--epochs", "0"], "epochs: 0; expected at least 1"),
+        (train.main, ["--dataset", "palm", "--recipe", "covid"], "recipe covid is for covid, not for --dataset palm"),
+        (train.main, ["--recipe", "none.json"], "RecipeError: the recipe cannot be read"),
+        (train.main, ["--resume", "/no/where"], "the recipe cannot be read"),
+        (eval.main, ["--weights", "/no/where.pdparams"], "WeightsError: /no/where.pdparams: No such file"),
+        (eval.main, ["--weights", "x", "--recipe", "pallm"], "did you mean 'palm'"),
+    ],
+)
+def test_a_failure_is_1_and_one_message(
+    main, arguments: list[str], message: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "resnet51" in arguments:  # which is built after the data are found
+        arguments = [*arguments, "--data-root", str(fakes.palm_tree(tmp_path / "palm"))]
+    assert main(arguments) == 1
+    shown = capsys.readouterr()
+    assert message in shown.err and "Traceback" not in shown.err and shown.out == ""
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    short = tool("predict", tmp_path / "none.png")
+    assert short.returncode == 1 and short.stdout == ""
+    assert short.stderr.startswith("DataError: ") and "Traceback" not in short.stderr
+    full = tool("predict", tmp_path / "none.png", "--debug")
+    assert full.returncode == 1 and "Traceback" in full.stderr and "none.png: no such file" in full.stderr
+
+
+def test_an_error_that_nobody_foresaw_is_short_too(monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("paddle_medcls.predict.expand", lambda _: 1 / 0)
+    assert predict.main(["a.png"]) == 1
+    assert capsys.readouterr().err.startswith("unexpected ZeroDivisionError: division by zero\n  do")
+    with pytest.raises(ZeroDivisionError):
+        predict.main(["a.png", "--debug"])
+
+
+def test_without_paddle_the_message_says_what_to_install(tmp_path: Path) -> None:
+    """A stand-in for a machine without Paddle: a module of its name that cannot be imported."""
+    (tmp_path / "paddle").mkdir()
+    (tmp_path / "paddle" / "__init__.py").write_text("raise ImportError(\"No module named 'paddle'\")")
+    image = write_image(tmp_path / "a.png", pixels(0))
+    for name, arguments in (("eval", ["--weights", "x.pdparams"]), ("predict", [image, "--weights", "x.pdparams"])):
+        done = tool(name, *arguments, PYTHONPATH=str(tmp_path))
+        assert done.returncode == 1 and done.stdout == ""
+        assert done.stderr.startswith("SetupError: PaddlePaddle is not usable here") and "pip install" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_gpu_on_a_cpu_build(run: Path, capsys: pytest.CaptureFixture) -> None:
+    from paddle_medcls.runtime import paddle
+
+    if paddle.is_compiled_with_cuda():
+        pytest.skip("a GPU build of Paddle")
+    assert eval.main(["--weights", str(run / "COVID.pdparams"), "--device", "gpu"]) == 1
+    assert "SetupError: --device gpu: this Paddle is the CPU build" in capsys.readouterr().err
+
+
+# --- train -----------------------------------------------------------------------------------------
+
+
+def test_summary_prints_the_documents_size(capsys: pytest.CaptureFixture) -> None:
+    """Document 003's table ends with 23,569,348 parameters."""
+    assert train.main(["--dataset", "covid", "--summary"]) == 0
+    assert "Total params: 23,569,348" in capsys.readouterr().out
+
+
+def test_options_change_the_recipe(tmp_path: Path, palm_root: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--dataset", "palm", "--recipe", "palm_tutorial", "--data-root", str(palm_root)]
+    arguments += ["--model", "resnet18", "--epochs", "1", "--batch-size", "6", "--lr", "0.002", "--seed", "3"]
+    arguments += ["--set", "size_px=32", "flip=0.5", "--set", "momentum=0.8", "--output", str(tmp_path / "run")]
+    assert train.main([*arguments, "--workers", "0"]) == 0
+    shown = capsys.readouterr()
+    assert "best epoch 1" in shown.out and "Precision" in shown.out and "research" in shown.out
+    own = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    expected = {"model": "resnet18", "epochs": 1, "batch_size": 6, "lr": 0.002, "seed": 3}
+    expected |= {"size_px": 32, "flip": 0.5, "momentum": 0.8, "decay_epochs": [0.25]}
+    assert {name: own[name] for name in expected} == expected
+
+
+def test_a_run_directory_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train.main(["--dataset", "palm", "--output", str(run)]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_resume_needs_nothing_but_the_directory(run: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    before = (run / "metrics.json").read_bytes()
+    assert train.main(["--resume", str(copy), "--device", "cpu"]) == 0
+    assert "resumed after 2 of 2 epochs" in capsys.readouterr().err
+    assert (copy / "metrics.json").read_bytes() == before
+
+
+# --- eval ------------------------------------------------------------------------------------------
+
+
+def test_eval_writes_what_the_contract_says(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The test split, found from the run directory alone."""
+    assert eval.main(["--weights", str(run / "COVID.pdparams"), "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "test: 4 images" in shown and "ViralPneumonia" in shown and "Precision" in shown
+    assert "published 0.9651" in shown and ("inside the interval" in shown or "outside the interval" in shown)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "metrics.json",
+        "predictions_test.csv",
+        "confusion_test.png",
+        "roc_test.png",
+    }
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (metrics["split"], metrics["n"]) == ("test", 4)
+    rows = list(csv.reader((tmp_path / "out" / "predictions_test.csv").read_text().splitlines()))
+    guesses = np.array([int(row[2]) for row in rows[1:]])
+    assert np.mean(guesses == [int(row[1]) for row in rows[1:]]) == pytest.approx(metrics["accuracy"])
+
+
+def test_eval_of_the_validation_split_is_what_training_wrote(run: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["--weights", str(run / "COVID.pdparams"), "--split", "val", "--output", str(tmp_path / "out")]
+    assert eval.main([*arguments, "--batch-size", "3", "--workers", "1"]) == 0
+    found, written = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "out", run))
+    assert found["loss"] == pytest.approx(written["loss"], rel=1e-5)
+    assert (found["accuracy"], found["confusion"]) == (written["accuracy"], written["confusion"])
+
+
+def test_eval_lists_unreadable_images_and_scores_nothing(run: Path, tmp_path: Path, capsys) -> None:
+    root = fakes.covid_tree(tmp_path / "covid")
+    for name in ("COVID/COVID-4.png", "Normal/Normal-4.png"):
+        (root / name).write_bytes(b"<html>")
+    assert eval.main(["--weights", str(run / "COVID.pdparams"), "--data-root", str(root)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "" and "2 of 4 test image(s)" in shown.err
+    assert "COVID-4.png" in shown.err and "Normal-4.png" in shown.err
+
+
+def test_drawn_images_are_said_to_be_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from paddle_medcls.data.index import DRAWN_MARK
+
+    root = fakes.covid_tree(tmp_path / "covid")
+    (root / DRAWN_MARK).write_text("")
+    assert eval.main(["--weights", str(run / "COVID.pdparams"), "--data-root", str(root)]) == 0
+    assert DRAWN_NOTICE in capsys.readouterr().out
+
+
+# --- predict ---------------------------------------------------------------------------------------
+
+
+def test_json_is_one_object_a_line_and_nothing_else(run: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = run.parent / "covid" / "Normal"
+    assert predict.main(["--weights", str(run / "COVID.pdparams"), str(folder), "--json", "--topk", "3"]) == 0
+    shown = capsys.readouterr()
+    rows = [json.loads(line) for line in shown.out.splitlines()]
+    assert [Path(row["image"]).name for row in rows] == [f"Normal-{k}.png" for k in (1, 2, 3, 4)]
+    for row in rows:
+        assert set(row) == {"image", "label", "probability", "topk"}
+        assert [set(item) for item in row["topk"]] == [{"label", "probability"}] * 3
+        probabilities = [item["probability"] for item in row["topk"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert (row["label"], row["probability"]) == (row["topk"][0]["label"], probabilities[0])
+    assert "not for diagnosis" in shown.err
+
+
+def test_predictions_are_those_of_eval(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The same probabilities through both doors, for the validation images."""
+    val = load_index("covid", run.parent / "covid", "val")
+    arguments = ["--weights", str(run / "COVID.pdparams"), *map(str, val.sources), "--csv", str(tmp_path / "p.csv")]
+    assert predict.main([*arguments, "--batch-size", "3"]) == 0
+    rows = list(csv.reader((tmp_path / "p.csv").read_text().splitlines()))
+    assert rows[0] == ["image", "label", *val.classes] and [row[0] for row in rows[1:]] == list(map(str, val.sources))
+    written = list(csv.reader((run / "predictions_val.csv").read_text().splitlines()))
+    found = np.array([[float(p) for p in row[2:]] for row in rows[1:]])
+    np.testing.assert_allclose(found, [[float(p) for p in row[3:]] for row in written[1:]], atol=1e-6)
+    assert [val.classes[int(row[2])] for row in written[1:]] == [row[1] for row in rows[1:]]
+
+
+def test_the_table_is_all_of_standard_output(run: Path, capsys: pytest.CaptureFixture) -> None:
+    image = run.parent / "covid" / "COVID" / "COVID-1.png"
+    assert predict.main(["--weights", str(run / "COVID.pdparams"), str(image)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and all(line[0] in "+|" for line in lines) and "COVID-1.png" in lines[3]
+
+
+def test_globs_and_folders_below(run: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    root = run.parent / "covid"
+    weights = ["--weights", str(run / "COVID.pdparams"), "--json"]
+    counts = []
+    monkeypatch.chdir(root)
+    for argument in (str(root), "COVID/*-[12].png", str(root / "*" / "*-3.png"), "**/Normal-*.png"):
+        assert predict.main([*weights, argument]) == 0
+        counts.append(len(capsys.readouterr().out.splitlines()))
+    assert counts == [16, 2, 4, 4]
+
+
+def test_unreadable_files_are_reported_and_the_others_predicted(run: Path, tmp_path: Path, capsys) -> None:
+    good = [write_image(tmp_path / "a.png", pixels(1)), write_image(tmp_path / "d.jpg", pixels(2))]
+    (tmp_path / "b.png").write_bytes(b"<html>")
+    (tmp_path / "c.jpg").write_bytes(good[1].read_bytes()[:-40])
+    arguments = ["--weights", str(run / "COVID.pdparams"), str(tmp_path), "--json", "--csv", str(tmp_path / "p.csv")]
+    assert predict.main(arguments) == 1
+    shown = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in shown.out.splitlines()] == list(map(str, good))
+    assert "b.png: not an image" in shown.err and "c.jpg: the image is truncated" in shown.err
+    assert "2 of 4 file(s) could not be read" in shown.err and "Traceback" not in shown.err
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 3
+
+
+def test_nothing_but_unreadable_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "b.png").write_bytes(b"")
+    assert predict.main(["--weights", str(run / "COVID.pdparams"), str(tmp_path / "b.png")]) == 1
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("what", ["nothing.png", "no*.png", "empty folder"])
+def test_an_argument_that_is_nothing(what: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "empty folder").mkdir()
+    assert predict.main(["--weights", str(run / "COVID.pdparams"), str(tmp_path / what)]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("DataError: ") and what in shown.err and shown.out == ""
+
+
+def test_the_newest_run_is_the_default(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = str(write_image(tmp_path / "a.png", pixels(1)))
+    assert predict.main([image]) == 1
+    assert "no trained model yet" in capsys.readouterr().err
+    for name, age in (("old", 100), ("new", 0)):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        for suffix in (".pdparams", ".json"):
+            shutil.copy(run / f"COVID{suffix}", folder)
+            os.utime(folder / f"COVID{suffix}", (time.time() - age,) * 2)
+    assert predict.main([image]) == 0
+    assert f"weights: {Path('runs', 'new', 'COVID.pdparams')}" in capsys.readouterr().err
+
+
+def test_one_image_alone_is_predicted_as_among_many(run: Path, capsys: pytest.CaptureFixture) -> None:
+    images = sorted((run.parent / "covid").rglob("*.png"))
+    weights = ["--weights", str(run / "COVID.pdparams"), "--json", "--topk", "4"]
+    assert predict.main([*weights, *map(str, images)]) == 0
+    together = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert predict.main([*weights, str(images[5])]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    for one, other in zip(alone["topk"], together[5]["topk"]):
+        assert one["label"] == other["label"] and one["probability"] == pytest.approx(other["probability"], abs=2e-6)
+
+
+def test_errors_are_the_projects_own() -> None:
+    assert issubclass(RecipeError, MedclsError)
+    error = MedclsError("what", where="there", expected="that", do="this", items=[str(k) for k in range(25)])
+    lines = str(error).splitlines()
+    assert lines[0] == "what" and lines[-3:] == ["  looked in  there", "  expected   that", "  do         this"]
+    assert "  19" in lines and "  20" not in lines and "  … and 5 more" in lines

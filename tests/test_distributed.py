@@ -1,0 +1,101 @@
+"""Two processes on the CPU (gloo) compute what one does, and count every image once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import fakes
+import numpy as np
+import pytest
+import toynet
+
+from paddle_medcls.data import load_index
+from paddle_medcls.models.weights import read_weights
+from paddle_medcls.train import Options, train
+
+# Without batch norm and dropout, whose results depend on how a batch is shared out. 13 images in
+# batches of 4 leave a last batch of one, of which the second process has no share; 7 validation
+# images in batches of 4 are an odd number of batches' rows.
+RECIPE = fakes.recipe(model="toy_plain", epochs=2, batch_size=4, lr=0.05, class_weights="balanced", flip=0.5)
+
+
+def launch(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs the toy program in two processes; all of them are ended, whatever happens."""
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node=2"]
+    command += ["--log_dir", str(tmp_path / "log"), toynet.__file__, *arguments]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    logs = "".join(path.read_text() for path in sorted((tmp_path / "log").glob("workerlog.*")))
+    return subprocess.CompletedProcess(command, process.returncode, output, logs)
+
+
+def column(path: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in csv.DictReader(path.read_text().splitlines())]
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    root = fakes.palm_tree(tmp_path / "palm", pathologic=7, normal=4, myopic=2, val=7)
+    (tmp_path / "recipe.json").write_text(json.dumps(RECIPE.to_json()))
+    done = launch(tmp_path, str(tmp_path / "recipe.json"), str(root), str(tmp_path / "two"))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stderr.count("epoch   2/2") == 1  # one process speaks
+    alone = train(RECIPE, root, tmp_path / "one", Options("cpu", 1, say=lambda line: None))
+
+    for name in ("loss", "accuracy", "lr"):  # of every step: the whole batch's, not a share's
+        one, two = (column(tmp_path / run / "steps.csv", name) for run in ("one", "two"))
+        assert len(one) == 8
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6, err_msg=name)
+    one, two = (read_weights(tmp_path / run / "PALM.pdparams") for run in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert metrics["n"] == 7 and sum(map(sum, metrics["confusion"])) == 7
+    for name in ("loss", "accuracy", "auc", "epoch"):
+        assert metrics[name] == pytest.approx(alone[name], rel=1e-4), name
+    val = load_index("palm", root, "val")
+    rows = list(csv.reader((tmp_path / "two" / "predictions_val.csv").read_text().splitlines()))
+    assert [row[0] for row in rows[1:]] == list(val.ids)
+    probs = column(tmp_path / "one" / "predictions_val.csv", "pathologic")
+    np.testing.assert_allclose(column(tmp_path / "two" / "predictions_val.csv", "pathologic"), probs, atol=1e-5)
+
+
+def test_shares_of_a_batch() -> None:
+    """Every image once; a process without one gives its gradient the weight 0."""
+    from paddle_medcls.train import _share
+
+    rows = np.array([5, 3, 9, 1, 7])
+    (first, share), (second, other) = _share(rows, 0, 2), _share(rows, 1, 2)
+    assert sorted([*first, *second]) == sorted(rows) and (share, other) == (0.6, 0.4)
+    assert _share(rows[:1], 0, 2)[1] == 1.0 and _share(rows[:1], 1, 2)[1] == 0.0
+    assert len(_share(rows[:1], 1, 2)[0]) == 1
+
+
+def test_a_process_that_fails_ends_the_run(tmp_path: Path) -> None:
+    """No hang: an unreadable image stops both, with its name in the log."""
+    root = fakes.palm_tree(tmp_path / "palm")
+    (root / "PALM-Training400" / "P0001.jpg").write_bytes(b"")
+    (tmp_path / "recipe.json").write_text(json.dumps(RECIPE.to_json()))
+    done = launch(tmp_path, str(tmp_path / "recipe.json"), str(root), str(tmp_path / "run"))
+    assert done.returncode != 0 and "P0001.jpg: the file is empty" in done.stderr

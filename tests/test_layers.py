@@ -1,0 +1,160 @@
+"""The shape of the code: imports point down, and nothing names one machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import ROOT
+
+PACKAGE = ROOT / "paddle_medcls"
+
+# Every module by its layer; a module may import from its own layer and those below, without circles.
+LAYERS = (
+    {"", "errors"},
+    {"files", "progress", "recipe", "runtime", "metrics"},
+    {"images", "augment", "plots"},
+    {"data", "data.*", "models", "models.*"},
+    {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "report"},
+    {"recipes", "recipes.*", "rundir", "predict", "train"},
+    {"commands", "commands.*"},
+)
+NO_PADDLE = ("errors", "files", "recipe", "recipes", "metrics", "images", "augment", "data", "data.palm", "data.covid")
+NO_PADDLE += ("data.index", "data.splits", "data.statistics", "models", "sidecar", "report")
+
+
+def modules() -> dict[str, Path]:
+    """Name below the package ("data.palm") -> file."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def layer(name: str) -> int:
+    for wanted in (name, f"{name.rpartition('.')[0]}.*"):
+        for number, names in enumerate(LAYERS):
+            if wanted in names:
+                return number
+    raise AssertionError(f"{name} has no layer: put it into LAYERS")
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the project that a file imports, anywhere in it; not what is for annotations alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "paddle_medcls":
+                below = name.partition(".")[2]
+                found.add(below if below in MODULES else below.rpartition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name: str) -> None:
+    up = {other: layer(other) for other in imports(MODULES[name]) if layer(other) > layer(name)}
+    assert not up, f"{name} (layer {layer(name)}) imports {up}"
+
+
+def test_no_circles() -> None:
+    graph = {name: imports(path) & MODULES.keys() - {name} for name, path in MODULES.items()}
+    done: set[str] = set()
+    while len(done) < len(graph):
+        ready = {name for name, needs in graph.items() if name not in done and needs <= done}
+        assert ready, f"a circle among {sorted(set(graph) - done)}"
+        done |= ready
+
+
+def test_the_rule_can_fail(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(
+        "def f():\n    from paddle_medcls.train import train\n    import paddle_medcls.rundir\n"
+    )
+    assert imports(tmp_path / "a.py") == {"train", "rundir"}
+    assert layer("train") > layer("images") and layer("data.palm") == 3
+
+
+def test_tools_only_call_a_command() -> None:
+    for path in (ROOT / "tools").glob("*.py"):
+        assert len(path.read_text().splitlines()) < 20, path.name
+        assert all(name.startswith("commands") for name in imports(path)), path.name
+
+
+def test_readers_metrics_and_recipes_import_no_paddle() -> None:
+    names = [f"paddle_medcls.{name}" for name in NO_PADDLE]
+    code = (
+        f"import importlib, sys\nfor n in {names}:\n importlib.import_module(n)\n assert 'paddle' not in sys.modules, n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_paddle_comes_through_one_door() -> None:
+    """`runtime` prepares what must be set before the import; elsewhere it comes from there."""
+    for name, path in MODULES.items():
+        if name == "runtime":
+            continue
+        lines = [
+            line for line in path.read_text().splitlines() if re.match(r"\s*(import paddle\b(?!\.)|from paddle )", line)
+        ]
+        assert not lines, f"{name}: {lines}"
+
+
+def project_files() -> list[Path]:
+    kinds = {".py", ".md", ".toml", ".txt", ".cfg", ".yml", ".yaml", ".json", ".sh", ""}
+    left_out = {"runs", "log", "build", "dist", "__pycache__", ".git", "node_modules"}
+    found = []
+    for path in ROOT.rglob("*"):
+        parts = path.relative_to(ROOT).parts
+        hidden = any(part.startswith(".") and part != ".ci" for part in parts[:-1])
+        images = parts[0] == "datasets" and path.name != "README.md"
+        if path.is_file() and path.suffix in kinds and not hidden and not images and not left_out & set(parts):
+            found.append(path)
+    return found
+
+
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    pattern = re.compile(
+        r"(?<![\w.:/~-])(?:/(?:" + "|".join(("home", "root", "work", "tmp", "Users")) + r")/|[A-Z]:\\)"
+    )
+    named = []
+    for path in project_files():
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            if pattern.search(line):
+                named.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
+    assert len(project_files()) > 40 and named == []
+
+
+def test_no_eval_and_no_foreign_loading() -> None:
+    """No file of a user's reaches pickle, numpy's pickles or paddle.load; no text is run as code."""
+    forbidden = {"eval", "exec", "compile", "pickle.load", "pickle.loads", "paddle.load", "numpy.load", "np.load"}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in forbidden or (called == "np.load" and "allow_pickle=False" in ast.unparse(node)), (
+                    f"{name}: {called}"
+                )

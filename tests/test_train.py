@@ -1,0 +1,545 @@
+"""The training loop: what it writes, that it repeats and resumes to the bit, and how it stops."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fakes
+import numpy as np
+import pytest
+import toynet
+from fakes import pixels, recipe, write_image
+
+from paddle_medcls import rundir
+from paddle_medcls.checkpoint import load_state
+from paddle_medcls.data import load_index
+from paddle_medcls.errors import DataError, RunError
+from paddle_medcls.files import sha256
+from paddle_medcls.models.weights import read_weights
+from paddle_medcls.predict import Predictor
+from paddle_medcls.recipe import Recipe
+from paddle_medcls.train import Options, train
+
+PLAIN = {"model": "toy", "epochs": 3, "lr": 0.05}
+RICH = {
+    **PLAIN,
+    "optimizer": "adam",
+    "lr": 0.01,
+    "weight_decay": 0.01,
+    "warmup_epochs": 1.0,
+    "flip": 0.5,
+    "rotate_degrees": 20.0,
+    "brightness": 0.2,
+    "ema_decay": 0.9,
+    "test_flips": True,
+    "label_smoothing": 0.05,
+    "monitor": "loss",
+    "seed": 7,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a toy run's time; the test of the whole run directory does draw."""
+    if "pictures" not in request.keywords:
+        for name in ("curves", "confusion", "roc"):
+            monkeypatch.setattr(rundir.plots, name, lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def no_calls_left() -> object:
+    yield
+    toynet.ON_STEP.clear()
+
+
+def go(root: Path, run_dir: Path, resume: bool = False, workers: int = 0, force: bool = False, **changes) -> dict:
+    """Trains a toy recipe; a resume takes the run's own recipe, as the command does."""
+    dataset = "covid" if (root / "train.txt").exists() else "palm"
+    own = Recipe.from_file(run_dir / "recipe.json") if resume else recipe(dataset, **changes)
+    go.said = []
+    return train(own, root, run_dir, Options("cpu", workers, force=force, say=go.said.append), resume)
+
+
+def outcome(run_dir: Path, weights: str = "PALM.pdparams") -> dict:
+    """All of a run that must be the same to the bit."""
+    groups, scalars = load_state(run_dir)
+    flat: dict[str, object] = {"scalars": scalars}
+
+    def flatten(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                flatten(f"{prefix}/{key}", child)
+        else:
+            flat[prefix] = (value.dtype.str, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
+
+    flatten("state", groups)
+    files = ("history.csv", "steps.csv", "metrics.json", "predictions_val.csv", weights, "recipe.json")
+    flat |= {name: (run_dir / name).read_bytes() for name in files}
+    return flat
+
+
+def table(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.read_text().splitlines()))
+
+
+def records(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def assert_same(first: Path, second: Path) -> None:
+    one, two = outcome(first), outcome(second)
+    assert one.keys() == two.keys()
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+# --- what a run writes -----------------------------------------------------------------------------
+
+
+@pytest.mark.pictures
+@pytest.mark.parametrize("dataset", ["palm", "covid"])
+def test_the_run_directory(dataset: str, palm_root: Path, covid_root: Path, tmp_path: Path) -> None:
+    """Every file of the contract, from a real ResNet-18."""
+    root, name = (palm_root, "PALM") if dataset == "palm" else (covid_root, "COVID")
+    run_dir = tmp_path / "run"
+    changes = {} if dataset == "palm" else {"statistics": "train", "resize_dtype": "float32", "channels": "bgr"}
+    result = go(root, run_dir, workers=2, epochs=2, **changes)
+
+    files = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    assert files == {
+        f"{name}.pdparams",
+        f"{name}.json",
+        "last/state.safetensors",
+        "recipe.json",
+        "data.json",
+        "environment.json",
+        "history.csv",
+        "steps.csv",
+        "timing.csv",
+        "metrics.json",
+        "predictions_val.csv",
+        "curves.png",
+        "confusion_val.png",
+        "roc_val.png",
+    }
+    for picture in ("curves.png", "confusion_val.png", "roc_val.png"):
+        assert (run_dir / picture).read_bytes().startswith(b"\x89PNG")
+
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert {"split", "n", "loss", "accuracy", "auc", "per_class", "confusion", "intervals"} <= metrics.keys()
+    val = load_index(dataset, root, "val")
+    assert (metrics["split"], metrics["n"]) == ("val", len(val)) and metrics["accuracy"] == result["accuracy"]
+    assert set(metrics["intervals"]) == {"accuracy", "auc"}
+    low, high = metrics["intervals"]["accuracy"]
+    assert 0 <= low <= metrics["accuracy"] <= high <= 1
+    assert [row["class"] for row in metrics["per_class"]] == list(val.classes)
+    assert {"precision", "recall", "f1", "support"} <= metrics["per_class"][0].keys()
+    assert np.sum(metrics["confusion"], axis=1).tolist() == [row["support"] for row in metrics["per_class"]]
+
+    history = records(run_dir / "history.csv")
+    columns = ["epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_auc"]
+    assert list(history[0]) == columns and [row["epoch"] for row in history] == ["1", "2"]
+    steps = records(run_dir / "steps.csv")
+    per_epoch = -(-len(load_index(dataset, root, "train")) // 5)
+    assert [int(row["step"]) for row in steps] == list(range(2 * per_epoch))
+    assert records(run_dir / "timing.csv")[1]["epoch"] == "2"
+
+    rows = table(run_dir / "predictions_val.csv")
+    assert rows[0] == ["id", "label", "predicted", *val.classes]
+    assert [row[0] for row in rows[1:]] == list(val.ids) and [int(row[1]) for row in rows[1:]] == val.labels.tolist()
+    for row in rows[1:]:
+        assert sum(map(float, row[3:])) == pytest.approx(1, abs=1e-6)
+    guesses = [int(row[2]) for row in rows[1:]]
+    assert np.mean(np.array(guesses) == val.labels) == pytest.approx(metrics["accuracy"])
+
+    card = json.loads((run_dir / f"{name}.json").read_text())
+    assert card["sha256"] == sha256(run_dir / f"{name}.pdparams") and card["classes"] == list(val.classes)
+    own = Recipe.from_file(run_dir / "recipe.json")
+    assert own.name == "toy" and card["preprocessing"]["mean"] == list(own.mean)
+    if dataset == "covid":  # the figures of the training list, not the recipe's constants
+        facts = json.loads((run_dir / "data.json").read_text())
+        assert list(own.mean) == facts["train"]["per_image"]["mean"] != [127.5] * 3
+    environment = json.loads((run_dir / "environment.json").read_text())
+    assert environment["threads"] == 1 and {"paddle", "numpy", "python", "code", "device"} <= environment.keys()
+
+
+def test_the_kept_weights_are_the_best_epochs(palm_root: Path, tmp_path: Path) -> None:
+    result = go(palm_root, tmp_path / "run", **{**RICH, "epochs": 5, "test_flips": False, "lr": 0.05})
+    history = records(tmp_path / "run" / "history.csv")
+    losses = [float(row["val_loss"]) for row in history]
+    best = int(np.argmin(losses))
+    assert result["epoch"] == best + 1
+    assert result["loss"] == pytest.approx(losses[best], rel=1e-6)
+    assert result["auc"] == pytest.approx(float(history[best]["val_auc"]))
+
+
+def test_the_weights_alone_give_the_same_figures(palm_root: Path, tmp_path: Path) -> None:
+    """Through the door of eval and predict, flips and all."""
+    go(palm_root, tmp_path / "run", **RICH)
+    predictor = Predictor.from_weights(tmp_path / "run" / "PALM.pdparams")
+    assert predictor.card.flips == ("flip",)
+    val = load_index("palm", palm_root, "val")
+    probs = predictor.probabilities(predictor.split_logits(val, 3, 1))
+    rows = table(tmp_path / "run" / "predictions_val.csv")[1:]
+    np.testing.assert_allclose(probs, [[float(p) for p in row[3:]] for row in rows], atol=1e-6)
+    for path, found in predictor.predict_files(val.sources[:3], batch_size=2):
+        np.testing.assert_allclose(found, probs[val.sources.index(path)], atol=1e-6)
+
+
+def test_bright_and_dark_images_are_learned(palm_root: Path, tmp_path: Path) -> None:
+    result = go(palm_root, tmp_path / "run", **{**PLAIN, "epochs": 12, "monitor": "loss"})
+    assert result["accuracy"] == 1 and result["auc"] == 1 and result["loss"] < 0.3
+
+
+def test_three_classes_with_balanced_weights(tmp_path: Path) -> None:
+    root = fakes.palm_tree(tmp_path / "palm", pathologic=10, normal=10, myopic=5)
+    three = {"labels": "three", "loss": "softmax", "class_weights": "balanced"}
+    result = go(root, tmp_path / "run", **PLAIN, **three)
+    assert [row["support"] for row in result["per_class"]] == [2, 1, 2]
+    assert all(row["class"] in ("normal", "high myopia", "pathologic") for row in result["per_class"])
+
+
+def test_a_loss_that_does_not_fit_the_task(covid_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="loss=sigmoid does not fit a multi-class task"):
+        go(covid_root, tmp_path / "run", **PLAIN, loss="sigmoid")
+
+
+# --- the same bits ---------------------------------------------------------------------------------
+
+
+def test_two_runs_are_the_same_with_any_number_of_workers(palm_root: Path, tmp_path: Path) -> None:
+    for workers in (0, 1, 2):
+        go(palm_root, tmp_path / f"run{workers}", workers=workers, **RICH)
+    assert_same(tmp_path / "run0", tmp_path / "run1")
+    assert_same(tmp_path / "run0", tmp_path / "run2")
+
+
+def test_another_seed_is_another_run(palm_root: Path, tmp_path: Path) -> None:
+    """So that the tests above can fail."""
+    go(palm_root, tmp_path / "a", **RICH)
+    go(palm_root, tmp_path / "b", **{**RICH, "seed": 8})
+    one, two = outcome(tmp_path / "a"), outcome(tmp_path / "b")
+    assert one["steps.csv"] != two["steps.csv"] and one["PALM.pdparams"] != two["PALM.pdparams"]
+
+
+class StopAfter:
+    """Sends a signal in the training step of this number."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT, times: int = 1) -> None:
+        self.left, self.number, self.times = step, number, times
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+
+def interrupted(root: Path, run_dir: Path, step: int, resume: bool = False, **changes) -> None:
+    toynet.ON_STEP[:] = [StopAfter(step)]
+    with pytest.raises(RunError, match="stopped; the state is saved") as caught:
+        go(root, run_dir, resume, **changes)
+    assert f"--resume {run_dir}" in str(caught.value)
+    toynet.ON_STEP.clear()
+
+
+@pytest.mark.parametrize("changes", [PLAIN, RICH], ids=["plain", "rich"])
+def test_interrupted_anywhere_and_resumed(changes: dict, palm_root: Path, tmp_path: Path) -> None:
+    """Three batches an epoch, three epochs: the first step, inside epochs, at their ends, the last step."""
+    go(palm_root, tmp_path / "whole", **changes)
+    for step in (1, 2, 3, 5, 7, 9):
+        run_dir = tmp_path / f"stopped{step}"
+        interrupted(palm_root, run_dir, step, workers=step % 3, **changes)
+        assert len(load_state(run_dir)[0]["steps"]["table"]) == step
+        go(palm_root, run_dir, resume=True, workers=2 - step % 3)
+        assert f"resumed after {step // 3 if step % 3 else step // 3 - 1} of 3 epochs" in " ".join(go.said)
+        assert_same(tmp_path / "whole", run_dir)
+
+
+def test_interrupted_again_and_again(palm_root: Path, tmp_path: Path) -> None:
+    go(palm_root, tmp_path / "whole", **RICH)
+    interrupted(palm_root, tmp_path / "run", 2, **RICH)
+    for _ in range(3):
+        interrupted(palm_root, tmp_path / "run", 2, resume=True)
+    go(palm_root, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("changes", [PLAIN, RICH], ids=["plain", "rich"])
+def test_stopped_twice_without_a_step_between(changes: dict, palm_root: Path, tmp_path: Path) -> None:
+    """After the last batch of an epoch, and after its validation: the optimizer must be saved unused."""
+    go(palm_root, tmp_path / "whole", **changes)
+    run_dir = tmp_path / "run"
+    interrupted(palm_root, run_dir, 3, **changes)
+    toynet.ON_STEP[:] = [lambda: pytest.fail("a step was trained")]
+    own = Recipe.from_file(run_dir / "recipe.json")
+
+    def say(line: str) -> None:
+        if line.startswith("epoch   1/3"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(RunError, match="stopped"):
+        train(own, palm_root, run_dir, Options("cpu", 0, say=say), resume=True)
+    toynet.ON_STEP.clear()
+    go(palm_root, run_dir, resume=True)
+    assert_same(tmp_path / "whole", run_dir)
+
+
+@pytest.mark.parametrize("changes", [PLAIN, RICH], ids=["plain", "rich"])
+def test_stopped_between_epochs_and_resumed(changes: dict, palm_root: Path, tmp_path: Path) -> None:
+    """4 epochs = 2 + resumed 2; Ctrl-C comes with the line of the second epoch."""
+    changes = {**changes, "epochs": 4}
+    go(palm_root, tmp_path / "whole", **changes)
+
+    def say(line: str) -> None:
+        if line.startswith("epoch   2/4"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(RunError, match="stopped"):
+        train(recipe(**changes), palm_root, tmp_path / "run", Options("cpu", 0, say=say))
+    assert len(table(tmp_path / "run" / "history.csv")) == 3
+    go(palm_root, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_sigterm_saves_too(palm_root: Path, tmp_path: Path) -> None:
+    toynet.ON_STEP[:] = [StopAfter(4, signal.SIGTERM)]
+    with pytest.raises(RunError, match="stopped"):
+        go(palm_root, tmp_path / "run", **PLAIN)
+    assert load_state(tmp_path / "run")[1]["batch"] == 1
+
+
+def test_a_second_ctrl_c_stops_at_once_and_handlers_come_back(palm_root: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    toynet.ON_STEP[:] = [StopAfter(2, times=2)]
+    with pytest.raises(KeyboardInterrupt):
+        go(palm_root, tmp_path / "run", **PLAIN)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_resuming_a_finished_run_changes_nothing(palm_root: Path, tmp_path: Path) -> None:
+    go(palm_root, tmp_path / "run", **RICH)
+    before = outcome(tmp_path / "run")
+    go(palm_root, tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == before
+
+
+def test_covid_with_its_own_statistics_resumes(covid_root: Path, tmp_path: Path) -> None:
+    changes = {**PLAIN, "statistics": "train", "batch_size": 3}
+    go(covid_root, tmp_path / "whole", **changes)
+    interrupted(covid_root, tmp_path / "run", 4, **changes)
+    go(covid_root, tmp_path / "run", resume=True)
+    one, two = (outcome(tmp_path / name, "COVID.pdparams") for name in ("whole", "run"))
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+# --- killed ----------------------------------------------------------------------------------------
+
+
+def kill_and_resume(root: Path, tmp_path: Path, kills: int, seed: int) -> None:
+    """Kills a training process at random moments, resumes it each time, and compares with a whole run."""
+    changes = {**RICH, "epochs": 6}
+    go(root, tmp_path / "whole", **changes)
+    run_dir = tmp_path / "run"
+    recipe_file = tmp_path / "recipe.json"
+    recipe_file.write_text(json.dumps(recipe(**changes).to_json()))
+    draw = random.Random(seed)
+    state = run_dir / "last" / "state.safetensors"
+    environment = {**os.environ, "TOY_SECONDS_PER_STEP": "0.1"}
+    for _ in range(kills):
+        first = not state.exists()
+        source = recipe_file if first else run_dir / "recipe.json"
+        command = [
+            sys.executable,
+            toynet.__file__,
+            str(source),
+            str(root),
+            str(run_dir),
+            *([] if first else ["resume"]),
+        ]
+        mark = state.stat().st_mtime_ns if not first else 0
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            deadline = time.monotonic() + 60
+            while not state.exists() or state.stat().st_mtime_ns == mark:  # one more save, then any moment
+                assert time.monotonic() < deadline, "no state was saved"
+                if process.poll() is not None:
+                    assert process.returncode == 0, process.stderr.read()
+                    break
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0, 1.0))
+        finally:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+    go(root, run_dir, resume=True)
+    assert_same(tmp_path / "whole", run_dir)
+
+
+def test_killed_and_resumed(palm_root: Path, tmp_path: Path) -> None:
+    kill_and_resume(palm_root, tmp_path, kills=2, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_twenty_times(seed: int, palm_root: Path, tmp_path: Path) -> None:
+    """Ten runs, two kills each."""
+    kill_and_resume(palm_root, tmp_path, kills=2, seed=100 + seed)
+
+
+def test_killed_while_saving(palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save that dies half-way leaves the state before it, and the run goes on from there."""
+    import safetensors.numpy
+
+    go(palm_root, tmp_path / "whole", **RICH)
+    whole, saves = safetensors.numpy.save_file, []
+
+    def dies(arrays: dict, path: str, metadata: dict) -> None:
+        saves.append(path)
+        if len(saves) == 2:
+            Path(path).write_bytes(b"half of a sta")
+            raise KeyboardInterrupt  # nothing after this line runs, as nothing runs after a kill
+        whole(arrays, path, metadata=metadata)
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", dies)
+    with pytest.raises(KeyboardInterrupt):
+        go(palm_root, tmp_path / "run", **RICH)
+    assert load_state(tmp_path / "run")[1]["epoch"] == 1
+    go(palm_root, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+# --- what stops a run ------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(palm_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at step [1-5], epoch [12]") as caught:
+        go(palm_root, tmp_path / "run", **{**PLAIN, "lr": 1e30, "schedule": "constant"})
+    assert "--lr" in str(caught.value) and "rows " in str(caught.value)
+
+
+def test_unreadable_images_stop_before_the_first_step(palm_root: Path, tmp_path: Path) -> None:
+    train_folder = palm_root / "PALM-Training400"
+    (train_folder / "N0001.jpg").write_bytes(b"<html>")
+    (train_folder / "P0003.jpg").write_bytes((train_folder / "P0003.jpg").read_bytes()[:300])
+    toynet.ON_STEP[:] = [lambda: pytest.fail("a step was trained")]
+    with pytest.raises(DataError, match="2 of 12 train image") as caught:
+        go(palm_root, tmp_path / "run", **PLAIN)
+    assert "N0001.jpg" in str(caught.value) and "P0003.jpg" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unreadable_validation_image_stops_before_the_first_step(palm_root: Path, tmp_path: Path) -> None:
+    (palm_root / "PALM-Validation400" / "V0003.jpg").write_bytes(b"")
+    toynet.ON_STEP[:] = [lambda: pytest.fail("a step was trained")]
+    with pytest.raises(DataError, match="V0003.jpg"):
+        go(palm_root, tmp_path / "run", **PLAIN)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_goes_bad_during_the_run_stops_it(workers: int, palm_root: Path, tmp_path: Path) -> None:
+    """Never replaced by another one, and no hang."""
+    toynet.ON_STEP[:] = [lambda: (palm_root / "PALM-Training400" / "P0001.jpg").write_bytes(b"")]
+    with pytest.raises(DataError, match="P0001.jpg: the file is empty"):
+        go(palm_root, tmp_path / "run", workers=workers, **PLAIN)
+
+
+def test_early_stopping(palm_root: Path, tmp_path: Path) -> None:
+    """Accuracy cannot change at this learning rate: epoch 1 is the best, and two more are waited for."""
+    changes = {**PLAIN, "lr": 1e-12, "epochs": 9, "patience": 2, "model": "toy_plain"}
+    result = go(palm_root, tmp_path / "run", **changes)
+    assert len(table(tmp_path / "run" / "history.csv")) == 1 + 3
+    assert result["epoch"] == 1 and "stopped early" in go.said[-1]
+    go(palm_root, tmp_path / "run", resume=True)
+    assert len(table(tmp_path / "run" / "history.csv")) == 1 + 3
+
+
+def test_a_monitor_that_is_not_defined_says_so(palm_root: Path, tmp_path: Path) -> None:
+    """With one class in the validation list there is no AUC to choose an epoch by."""
+    table = (palm_root / "labels.csv").read_text()
+    (palm_root / "labels.csv").write_text(table.replace(".jpg,0,", ".jpg,1,"))
+    with pytest.raises(RunError, match="auc is not defined"):
+        go(palm_root, tmp_path / "run", **PLAIN, monitor="auc")
+    assert go(palm_root, tmp_path / "run2", **PLAIN)["n"] == 7
+
+
+# --- what cannot be resumed ------------------------------------------------------------------------
+
+
+def test_changed_lists_are_refused(palm_root: Path, tmp_path: Path) -> None:
+    interrupted(palm_root, tmp_path / "run", 2, **PLAIN)
+    write_image(palm_root / "PALM-Training400" / "N0099.jpg", pixels(0))
+    with pytest.raises(RunError, match="cannot be resumed as the same run") as caught:
+        go(palm_root, tmp_path / "run", resume=True)
+    assert "train list: 12 images then, 13 now" in str(caught.value) and "--force" in str(caught.value)
+    assert go(palm_root, tmp_path / "run", resume=True, force=True)["n"] == 7
+
+
+def test_changed_labels_are_refused(palm_root: Path, tmp_path: Path) -> None:
+    interrupted(palm_root, tmp_path / "run", 2, **PLAIN)
+    table = (palm_root / "labels.csv").read_text()
+    (palm_root / "labels.csv").write_text(table.replace("V0001.jpg,1", "V0001.jpg,0"))
+    with pytest.raises(RunError, match="val list: 7 images then, 7 now"):
+        go(palm_root, tmp_path / "run", resume=True)
+
+
+def test_another_version_is_refused(palm_root: Path, tmp_path: Path) -> None:
+    interrupted(palm_root, tmp_path / "run", 2, **PLAIN)
+    path = tmp_path / "run" / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "paddle": "1.8.5"}))
+    with pytest.raises(RunError, match="paddle: 1.8.5 then"):
+        go(palm_root, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["gone", "truncated", "empty", "another file"])
+def test_a_damaged_state_is_refused(damage: str, palm_root: Path, tmp_path: Path) -> None:
+    interrupted(palm_root, tmp_path / "run", 2, **PLAIN)
+    path = tmp_path / "run" / "last" / "state.safetensors"
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"truncated": path.read_bytes()[:-9], "empty": b"", "another file": b"<html>" * 9}[damage])
+    with pytest.raises(RunError, match="nothing to resume|cannot be read"):
+        go(palm_root, tmp_path / "run", resume=True)
+
+
+def test_a_full_disk_leaves_the_state_before(palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.numpy
+
+    from paddle_medcls.errors import SetupError
+
+    interrupted(palm_root, tmp_path / "run", 2, **PLAIN)
+    before = (tmp_path / "run" / "last" / "state.safetensors").read_bytes()
+
+    def full(arrays: dict, path: str, metadata: dict) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.numpy, "save_file", full)
+        with pytest.raises(SetupError, match="No space left on device"):
+            go(palm_root, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "last" / "state.safetensors").read_bytes() == before
+    assert [path.name for path in (tmp_path / "run" / "last").iterdir()] == ["state.safetensors"]
+    go(palm_root, tmp_path / "run", resume=True)
+    go(palm_root, tmp_path / "whole", **PLAIN)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_pretrained_weights_start_a_run(palm_root: Path, tmp_path: Path) -> None:
+    go(palm_root, tmp_path / "a", epochs=1, lr=1e-9)
+    start = read_weights(tmp_path / "a" / "PALM.pdparams")
+    changes = {"epochs": 1, "lr": 1e-9, "seed": 5, "pretrained": str(tmp_path / "a" / "PALM.pdparams")}
+    go(palm_root, tmp_path / "b", **changes)
+    assert any("pretrained: resnet18 (document 003 names)" in line for line in go.said)
+    found = read_weights(tmp_path / "b" / "PALM.pdparams")
+    np.testing.assert_allclose(found["fc.weight"], start["fc.weight"], atol=1e-6)
+    np.testing.assert_allclose(found["conv.0.weight"], start["conv.0.weight"], atol=1e-6)

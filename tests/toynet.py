@@ -1,0 +1,68 @@
+"""Networks of a few hundred parameters, added to the library's, so that runs take a moment.
+
+As a program it trains one: `python toynet.py RECIPE.json DATA_ROOT RUN_DIR [resume]`, for the tests
+that kill a process or start several.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from paddle_medcls.models import Network, resnet
+from paddle_medcls.runtime import paddle
+
+nn = paddle.nn
+
+ON_STEP: list[Callable[[], None]] = []
+"""Called in every forward pass of training; tests put their interruptions here."""
+
+
+class Toy(nn.Layer):
+    """Convolution, batch norm and dropout: all that a resume must restore or repeat."""
+
+    def __init__(self, network: Network, plain: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(network.in_channels, 6, 5, 4)
+        self.norm = nn.Sequential() if plain else nn.BatchNorm2D(6)
+        self.dropout = nn.Sequential() if plain else nn.Dropout(0.3)
+        self.fc = nn.Linear(6 * 4, network.num_outputs)
+
+    def forward(self, x):
+        if self.training:
+            for call in ON_STEP:
+                call()
+        x = nn.functional.relu(self.norm(self.conv(x)))
+        x = nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+        return self.fc(self.dropout(x))
+
+
+def toy(network: Network) -> Toy:
+    return Toy(network)
+
+
+def toy_plain(network: Network) -> Toy:
+    """Without batch norm and dropout: several processes then compute what one does."""
+    return Toy(network, plain=True)
+
+
+for _builder in (toy, toy_plain):
+    if _builder.__name__ not in resnet.__all__:  # how a model is added: see models/__init__.py
+        setattr(resnet, _builder.__name__, _builder)
+        resnet.__all__.append(_builder.__name__)
+
+
+if __name__ == "__main__":
+    from paddle_medcls.recipe import Recipe
+    from paddle_medcls.train import Options, train
+
+    ON_STEP.append(lambda: time.sleep(float(os.environ.get("TOY_SECONDS_PER_STEP", "0"))))
+    recipe_file, data_root, run_dir, *resume = sys.argv[1:]
+    options = Options(device="cpu", workers=int(os.environ.get("TOY_WORKERS", "1")))
+    train(Recipe.from_file(recipe_file), Path(data_root), Path(run_dir), options, resume=bool(resume))
