@@ -225,8 +225,8 @@ def retina(rng: np.random.Generator, name: str) -> np.ndarray:
         floor -= SIDE * rng.uniform(0.12, 0.2) * np.exp(-(((x - middle) / (0.13 * width)) ** 2))
     elif name == "DRUSEN":
         for _ in range(rng.integers(5, 9)):
-            at, wide = rng.uniform(0.1, 0.9) * width, rng.uniform(4, 8)
-            floor -= rng.uniform(5, 10) * np.exp(-(((x - at) / wide) ** 2))
+            at, wide = rng.uniform(0.1, 0.9) * width, rng.uniform(6, 10)
+            floor -= rng.uniform(9, 16) * np.exp(-(((x - at) / wide) ** 2))
     elif name == "DME":
         thickness = thickness + SIDE * 0.12 * np.exp(-(((x - middle) / (0.2 * width)) ** 2))
     y = np.arange(SIDE)[:, None]
