@@ -15,16 +15,18 @@ PACKAGE = ROOT / "paddle_medcls"
 
 # Every module by its layer; a module may import from its own layer and those below, without circles.
 LAYERS = (
-    {"", "errors"},
-    {"files", "progress", "recipe", "runtime", "metrics"},
+    {"", "errors", "cpu", "published"},
+    {"files", "progress", "recipe", "runtime", "metrics", "calibration"},
     {"images", "augment", "plots"},
     {"data", "data.*", "models", "models.*"},
-    {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "report"},
+    {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "frozen", "report", "errorpage"},
     {"recipes", "recipes.*", "rundir", "predict", "train"},
+    {"reproduce"},
     {"commands", "commands.*"},
 )
-NO_PADDLE = ("errors", "files", "recipe", "recipes", "metrics", "images", "augment", "data", "data.palm", "data.covid")
-NO_PADDLE += ("data.index", "data.splits", "data.statistics", "models", "sidecar", "report")
+NO_PADDLE = ("errors", "files", "recipe", "recipes", "metrics", "calibration", "images", "augment", "plots", "report")
+NO_PADDLE += ("data", "data.palm", "data.covid", "data.oct", "data.medmnist", "data.index", "data.splits")
+NO_PADDLE += ("data.statistics", "data.sample", "data.check", "data.archives", "data.download", "models", "sidecar")
 
 
 def modules() -> dict[str, Path]:

@@ -730,6 +730,7 @@ def plain(value: object) -> None:
         assert not isinstance(value, np.ndarray) or value.dtype.kind in "biufc"
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(mutations())
 def test_fuzzed_weight_files(data: bytes) -> None:
@@ -737,6 +738,7 @@ def test_fuzzed_weight_files(data: bytes) -> None:
     read_or_refuse(data)
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # a text opcode, decoded before it is refused
 @pytest.mark.slow
 @settings(max_examples=50_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.one_of(mutations(), st.binary(max_size=200).map(lambda tail: b"\x80\x04" + tail)))
