@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from paddle_medcls.data import load_index
+from paddle_medcls.data.check import check
 from paddle_medcls.data.oct import CLASSES, patient_of
 from paddle_medcls.data.splits import split_groups
 from paddle_medcls.errors import DataError
@@ -54,6 +55,15 @@ def test_names_without_a_patient(tmp_path):
     assert patient_of("CNV-1016042-1.jpeg") == "1016042"
     with pytest.raises(DataError, match="'scan.jpeg' carries no patient"):
         patient_of("scan.jpeg")
+
+
+def test_check_lists_patients_in_two_splits(tmp_path):
+    make(tmp_path, "train", 6)
+    make(tmp_path, "test", 2)  # the same patients' numbers again
+    found = check([load_index("oct", tmp_path, split) for split in ("train", "test")], 1)
+    assert set(found.patients) <= {f"patient {1000 * k + n}: train, test" for k in range(4) for n in range(2)}
+    assert len(found.patients) >= 4
+    assert check([load_index("oct", tmp_path, split) for split in ("train", "val")], 1).patients == []
 
 
 def test_missing_class_and_missing_folder(tmp_path):

@@ -149,6 +149,9 @@ def _check(args: argparse.Namespace, module, root: Path) -> int:
     for title, lines in (("cannot be read", found.unreadable), ("suspicious", found.suspicious)):
         print(f"{len(lines)} of {found.images} images {title}")
         print("".join(f"  {line}\n" for line in lines), end="")
+    if any(index.groups for index in indexes):
+        print(f"{len(found.patients)} patients in two splits")
+        print("".join(f"  {line}\n" for line in found.patients[:20]), end="")
     leaks = sum(pair.leak for pair in found.pairs)
     print(f"{len(found.pairs)} pairs of the same image, {leaks} of them between training and another split")
     if found.pairs:

@@ -43,12 +43,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; `suspicious` and `unreadable` are one line an image."""
+    """What was found; `suspicious` and `unreadable` are one line an image, `patients` one a patient in two splits."""
 
     images: int
     unreadable: list[str]
     suspicious: list[str]
     pairs: list[Pair]
+    patients: list[str]
 
     def leaked(self, split: str) -> set[str]:
         """Images of this split that are in the training split as well."""
@@ -90,7 +91,15 @@ def check(indexes: Sequence[Index], workers: int) -> Report:
         Pair(names[i], names[j], kept[i].pixels == kept[j].pixels, difference, bool(np.all(labels[i] == labels[j])))
         for i, j, difference in _same(kept)
     ]
-    return Report(len(places), unreadable, _suspicious(kept, names), pairs)
+    return Report(len(places), unreadable, _suspicious(kept, names), pairs, _torn_patients(indexes))
+
+
+def _torn_patients(indexes: Sequence[Index]) -> list[str]:
+    splits: dict[str, list[str]] = {}
+    for index in indexes:
+        for patient in sorted(set(index.groups)):
+            splits.setdefault(patient, []).append(index.split)
+    return [f"patient {patient}: {', '.join(where)}" for patient, where in splits.items() if len(where) > 1]
 
 
 def _fingerprint(image: np.ndarray) -> _Print:
