@@ -8,9 +8,15 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset, cut, load_batches
 from paddle_medcls.images import Preprocessing
 from paddle_medcls.progress import progress
+from paddle_medcls.recipe import Recipe
 from paddle_medcls.runtime import paddle
 
 FLIPS = {"flip": (3,), "flip_vertical": (2,)}  # axes of NCHW
+
+
+def flips_of(recipe: Recipe) -> tuple[str, ...]:
+    """Flips averaged at evaluation: those that the augmentation uses, if the recipe asks for them."""
+    return tuple(name for name in ("flip", "flip_vertical") if recipe.test_flips and getattr(recipe, name))
 
 
 def predict_logits(model, x: np.ndarray, flips: tuple[str, ...] = ()) -> np.ndarray:

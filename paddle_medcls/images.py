@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.errors import DataError, SetupError
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipe import CHOICES, Recipe
 
 try:
     import cv2
@@ -64,6 +64,17 @@ class Preprocessing:
     resize_dtype: str = "uint8"
     mean: tuple[float, ...] = (127.5, 127.5, 127.5)
     std: tuple[float, ...] = (127.5, 127.5, 127.5)
+
+    def __post_init__(self) -> None:
+        for name in ("fit", "channels", "interpolation", "resize_dtype"):
+            if getattr(self, name) not in CHOICES[name]:
+                raise ValueError(f"preprocessing {name}: {getattr(self, name)!r} is not one of {CHOICES[name]}")
+        for name in ("size_px", "resize_px"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"preprocessing {name}: {getattr(self, name)!r} is not a number of pixels")
+        for values in (self.mean, self.std):
+            if len(values) != self.num_channels or not all(isinstance(value, (int, float)) for value in values):
+                raise ValueError(f"preprocessing mean, std: {values!r} are not {self.num_channels} number(s)")
 
     @property
     def num_channels(self) -> int:

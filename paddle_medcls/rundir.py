@@ -58,6 +58,11 @@ def refuse_changes(run_dir: Path, facts: dict, force: bool) -> None:
         for split in ("train", "val")
         if before[split]["fingerprint"] != facts[split]["fingerprint"]
     ]
+    changes += [
+        f"{split} images: other pixels under the same names"
+        for split in ("train", "val")
+        if json.dumps(before[split]["per_image"]) != json.dumps(facts[split]["per_image"])
+    ]
     if before.get("frozen_weights") != facts.get("frozen_weights"):
         changes.append("the weights that the run started from and keeps frozen")
     if before.get("note", "") != facts["note"]:
@@ -121,6 +126,9 @@ def save(run_dir: Path, parts: dict, state: State) -> None:
 
 
 def restore(run_dir: Path, parts: dict) -> State:
+    """Reads the state of a run into its parts; files that a killed save left behind are removed."""
+    for left in run_dir.glob("last/.state.safetensors.*"):
+        left.unlink()
     groups, scalars = load_state(run_dir)
     for name, part in parts.items():
         if part is None:

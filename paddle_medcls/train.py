@@ -8,7 +8,6 @@ ends with the same bits as one that was not.
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,11 +22,12 @@ from paddle_medcls.data import load_index, weights_name
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
 from paddle_medcls.data.statistics import scan
-from paddle_medcls.errors import RunError, Stopped
-from paddle_medcls.evaluate import evaluate_split
+from paddle_medcls.errors import RunError
+from paddle_medcls.evaluate import evaluate_split, flips_of
 from paddle_medcls.frozen import FeatureDataset, cached_features, freeze, frozen_hash, head_logits, start_training
 from paddle_medcls.images import Preprocessing
-from paddle_medcls.models import Network
+from paddle_medcls.interrupt import Interrupt
+from paddle_medcls.models import Network, network_for
 from paddle_medcls.models.pretrained import pretrained_file
 from paddle_medcls.models.weights import load_pretrained, load_strict, read_weights
 from paddle_medcls.optim import build_loss, build_optimizer, build_schedule, class_weights
@@ -154,7 +154,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         return evaluate_split(judged, val_index, spec, recipe.batch_size, options.workers, flips, rank, world)
 
     drawn_at = -math.inf
-    with _Interrupt(say, options.deadline, enabled=world == 1) as interrupt:
+    with Interrupt(say, options.deadline, enabled=world == 1) as interrupt:
         while state.epoch < recipe.epochs and not _stale(recipe, state):
             started = time.perf_counter()
             waited = 0.0
@@ -263,21 +263,6 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
 # --- set-up --------------------------------------------------------------------------------------
 
 
-def network_for(recipe: Recipe, num_classes: int, task: str) -> Network:
-    """The network of a recipe: a sigmoid binary task has one output, every other one a class."""
-    fitting = {"binary": ("softmax", "sigmoid"), "multi-label": ("sigmoid",)}.get(task, ("softmax",))
-    if recipe.loss not in fitting:
-        raise RunError(f"{recipe.name}: loss={recipe.loss} does not fit a {task} task", expected=" or ".join(fitting))
-    one = recipe.loss == "sigmoid" and task == "binary"
-    channels = 1 if recipe.channels == "gray" else 3
-    return Network(recipe.model, 1 if one else num_classes, channels, recipe.stem)
-
-
-def flips_of(recipe: Recipe) -> tuple[str, ...]:
-    """Flips averaged at evaluation: those that the augmentation uses, if the recipe asks for them."""
-    return tuple(name for name in ("flip", "flip_vertical") if recipe.test_flips and getattr(recipe, name))
-
-
 def _start_device(options: Options) -> tuple[str, int, int]:
     device = select_device(options.device)
     if options.amp:
@@ -313,46 +298,6 @@ def _data_facts(recipe: Recipe, data_root: Path, train_index: Index, val_index: 
             "per_image": {name: tuple(found["per_image"][name]) for name in ("mean", "std")},
         }
     return facts
-
-
-class _Interrupt:
-    """Ctrl-C, SIGTERM or the deadline ends the run after the current step; a second one ends it at once.
-
-    With several processes the handlers stay off, since they would not stop at the same step; the
-    state of the last epoch remains.
-    """
-
-    def __init__(self, say: Callable[[str], None], deadline: float, enabled: bool) -> None:
-        self.requested = False
-        self.say = say
-        self.deadline = deadline
-        self.enabled = enabled
-        self.previous: dict = {}
-
-    def __enter__(self) -> _Interrupt:
-        if self.enabled:
-            try:
-                self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-            except ValueError:
-                pass  # not the main thread: the caller decides about signals
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: object) -> None:
-        self.requested = True
-        self.say("\nstopping after this step; once more to stop at once")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def due(self) -> bool:
-        return self.requested or (self.enabled and time.monotonic() > self.deadline)
-
-    def stop_if_requested(self, run_dir: Path) -> None:
-        if self.due():
-            raise Stopped("stopped; the state is saved", do=f"go on with: python tools/train.py --resume {run_dir}")
 
 
 # --- one step ------------------------------------------------------------------------------------

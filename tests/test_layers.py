@@ -16,7 +16,7 @@ PACKAGE = ROOT / "paddle_medcls"
 # Every module by its layer; a module may import from its own layer and those below, without circles.
 LAYERS = (
     {"", "errors", "cpu", "published"},
-    {"files", "progress", "recipe", "runtime", "metrics", "calibration"},
+    {"files", "interrupt", "progress", "recipe", "runtime", "metrics", "calibration", "safe_pickle"},
     {"images", "augment", "plots"},
     {"data", "data.*", "models", "models.*"},
     {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "frozen", "report", "errorpage"},

@@ -25,9 +25,11 @@ from paddle_medcls.data.medmnist_cards import ALIASES, CARDS
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.errors import DataError, Stopped
+from paddle_medcls.evaluate import flips_of
 from paddle_medcls.images import Preprocessing, fit, preprocess
+from paddle_medcls.models import network_for
 from paddle_medcls.recipes import all_recipes, get_recipe
-from paddle_medcls.train import Options, flips_of, network_for, train
+from paddle_medcls.train import Options, train
 
 RECIPES = [name for name in all_recipes() if name.startswith("medmnist")]
 TASKS = {"breastmnist": "binary", "retinamnist": "ordinal", "bloodmnist": "multi-class", "chestmnist": "multi-label"}

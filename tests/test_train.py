@@ -21,7 +21,7 @@ from fakes import pixels, recipe, write_image
 from paddle_medcls import rundir
 from paddle_medcls.checkpoint import load_state
 from paddle_medcls.data import load_index
-from paddle_medcls.errors import DataError, RunError
+from paddle_medcls.errors import DataError, RecipeError, RunError
 from paddle_medcls.files import sha256
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.predict import Predictor
@@ -207,8 +207,24 @@ def test_three_classes_with_balanced_weights(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_does_not_fit_the_task(covid_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="loss=sigmoid does not fit a multi-class task"):
+    with pytest.raises(RecipeError, match="loss=sigmoid does not fit a multi-class task"):
         go(covid_root, tmp_path / "run", **PLAIN, loss="sigmoid")
+
+
+def test_resume_refuses_images_that_have_changed_under_the_same_names(palm_root: Path, tmp_path: Path) -> None:
+    go(palm_root, tmp_path / "run", **PLAIN)
+    path = palm_root / "PALM-Training400" / "P0001.jpg"
+    path.write_bytes((path.parent / "N0001.jpg").read_bytes())
+    with pytest.raises(RunError, match="train images: other pixels under the same names"):
+        go(palm_root, tmp_path / "run", resume=True, **PLAIN)
+
+
+def test_resume_clears_what_a_killed_save_left(palm_root: Path, tmp_path: Path) -> None:
+    go(palm_root, tmp_path / "run", **PLAIN)
+    left = tmp_path / "run" / "last" / ".state.safetensors.abc123.safetensors"
+    left.write_bytes(b"half a state")
+    go(palm_root, tmp_path / "run", resume=True, **PLAIN)
+    assert not left.exists()
 
 
 # --- the same bits ---------------------------------------------------------------------------------

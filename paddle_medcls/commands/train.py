@@ -150,8 +150,8 @@ def _launched() -> bool:
 
 def _summary(recipe) -> int:
     from paddle_medcls.data import dataset_classes
+    from paddle_medcls.models import network_for
     from paddle_medcls.runtime import paddle
-    from paddle_medcls.train import network_for
 
     classes, task = dataset_classes(recipe.dataset, recipe.labels)
     network = network_for(recipe, len(classes), task)

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from paddle_medcls.errors import RecipeError
+from paddle_medcls.recipe import Recipe
 
 if TYPE_CHECKING:
     from paddle.nn import Layer
 
-_HELPERS = {"pretrained", "weights"}
+_HELPERS = {"layouts", "pretrained", "weights"}
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,14 @@ def _builders() -> dict:
             module = importlib.import_module(f"paddle_medcls.models.{info.name}")
             found.update({name: getattr(module, name) for name in module.__all__})
     return found
+
+
+def network_for(recipe: Recipe, num_classes: int, task: str) -> Network:
+    """The network of a recipe: a sigmoid binary task has one output, every other one a class."""
+    fitting = {"binary": ("softmax", "sigmoid"), "multi-label": ("sigmoid",)}.get(task, ("softmax",))
+    if recipe.loss not in fitting:
+        fault = f"{recipe.name}: loss={recipe.loss} does not fit a {task} task"
+        raise RecipeError(fault, expected=" or ".join(fitting))
+    one = recipe.loss == "sigmoid" and task == "binary"
+    channels = 1 if recipe.channels == "gray" else 3
+    return Network(recipe.model, 1 if one else num_classes, channels, recipe.stem)

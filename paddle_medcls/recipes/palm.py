@@ -5,8 +5,9 @@ Course runs of this network family report a validation accuracy of 0.93 to 0.95 
     python tools/train.py --dataset palm --recipe palm_tutorial
     python tools/train.py --dataset palm
 
-`palm_tutorial` is the document to the letter: BGR, 224 x 224, x / 255 * 2 - 1, batch 10, 10 epochs,
-Momentum 0.9, learning rate 0.005 falling linearly to 0.001 over the first 2.5 epochs.
+`palm_tutorial` is the document's: BGR, 224 x 224, x / 255 * 2 - 1, batch 10, 10 epochs,
+Momentum 0.9, learning rate 0.005 falling linearly to 0.001 over the first 2.5 epochs (100 steps; the
+document counts 41 batches an epoch and so takes 102.5).
 `palm_constant` is the written course's default, a constant 0.001.
 `palm` is the project's own: the same network from random weights at 128 x 128, with flips, rotation,
 zoom and intensity changes, more epochs, cosine, an average of the weights, and the average over flips at
