@@ -22,10 +22,12 @@ $(VENV)/ready-dev: $(VENV)/ready
 
 demo: $(VENV)/ready
 	rm -rf $(DEMO)
-	$(BIN)/python tools/train.py --dataset palm --sample --model resnet18 --epochs 12 --set size_px=96 --output $(DEMO)
-	$(BIN)/python tools/eval.py --weights $(DEMO)/PALM.pdparams --output $(DEMO)/evaluation
+	$(BIN)/python tools/train.py --dataset palm --sample --recipe palm_tutorial --model resnet18 --epochs 6 \
+	  --set size_px=96 --output $(DEMO)
+	$(BIN)/python tools/eval.py --weights $(DEMO)/PALM.pdparams --output $(DEMO)/evaluation --errors 8
 	$(BIN)/python tools/predict.py $(DEMO)/sample/PALM-Validation400/V000*.jpg --weights $(DEMO)/PALM.pdparams --topk 2
-	@echo "The demo is done. Pictures: $(DEMO)/curves.png, $(DEMO)/confusion_val.png, $(DEMO)/roc_val.png"
+	@echo "The demo is done. Look at: $(DEMO)/curves.png, $(DEMO)/confusion_val.png, $(DEMO)/roc_val.png,"
+	@echo "and the study of the errors: $(DEMO)/evaluation/errors.html"
 
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest --cov=paddle_medcls --cov-report=term
