@@ -1,0 +1,136 @@
+"""The study of a model: error page, calibration and operating point, pictures of predictions."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import fakes
+import numpy as np
+import pytest
+
+from paddle_medcls import metrics
+from paddle_medcls.commands import eval, predict
+from paddle_medcls.data import load_index
+from paddle_medcls.data.index import Index
+from paddle_medcls.errorpage import write_error_page
+from paddle_medcls.train import Options, train
+
+
+@pytest.fixture(scope="module")
+def palm_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained PALM network with one sigmoid output, and its data beside it."""
+    folder = tmp_path_factory.mktemp("palm")
+    root = fakes.palm_tree(folder / "palm")
+    options = Options(device="cpu", workers=0, say=lambda line: None)
+    train(fakes.recipe(name="palm_tutorial", epochs=3), root, folder / "run", options)
+    return folder / "run"
+
+
+def made_index(tmp_path: Path, labels: np.ndarray, classes: tuple[str, ...], task: str) -> Index:
+    paths = [fakes.write_image(tmp_path / f"{k}<b>.png", fakes.pixels(k)) for k in range(len(labels))]
+    return Index("made", "test", tuple(path.name for path in paths), paths, labels, classes, task)
+
+
+class Page(HTMLParser):
+    """Collects what a page shows, and what it would fetch from elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.images: list[str] = []
+        self.outside: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        values = dict(attrs)
+        if tag == "img":
+            self.images.append(values["alt"])
+        for name in ("src", "href"):
+            if name in values and not values[name].startswith("data:"):
+                self.outside.append(values[name])
+
+
+def test_error_page_shows_the_most_confident_mistakes_first(tmp_path: Path) -> None:
+    labels = np.array([0, 1, 2, 0, 1])
+    probs = np.array([[0.9, 0.1, 0], [0.6, 0.3, 0.1], [0.99, 0.005, 0.005], [0.1, 0.8, 0.1], [0.2, 0.45, 0.35]])
+    index = made_index(tmp_path, labels, ("a", "b<i>", "c"), "multi-class")
+    result = metrics.evaluate_logits(np.log(probs + 1e-9), labels, index.classes, "multi-class", "softmax")
+    write_error_page(tmp_path / "errors.html", index, probs, probs.argmax(axis=1), result, "A & B", 2)
+    text = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.images[:2] == ["2<b>.png", "3<b>.png"]  # of the three mistakes, the two with the surest error
+    assert page.outside == []  # self-contained
+    assert "3 wrong" in text and "A &amp; B" in text and "<i>c" not in text and "b&lt;i&gt;" in text
+    assert "prefers-color-scheme: dark" in text and "@media print" in text
+
+
+def test_error_page_of_many_labels(tmp_path: Path) -> None:
+    labels = np.array([[1, 0], [0, 0], [1, 1]])
+    probs = np.array([[0.9, 0.2], [0.7, 0.1], [0.8, 0.9]])
+    index = made_index(tmp_path, labels, ("left", "right"), "multi-label")
+    guesses = (probs > 0.5).astype(int)
+    result = metrics.evaluate_logits(np.log(probs / (1 - probs)), labels, index.classes, "multi-label", "sigmoid")
+    write_error_page(tmp_path / "errors.html", index, probs, guesses, result, "many", 5)
+    text = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    assert Page(text).images == ["1<b>.png", "1<b>.png"]  # once a mistake, once a suspected label
+    assert "true <b>none</b>, predicted <b>left</b>" in text
+
+
+def test_calibrate_writes_the_sidecar_and_every_door_uses_it(palm_run: Path, tmp_path: Path, capsys) -> None:
+    weights = palm_run / "PALM.pdparams"
+    before = json.loads(weights.with_suffix(".json").read_text())
+    assert (before["temperature"], before["threshold"]) == (1.0, 0.5)
+    arguments = ["--weights", str(weights), "--calibrate", "--sensitivity", "1.0", "--prevalence", "0.1"]
+    assert eval.main([*arguments, "--output", str(tmp_path / "out"), "--errors", "3"]) == 0
+    said = capsys.readouterr().out
+    after = json.loads(weights.with_suffix(".json").read_text())
+    assert after["temperature"] != 1.0 and after["threshold"] != 0.5
+    assert {**before, "temperature": 0, "threshold": 0} == {**after, "temperature": 0, "threshold": 0}
+    assert re.search(r"PPV \d\.\d+, NPV (1\.0000|nan) where 10\.00% are ill", said)
+    result = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert result["sensitivity"] == 1.0 and result["temperature"] == after["temperature"]
+    assert (tmp_path / "out" / "calibration.png").stat().st_size > 1000
+    assert (tmp_path / "out" / "errors.html").is_file()
+
+    index = load_index("palm", palm_run.parent / "palm", "val")
+    assert (
+        predict.main([str(path) for path in index.sources] + ["--weights", str(weights), "--json", "--topk", "2"]) == 0
+    )
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for row, label in zip(rows, index.labels):
+        probs = {item["label"]: item["probability"] for item in row["topk"]}
+        assert (row["label"] == "pathologic") == (probs["pathologic"] > after["threshold"])
+        assert label == 0 or row["label"] == "pathologic"  # the sensitivity that was asked for
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--sensitivity", "0.9"], ["--calibrate", "--sensitivity", "1.5"], ["--prevalence", "1"], ["--errors", "5"]],
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        eval.main(["--weights", "x.pdparams", *arguments])
+    assert stop.value.code == 2
+
+
+def test_pictures_of_predictions(palm_run: Path, tmp_path: Path, capsys) -> None:
+    image = palm_run.parent / "palm" / "PALM-Validation400" / "V0001.jpg"
+    arguments = [str(image), "--weights", str(palm_run / "PALM.pdparams"), "--topk", "2"]
+    assert predict.main([*arguments, "--pictures", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["V0001_prediction.png"]
+
+
+def test_evaluation_without_leaked_images(palm_run: Path, capsys) -> None:
+    root = palm_run.parent / "palm"
+    copied = root / "PALM-Validation400" / "V0003.jpg"
+    original = copied.read_bytes()
+    copied.write_bytes((root / "PALM-Training400" / "P0001.jpg").read_bytes())
+    try:
+        assert eval.main(["--weights", str(palm_run / "PALM.pdparams"), "--without-leaks"]) == 0
+    finally:
+        copied.write_bytes(original)
+    said = capsys.readouterr().out
+    assert "without the 1 images that are in the training split as well" in said
+    assert "val: 7 images" in said and "val: 6 images" in said
