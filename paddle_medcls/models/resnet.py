@@ -74,6 +74,7 @@ class ResNet(nn.Layer):
     """
 
     head_name = "fc"
+    maps_name = "block"  # whose parts give the maps of Grad-CAM
 
     def __init__(self, depths: tuple[int, ...], block: type[BasicBlock] | type[BottleneckBlock], network: Network):
         super().__init__()
