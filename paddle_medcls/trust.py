@@ -65,7 +65,8 @@ class Measurement:
         heat = gradcam(self.predictor.model, x[None], self.layer, class_index)[0]
         if not heat.any():  # nothing speaks for the class: nothing to measure
             return
-        maps = [heat, *random_maps(RANDOM_MAPS, self.grid, spec.size_px, self.rng)]
+        order, *chance = random_maps(1 + RANDOM_MAPS, self.grid, spec.size_px, self.rng)
+        maps = [heat + 1e-9 * order.astype(np.float64), *chance]  # where the map says nothing, it is a random one
         for name, curves in deletion_insertion(self._score(class_index), x, maps).items():
             areas = areas_below(curves)
             row |= {name: float(areas[0]), f"{name}_chance": float(areas[1:].mean())}
@@ -93,6 +94,8 @@ class Measurement:
         """Means over the images, and in how many the map beats its chance figure, with a 95% interval."""
         table = PrettyTable(["measure", "Grad-CAM", "chance", "images", "better than chance in"], align="l")
         for name, text, lower in MEASURES:
+            if not any(name in row for row in self.rows):
+                continue  # no masks, or only empty maps
             values = np.array([row.get(name, np.nan) for row in self.rows], np.float64)
             chances = np.array([row.get(f"{name}_chance", np.nan) for row in self.rows], np.float64)
             known = np.isfinite(values)
