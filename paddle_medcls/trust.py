@@ -29,7 +29,7 @@ from paddle_medcls.predict import Predictor
 from paddle_medcls.runtime import paddle
 
 STEPS = 10
-RANDOM_MAPS = 3
+RANDOM_MAPS = 2
 UNTRAINED = 3
 """Networks with random weights; one alone often has nothing but negative evidence for a class, an empty map."""
 MEASURES = (  # (name, text, is the better map's figure lower?); None: there is no random map to compare with
@@ -52,8 +52,10 @@ class Measurement:
         self.layer = layer or default_layer(predictor.model, predictor.input_zeros())
         self.grid = layer_shapes(predictor.model, predictor.input_zeros()).get(self.layer, (0, 1, 1))[1:]
         self.rng = np.random.default_rng(seed)
+        state = paddle.get_rng_state()
         paddle.seed(seed)
         self.untrained = [predictor.card.network.build() for _ in range(UNTRAINED)]
+        paddle.set_rng_state(state)
         self.rows: list[dict] = []
 
     def add(self, path: Path, image: np.ndarray, class_index: int) -> None:

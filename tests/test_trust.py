@@ -97,7 +97,11 @@ def test_true_maps_beat_chance_and_false_ones_do_not(mirrored: bool, monkeypatch
     model.fc.bias.set_value(paddle.to_tensor(np.float32([3, -3])))
     spec = Preprocessing(32, channels="rgb", mean=(0, 0, 0), std=(255, 255, 255))
     card = Sidecar("covid", "toy", ("dark", "bright"), "binary", "softmax", Network("bright", 2), spec)
+    paddle.seed(8)
+    expected = paddle.rand([3]).numpy()
+    paddle.seed(8)
     measurement = trust.Measurement(Predictor(model, card), None)
+    assert (paddle.rand([3]).numpy() == expected).all()  # the generator of the caller is left alone
     assert measurement.layer == "cells.1" and measurement.grid == (8, 8)
     for number, (top, left) in enumerate([(2, 3), (20, 2), (3, 20), (19, 21)]):
         image = np.full((32, 32, 3), 5, np.uint8)
@@ -111,10 +115,11 @@ def test_true_maps_beat_chance_and_false_ones_do_not(mirrored: bool, monkeypatch
         assert row["inside"] < 0.05 if mirrored else row["inside"] > 0.5
         assert row["inside_chance"] == pytest.approx(81 / 1024)
     mean = {name: np.mean([row[name] for row in measurement.rows]) for name in measurement.rows[0] if "tion" in name}
-    assert (mean["deletion"] < mean["deletion_chance"]) == (not mirrored)
-    assert (mean["insertion"] > mean["insertion_chance"]) == (not mirrored)
+    gains = (mean["deletion_chance"] - mean["deletion"], mean["insertion"] - mean["insertion_chance"])
+    assert max(gains) < 0.05 if mirrored else min(gains) > 0.15  # 0.007 and -0.006; 0.22 and 0.32
     text = measurement.table()
-    assert ("4  (95% 51% to 100%)" in text) == (not mirrored) and ("0  (95% 0% to 49%)" in text) == mirrored
+    assert mirrored or text.count("4  (95% 51% to 100%)") == 3
+    assert ("0  (95% 0% to 49%)" in text) == mirrored  # inside the mask
     header, rows = measurement.columns()
     assert header[:4] == ["image", "class", "deletion", "deletion_chance"] and len(rows) == 4
     assert all(len(row) == len(header) for row in rows)

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--output", type=Path, help="folder of the pictures; with --measure also measures.csv")
     p.add_argument("--layer", help="default: block.15 of ResNet-50, features.29 of VGG-16, and their like")
     p.add_argument("--class", dest="class_name", metavar="NAME", help="explain this class, not the predicted one")
-    p.add_argument("--measure", action="store_true", help="measure the maps; some 80 passes through the network each")
+    p.add_argument("--measure", action="store_true", help="measure the maps; some 60 passes through the network each")
     p.add_argument("--list-layers", action="store_true", help="name the layers that --layer takes, and stop")
     p.add_argument("--batch-size", type=int, default=8)
     p.add_argument("--workers", type=int, default=2, help="threads that read images")
@@ -97,7 +97,7 @@ def _work(args: argparse.Namespace) -> int:
             bar.update()
     bar.close()
     if sheet:
-        title = f"Grad-CAM of {card.recipe} ({card.network.model}, {layer})"
+        title = f"Grad-CAM of {card.recipe}\n{card.network.model}, {layer}"
         heat_sheet(args.output / "contact_sheet.png", sheet, title, DRAWN_NOTICE if card.drawn else "")
         print(f"{len(paths) - failed} heat map(s) and contact_sheet.png written to {args.output}")
     if measurement and measurement.rows:
