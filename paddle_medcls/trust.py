@@ -93,25 +93,32 @@ class Measurement:
         return header, [[row.get(name, "") for name in header] for row in self.rows]
 
     def table(self) -> str:
-        """Means over the images, and in how many the map beats its chance figure, with a 95% interval."""
-        table = PrettyTable(["measure", "Grad-CAM", "chance", "images", "better than chance in"], align="l")
+        """Means over the images, and in how many the map beats its chance figure, with a 95% interval.
+
+        By class too: hiding parts of an image is no test of a class that means "nothing found".
+        """
+        table = PrettyTable(["measure", "class", "Grad-CAM", "chance", "images", "better than chance in"], align="l")
+        classes = sorted({row["class"] for row in self.rows})
         for name, text, lower in MEASURES:
-            if not any(name in row for row in self.rows):
-                continue  # no masks, or only empty maps
-            values = np.array([row.get(name, np.nan) for row in self.rows], np.float64)
-            chances = np.array([row.get(f"{name}_chance", np.nan) for row in self.rows], np.float64)
-            known = np.isfinite(values)
-            count = int(known.sum())
-            if not count:
-                table.add_row([text, "–", "–", 0, "–"])
-                continue
-            chance, better = "–", "–"
-            if lower is not None:
-                wins = int(((values < chances) if lower else (values > chances))[known].sum())
-                low, high = wilson(wins, count)
-                chance, better = f"{chances[known].mean():.3f}", f"{wins}  (95% {low:.0%} to {high:.0%})"
-            table.add_row([text, f"{values[known].mean():.3f}", chance, count, better])
+            for shown in [*classes, "all"] if len(classes) > 1 else classes:
+                rows = [row for row in self.rows if name in row and shown in ("all", row["class"])]
+                if rows:  # else no masks, or only empty maps
+                    table.add_row([text, shown, *_figures(name, lower, rows)])
         return str(table)
+
+
+def _figures(name: str, lower: bool | None, rows: list[dict]) -> list[object]:
+    """Mean, mean by chance, images, and in how many the map is better, for the table."""
+    values = np.array([row[name] for row in rows])
+    known = np.isfinite(values)
+    count = int(known.sum())
+    mean = f"{values[known].mean():.3f}" if count else "–"
+    if lower is None or not count:
+        return [mean, "–", count, "–"]
+    chances = np.array([row[f"{name}_chance"] for row in rows])
+    wins = int(((values < chances) if lower else (values > chances))[known].sum())
+    low, high = wilson(wins, count)
+    return [mean, f"{chances[known].mean():.3f}", count, f"{wins}  (95% {low:.0%} to {high:.0%})"]
 
 
 def deletion_insertion(
