@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.errors import DataError, SetupError
+from paddle_medcls.files import atomic_write
 from paddle_medcls.recipe import CHOICES, Recipe
 
 try:
@@ -200,16 +201,49 @@ def fit(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
     if spec.resize_dtype == "float32":
         image = image.astype(np.float32)
     height, width, channels = image.shape
-    if spec.fit == "stretch":
-        target = (spec.size_px, spec.size_px)
-    else:
-        scale = spec.resize_px / min(height, width)
-        target = (max(spec.size_px, round(width * scale)), max(spec.size_px, round(height * scale)))
+    target, top, left = _geometry(height, width, spec)
     if (width, height) != target:
         image = cv2.resize(image, target, interpolation=INTERPOLATIONS[spec.interpolation])
         image = image.reshape(target[1], target[0], channels)  # OpenCV drops a single channel
-    top, left = (target[1] - spec.size_px) // 2, (target[0] - spec.size_px) // 2
     return image[top : top + spec.size_px, left : left + spec.size_px]
+
+
+def _geometry(height: int, width: int, spec: Preprocessing) -> tuple[tuple[int, int], int, int]:
+    """(Width, height) that an image is scaled to, and the top and left of the crop in it."""
+    target = (spec.size_px, spec.size_px)
+    if spec.fit == "crop":
+        scale = spec.resize_px / min(height, width)
+        target = (max(spec.size_px, round(width * scale)), max(spec.size_px, round(height * scale)))
+    return target, (target[1] - spec.size_px) // 2, (target[0] - spec.size_px) // 2
+
+
+def unfit(heat: np.ndarray, size: tuple[int, int], spec: Preprocessing) -> np.ndarray:
+    """Puts a map of the network's input back onto the image: `fit` the other way round.
+
+    Args:
+        heat: (size_px, size_px) float32.
+        size: height and width of the image.
+
+    Returns:
+        (height, width) float32; 0 where the centre crop cut the image off and the network saw nothing.
+    """
+    height, width = size
+    target, top, left = _geometry(height, width, spec)
+    whole = np.zeros((target[1], target[0]), np.float32)
+    whole[top : top + spec.size_px, left : left + spec.size_px] = heat
+    return cv2.resize(whole, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def to_rgb(image: np.ndarray, channels: str) -> np.ndarray:
+    """A decoded image as RGB (H, W, 3) uint8, whatever channels it was decoded to."""
+    if channels == "gray":
+        return np.repeat(image, 3, axis=2)
+    return image if channels == "rgb" else np.ascontiguousarray(image[:, :, ::-1])
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes an RGB image (H, W, 3) uint8."""
+    atomic_write(path, cv2.imencode(".png", np.ascontiguousarray(image[:, :, ::-1]))[1].tobytes())
 
 
 def normalize(image: np.ndarray, spec: Preprocessing) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pictures: curves, confusion matrix, ROC, sheets of images, image sizes."""
+"""Pictures: curves, confusion matrix, ROC, sheets of images, heat maps, image sizes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -14,6 +16,7 @@ from paddle_medcls.files import atomic_write
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 """Okabe and Ito's palette, told apart by the colour-blind."""
+HEAT_COLORS = colormaps["viridis"]
 
 
 def _save(figure: Figure, path: Path, note: str) -> None:
@@ -147,6 +150,41 @@ def sheet(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: s
         for axis, image in zip(line, images):
             axis.imshow(image.squeeze(), cmap="gray" if image.shape[2] == 1 else None)
         line[0].set_ylabel(name, fontsize=11)
+    figure.suptitle(title)
+    _save(figure, path, note)
+
+
+def overlay(image: np.ndarray, heat: np.ndarray, opacity: float = 0.6) -> np.ndarray:
+    """A heat map over its image: viridis, which the colour-blind can read; the cold parts stay clear.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+        heat: (H, W) in [0, 1].
+        opacity: of the hottest parts; it fades towards the cold ones.
+
+    Returns:
+        uint8 RGB (H, W, 3).
+    """
+    colors = HEAT_COLORS((heat * 255).round().astype(np.uint8))[:, :, :3].astype(np.float32) * 255
+    alpha = np.float32(opacity) * heat[:, :, None]
+    return np.clip(image * (1 - alpha) + colors * alpha, 0, 255).round().astype(np.uint8)
+
+
+def heat_sheet(path: Path, items: Sequence[tuple[np.ndarray, np.ndarray, str]], title: str, note: str = "") -> None:
+    """Images (uint8, RGB), each above its heat map, four a row; (image, overlay, caption) each."""
+    columns = min(4, len(items))
+    rows = -(-len(items) // columns)
+    figure = Figure(figsize=(2.6 * columns + 1.2, 5.7 * rows + 0.5))
+    grid = figure.add_gridspec(2 * rows, columns + 1, width_ratios=[1] * columns + [0.06])
+    for k, (image, heat, caption) in enumerate(items):
+        for line, shown in enumerate((image, heat)):
+            axis = figure.add_subplot(grid[2 * (k // columns) + line, k % columns])
+            axis.imshow(shown)
+            axis.set_axis_off()
+            if line == 0:
+                axis.set_title(caption, fontsize=9)
+    bar = figure.colorbar(ScalarMappable(cmap=HEAT_COLORS), cax=figure.add_subplot(grid[1, columns]))
+    bar.set_ticks([0, 1], labels=["none", "most"])
     figure.suptitle(title)
     _save(figure, path, note)
 

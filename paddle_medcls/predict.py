@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,8 @@ from paddle_medcls.data import dataset_classes
 from paddle_medcls.data.index import Index
 from paddle_medcls.errors import DataError, WeightsError
 from paddle_medcls.evaluate import evaluate_split, predict_logits
-from paddle_medcls.images import SUFFIXES, Preprocessing, preprocess, read_image
+from paddle_medcls.gradcam import gradcam
+from paddle_medcls.images import SUFFIXES, Preprocessing, preprocess, read_image, unfit
 from paddle_medcls.models.weights import load_strict, read_weights, recognise
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
@@ -76,10 +78,37 @@ class Predictor:
         """Logits -> (N, C) probabilities, with the card's temperature."""
         return metrics.probabilities(logits / self.card.temperature, self.card.loss, self.card.task)
 
-    def predict_files(
+    def guesses(self, probs: np.ndarray) -> np.ndarray:
+        """The class (N,) that each row of probabilities is decided for; the most probable of several labels."""
+        if self.card.task == "multi-label":
+            return probs.argmax(axis=1)
+        return metrics.predicted(probs, self.card.task, self.card.threshold)
+
+    def input_zeros(self) -> np.ndarray:
+        """A batch of one empty image, to ask about layers with."""
+        spec = self.card.preprocessing
+        return np.zeros((1, spec.num_channels, spec.size_px, spec.size_px), np.float32)
+
+    def heatmaps(
+        self, images: Sequence[np.ndarray], classes: int | Sequence[int], layer: str | None = None
+    ) -> list[np.ndarray]:
+        """Grad-CAM of decoded images, each (H, W) float32 in [0, 1] at the size of its own image.
+
+        The map explains the image as it is; flips that the card averages at evaluation are left out.
+
+        Args:
+            images: as for `logits`.
+            classes: class explained, one for all or one for each.
+            layer: see `gradcam.gradcam`.
+        """
+        spec = self.card.preprocessing
+        maps = gradcam(self.model, np.stack([preprocess(image, spec) for image in images]), layer, classes)
+        return [unfit(heat, image.shape[:2], spec) for heat, image in zip(maps, images)]
+
+    def read_files(
         self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
-    ) -> Iterable[tuple[Path, np.ndarray | DataError]]:
-        """Yields (path, probabilities (C,)) in order; for an unreadable file (path, its error)."""
+    ) -> Iterable[list[tuple[Path, np.ndarray | DataError]]]:
+        """Yields groups of (path, decoded image); for an unreadable file (path, its error)."""
 
         def read(path: Path) -> np.ndarray | DataError:
             try:
@@ -90,11 +119,17 @@ class Predictor:
         with ThreadPoolExecutor(max(1, workers)) as pool:
             for start in range(0, len(paths), batch_size):
                 group = paths[start : start + batch_size]
-                images = list(pool.map(read, group))
-                good = [image for image in images if not isinstance(image, DataError)]
-                probs = iter(self.probabilities(self.logits(good)) if good else ())
-                for path, image in zip(group, images):
-                    yield path, image if isinstance(image, DataError) else next(probs)
+                yield list(zip(group, pool.map(read, group)))
+
+    def predict_files(
+        self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
+    ) -> Iterable[tuple[Path, np.ndarray | DataError]]:
+        """Yields (path, probabilities (C,)) in order; for an unreadable file (path, its error)."""
+        for group in self.read_files(paths, batch_size, workers):
+            good = [image for _, image in group if not isinstance(image, DataError)]
+            probs = iter(self.probabilities(self.logits(good)) if good else ())
+            for path, image in group:
+                yield path, image if isinstance(image, DataError) else next(probs)
 
 
 def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, dict, list[str]]:
@@ -151,3 +186,22 @@ def expand(arguments: Sequence[str]) -> list[Path]:
 def _absolute_glob(path: Path) -> list[Path]:
     root = Path(path.anchor)
     return sorted(root.glob(str(path.relative_to(root))))
+
+
+def picture_names(paths: Sequence[Path], what: str) -> dict[Path, Path]:
+    """A relative name `<folders>/<stem>_<what>.png` for a picture of each file, no two the same.
+
+    Folders are those below the one that all files share.
+    """
+    whole = {path: path.absolute() for path in paths}
+    shared = Path(os.path.commonpath([path.parent for path in whole.values()])) if paths else Path()
+    names: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for path, absolute in whole.items():
+        folder = absolute.parent.relative_to(shared)
+        name = folder / f"{path.stem}_{what}.png"
+        if name in taken:  # a.jpg beside a.png
+            name = folder / f"{path.name}_{what}.png"
+        taken.add(name)
+        names[path] = name
+    return names

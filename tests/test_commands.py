@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from fakes import TOOLS, pixels, write_image
 
-from paddle_medcls.commands import COMMANDS, eval, medcls, predict, train
+from paddle_medcls.commands import COMMANDS, eval, gradcam, medcls, predict, train
 from paddle_medcls.data import load_index
 from paddle_medcls.errors import MedclsError, RecipeError
+from paddle_medcls.images import read_image
 from paddle_medcls.report import DRAWN_NOTICE
 
 HEAVY = ("paddle", "matplotlib", "sklearn", "pandas", "cv2", "scipy", "numpy")
@@ -45,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- help and usage --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "predict"])
+@pytest.mark.parametrize("name", ["train", "eval", "predict", "gradcam"])
 def test_help_is_quick_and_imports_nothing_heavy(name: str) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(TOOLS.parent)!r})\n"
@@ -62,7 +63,7 @@ def test_help_is_quick_and_imports_nothing_heavy(name: str) -> None:
 
 
 def test_the_tools_answer_help() -> None:
-    for name in ("train", "eval", "predict"):
+    for name in ("train", "eval", "predict", "gradcam"):
         done = tool(name, "--help")
         assert done.returncode == 0 and done.stdout.startswith("usage:") and not done.stderr
 
@@ -99,6 +100,9 @@ def test_medcls_passes_on(run: Path, capsys: pytest.CaptureFixture) -> None:
         (eval.main, ["--weights", "a", "--split", "all"], "invalid choice"),
         (predict.main, [], "required: IMAGE"),
         (predict.main, ["a.png", "--topk", "0"], "must be at least 1"),
+        (gradcam.main, [], "images are needed"),
+        (gradcam.main, ["a.png"], "--output DIR, --measure or both"),
+        (gradcam.main, ["a.png", "--output", "o", "--batch-size", "0"], "must be at least 1"),
     ],
 )
 def test_wrong_usage_is_2(main, arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
@@ -364,6 +368,89 @@ def test_one_image_alone_is_predicted_as_among_many(run: Path, capsys: pytest.Ca
     alone = json.loads(capsys.readouterr().out)
     for one, other in zip(alone["topk"], together[5]["topk"]):
         assert one["label"] == other["label"] and one["probability"] == pytest.approx(other["probability"], abs=2e-6)
+
+
+# --- gradcam ---------------------------------------------------------------------------------------
+
+
+def test_gradcam_writes_overlays_of_the_images_own_size(run: Path, tmp_path: Path, capsys) -> None:
+    """One class a folder, as COVID has them; the sheet is eight of the sixteen."""
+    wide = np.repeat(pixels(3), 2, axis=1)
+    root = shutil.copytree(run.parent / "covid", tmp_path / "covid")
+    write_image(root / "Normal" / "wide.jpg", wide)
+    write_image(root / "Normal" / "wide.png", wide[:, :, 0])
+    output = root / "maps"
+    arguments = ["--weights", str(run / "COVID.pdparams"), str(root), "--output", str(output)]
+    assert gradcam.main(arguments) == 0
+    assert f"18 heat map(s) and contact_sheet.png written to {output}" in capsys.readouterr().out
+    written = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.png"))
+    assert len(written) == 19 and "COVID/COVID-1_gradcam.png" in written
+    assert {"Normal/wide_gradcam.png", "Normal/wide.png_gradcam.png"} <= set(written)
+    assert read_image(output / "Normal" / "wide_gradcam.png").shape == (32, 64, 3)
+    assert gradcam.main(arguments) == 0  # its own pictures are no images to explain
+    shown = capsys.readouterr()
+    assert "18 heat map(s)" in shown.out and "left out: 19 file(s)" in shown.err
+
+
+def test_gradcam_reports_an_unreadable_image_and_does_the_others(run: Path, tmp_path: Path, capsys) -> None:
+    write_image(tmp_path / "in" / "a.png", pixels(1))
+    (tmp_path / "in" / "b.png").write_bytes(b"<html>")
+    write_image(tmp_path / "in" / "c.png", pixels(2))
+    arguments = ["--weights", str(run / "COVID.pdparams"), str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert gradcam.main([*arguments, "--class", "Normal", "--layer", "block.1"]) == 1
+    shown = capsys.readouterr()
+    assert "b.png: not an image" in shown.err and "1 of 3 file(s) could not be read" in shown.err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "a_gradcam.png",
+        "c_gradcam.png",
+        "contact_sheet.png",
+    }
+
+
+def test_gradcam_measures_beside_chance_and_masks(run: Path, tmp_path: Path, capsys) -> None:
+    root = fakes.covid_images(tmp_path / "covid", "kaggle", 2)
+    arguments = ["--weights", str(run / "COVID.pdparams"), str(root), "--measure", "--output", str(tmp_path / "out")]
+    assert gradcam.main(arguments) == 0
+    shown = capsys.readouterr()
+    for text in ("deletion area", "insertion area", "random weights", "inside the mask"):
+        assert text in shown.out
+    assert "left out: 8 file(s) in masks/" in shown.err
+    rows = list(csv.DictReader((tmp_path / "out" / "measures.csv").read_text().splitlines()))
+    assert len(rows) == 8 and {"image", "class", "deletion", "deletion_chance", "inside"} <= set(rows[0])
+    assert all(0 <= float(row["deletion"]) <= 1 for row in rows if row["deletion"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layer", "block.77"], "RecipeError: unknown layer 'block.77'; did you mean 'block.7'"),
+        (["--layer", "fc"], "RecipeError: layer 'fc' gives the shape (4, 4), which is no map"),
+        (["--class", "normal"], "DataError: unknown class 'normal'; did you mean 'Normal'?"),
+    ],
+)
+def test_gradcam_refuses_what_is_not_there(run: Path, tmp_path: Path, capsys, arguments: list, message: str) -> None:
+    images = str(run.parent / "covid" / "COVID")
+    given = ["--weights", str(run / "COVID.pdparams"), images, "--output", str(tmp_path / "out"), *arguments]
+    assert gradcam.main(given) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_gradcam_lists_layers(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert medcls(["gradcam", "--weights", str(run / "COVID.pdparams"), "--list-layers"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["|", "block.3", "(default)", "|", "BasicBlock", "|", "128", "|", "4", "x", "4", "|"] in lines
+    assert not any("fc" in line for line in lines)
+
+
+def test_predict_with_heat_maps_predicts_the_same(run: Path, tmp_path: Path, capsys) -> None:
+    images = [str(run.parent / "covid" / name / f"{name}-1.png") for name in ("COVID", "Normal")]
+    arguments = ["--weights", str(run / "COVID.pdparams"), *images, "--json"]
+    assert predict.main(arguments) == 0
+    plain = capsys.readouterr().out
+    assert predict.main([*arguments, "--gradcam", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == plain
+    pictures = [tmp_path / name / f"{name}-1_gradcam.png" for name in ("COVID", "Normal")]
+    assert all(read_image(picture).shape == (32, 32, 3) for picture in pictures)
 
 
 def test_errors_are_the_projects_own() -> None:

@@ -16,7 +16,17 @@ from PIL import Image, ImageOps
 
 from paddle_medcls import images
 from paddle_medcls.errors import DataError
-from paddle_medcls.images import Preprocessing, decode_image, fit, normalize, preprocess, read_image
+from paddle_medcls.images import (
+    Preprocessing,
+    decode_image,
+    fit,
+    normalize,
+    preprocess,
+    read_image,
+    to_rgb,
+    unfit,
+    write_png,
+)
 from paddle_medcls.recipes import get_recipe
 
 
@@ -323,3 +333,38 @@ def test_preprocessing_survives_json() -> None:
     spec = Preprocessing.of(get_recipe("covid_notebook"))
     assert Preprocessing.from_json(spec.to_json()) == spec
     assert Preprocessing.from_json({**spec.to_json(), "mean": list(spec.mean)}) == spec
+
+
+# --- maps back onto the image ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(60, 100), (100, 60), (64, 64)])
+@pytest.mark.parametrize("how", ["stretch", "crop"])
+def test_unfit_puts_a_point_back_where_it_was(size: tuple[int, int], how: str) -> None:
+    spec = Preprocessing(32, 40, how, "gray", mean=(0,), std=(1,))
+    image = np.zeros((*size, 1), np.uint8)
+    image[size[0] // 2 - 6 : size[0] // 2 + 2, size[1] // 2 - 3 : size[1] // 2 + 7] = 255
+    back = unfit(fit(image, spec)[:, :, 0].astype(np.float32), size, spec)
+    assert back.shape == size and back.dtype == np.float32
+
+    def centre(values: np.ndarray) -> np.ndarray:
+        return np.array([(grid * values).sum() / values.sum() for grid in np.indices(values.shape)])
+
+    np.testing.assert_allclose(centre(back), centre(image[:, :, 0].astype(float)), atol=0.6)
+
+
+def test_unfit_is_zero_where_the_crop_saw_nothing() -> None:
+    """100 x 60 pixels become 67 x 40, of which the middle 32 x 32 are seen."""
+    back = unfit(np.ones((32, 32), np.float32), (60, 100), Preprocessing(32, 40, "crop"))
+    assert back[30, 50] == 1 and not back[:4].any() and not back[:, :24].any() and not back[:, -24:].any()
+    assert back.mean() == pytest.approx((32 / 67) * (32 / 40), abs=0.03)
+
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr", "gray"])
+def test_to_rgb_and_png(channels: str, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png", pixels(4))
+    shown = to_rgb(read_image(path, channels), channels)
+    write_png(tmp_path / "new" / "b.png", shown)
+    np.testing.assert_array_equal(read_image(tmp_path / "new" / "b.png", "rgb"), shown)
+    if channels != "gray":
+        np.testing.assert_array_equal(shown, pixels(4))

@@ -19,8 +19,8 @@ LAYERS = (
     {"files", "interrupt", "progress", "recipe", "runtime", "metrics", "calibration", "safe_pickle"},
     {"images", "augment", "plots"},
     {"data", "data.*", "models", "models.*"},
-    {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "frozen", "report", "errorpage"},
-    {"recipes", "recipes.*", "rundir", "predict", "train"},
+    {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "frozen", "gradcam", "report", "errorpage"},
+    {"recipes", "recipes.*", "rundir", "predict", "train", "trust"},
     {"reproduce"},
     {"commands", "commands.*"},
 )

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a recipe",
     "eval": "score a weight file on a split",
     "predict": "predict images",
+    "gradcam": "heat maps of images, and whether they are true",
     "reproduce": "run a grid of recipes and seeds, and its table",
 }
 

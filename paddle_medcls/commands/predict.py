@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--json", action="store_true", help="one JSON object a line: image, label, probability, topk")
     p.add_argument("--csv", type=Path, metavar="FILE", help="also write image, label and all probabilities")
     p.add_argument("--pictures", type=Path, metavar="DIR", help="each image beside its probabilities, as a picture")
+    p.add_argument("--gradcam", type=Path, metavar="DIR", help="each image with the heat map of its class (Grad-CAM)")
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--workers", type=int, default=2, help="threads that read images")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.errors import DataError
     from paddle_medcls.files import write_csv
-    from paddle_medcls.predict import Predictor, expand
+    from paddle_medcls.predict import Predictor, expand, picture_names
     from paddle_medcls.recipes import get_recipe
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE
     from paddle_medcls.runtime import select_device
@@ -48,6 +49,7 @@ def _work(args: argparse.Namespace) -> int:
     for note in [f"weights: {weights}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else []), NOTICE]:
         print(note, file=sys.stderr)
     rows, failed = [], 0
+    targets = picture_names(paths, "gradcam")
     for path, probs in predictor.predict_files(paths, args.batch_size, args.workers):
         if isinstance(probs, DataError):
             print(f"{type(probs).__name__}: {probs}", file=sys.stderr)
@@ -56,6 +58,8 @@ def _work(args: argparse.Namespace) -> int:
         rows.append(_row(path, probs, card, args.topk))
         if args.pictures:
             _picture(args.pictures, path, rows[-1][0], card)
+        if args.gradcam:
+            _heat_map(args.gradcam / targets[path], path, probs, predictor)
         if args.json:
             print(json.dumps(rows[-1][0], ensure_ascii=False), flush=True)
     if rows and not args.json:
@@ -97,6 +101,17 @@ def _picture(folder: Path, path: Path, row: dict, card) -> None:
     bars = [(item["label"], item["probability"]) for item in row["topk"]]
     target = folder / f"{path.stem}_prediction.png"
     plots.prediction(target, read_image(path, "rgb"), bars, title, DRAWN_NOTICE if card.drawn else "")
+
+
+def _heat_map(target: Path, path: Path, probs, predictor) -> None:
+    """Writes the image under the heat map of the class that was decided for."""
+    from paddle_medcls.images import read_image, to_rgb, write_png
+    from paddle_medcls.plots import overlay
+
+    channels = predictor.card.preprocessing.channels
+    image = read_image(path, channels)
+    heat = predictor.heatmaps([image], predictor.guesses(probs[None]))[0]
+    write_png(target, overlay(to_rgb(image, channels), heat))
 
 
 def _table(rows: list[dict]) -> str:

@@ -24,6 +24,7 @@ class VGG(nn.Layer):
     """
 
     head_name = "classifier.6"
+    maps_name = "features"  # whose parts give the maps of Grad-CAM
 
     def __init__(self, network: Network):
         super().__init__()

@@ -1,0 +1,164 @@
+"""`python tools/gradcam.py --weights F DIR --output DIR`: heat maps of images, and whether they are true."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from paddle_medcls.commands import parser, run
+from paddle_medcls.commands.predict import newest_weights
+
+TEXT = """Shows by Grad-CAM where a network found its reasons. Writes each image under its heat map, at its
+own size, and contact_sheet.png, eight images above their maps. An unreadable file is reported, the
+others are done, and the exit code is 1.
+
+--measure prints whether the maps are true: deletion and insertion areas beside random maps, the
+correlation with maps of networks with random weights, and, where <class>/masks/<name> exists, the
+share of the map inside the mask."""
+SHEET = 8
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = parser("gradcam", TEXT)
+    p.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders (searched below) or globs")
+    p.add_argument("--weights", type=Path, help="default: the newest run's")
+    p.add_argument("--recipe", help="for a file without a sidecar: the recipe it was trained with")
+    p.add_argument("--output", type=Path, help="folder of the pictures; with --measure also measures.csv")
+    p.add_argument("--layer", help="default: block.15 of ResNet-50, features.29 of VGG-16, and their like")
+    p.add_argument("--class", dest="class_name", metavar="NAME", help="explain this class, not the predicted one")
+    p.add_argument("--measure", action="store_true", help="measure the maps; some 60 passes through the network each")
+    p.add_argument("--list-layers", action="store_true", help="name the layers that --layer takes, and stop")
+    p.add_argument("--batch-size", type=int, default=8)
+    p.add_argument("--workers", type=int, default=2, help="threads that read images")
+    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    args = p.parse_args(argv)
+    if not args.list_layers and not (args.images and (args.output or args.measure)):
+        p.error("images are needed, and --output DIR, --measure or both; or --list-layers")
+    if args.batch_size < 1:
+        p.error("--batch-size must be at least 1")
+    return run(_work, args)
+
+
+def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.errors import DataError
+    from paddle_medcls.files import write_csv
+    from paddle_medcls.gradcam import default_layer
+    from paddle_medcls.images import to_rgb, write_png
+    from paddle_medcls.plots import heat_sheet, overlay
+    from paddle_medcls.predict import Predictor, expand, picture_names
+    from paddle_medcls.progress import progress
+    from paddle_medcls.recipes import get_recipe
+    from paddle_medcls.report import DRAWN_NOTICE, NOTICE
+    from paddle_medcls.runtime import select_device
+    from paddle_medcls.trust import Measurement
+
+    paths = [] if args.list_layers else _without_masks(expand(args.images), args.output)
+    weights = args.weights or newest_weights(Path("runs"))
+    select_device(args.device)
+    predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
+    card = predictor.card
+    if args.list_layers:
+        return _list_layers(predictor)
+    chosen = _class_index(args.class_name, card.classes) if args.class_name else None
+    layer = args.layer or default_layer(predictor.model, predictor.input_zeros())
+    for note in [f"weights: {weights}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else []), NOTICE]:
+        print(note, file=sys.stderr)
+    names = picture_names(paths, "gradcam")
+    shown = {paths[k * len(paths) // SHEET] for k in range(SHEET)} if len(paths) > SHEET else set(paths)
+    measurement = Measurement(predictor, layer) if args.measure else None
+    bar = progress(None, "heat maps", len(paths), "image")
+    sheet, empty, failed = [], [], 0
+    for group in predictor.read_files(paths, args.batch_size, args.workers):
+        good = [(path, image) for path, image in group if not isinstance(image, DataError)]
+        for _, error in group:
+            if isinstance(error, DataError):
+                bar.write(f"{type(error).__name__}: {error}", file=sys.stderr)
+                failed += 1
+        bar.update(len(group) - len(good))
+        if not good:
+            continue
+        images = [image for _, image in good]
+        probs = predictor.probabilities(predictor.logits(images))
+        classes = predictor.guesses(probs) if chosen is None else [chosen] * len(good)
+        maps = predictor.heatmaps(images, classes, layer)
+        for (path, image), heat, k, row in zip(good, maps, classes, probs):
+            if not heat.any():
+                empty.append(path)
+            if args.output:
+                rgb = to_rgb(image, card.preprocessing.channels)
+                picture = overlay(rgb, heat)
+                write_png(args.output / names[path], picture)
+                if path in shown:
+                    sheet.append((_small(rgb), _small(picture), f"{path.name}\n{card.classes[k]} {row[k]:.3f}"))
+            if measurement:
+                measurement.add(path, image, int(k))
+            bar.update()
+    bar.close()
+    if sheet:
+        title = f"Grad-CAM of {card.recipe}\n{card.network.model}, {layer}"
+        heat_sheet(args.output / "contact_sheet.png", sheet, title, DRAWN_NOTICE if card.drawn else "")
+        print(f"{len(paths) - failed} heat map(s) and contact_sheet.png written to {args.output}")
+    if measurement and measurement.rows:
+        if card.drawn:
+            print(DRAWN_NOTICE)
+        print(measurement.table())
+        if args.output:
+            write_csv(args.output / "measures.csv", *measurement.columns())
+    if empty:
+        some = ", ".join(path.name for path in empty[:5]) + (" …" if len(empty) > 5 else "")
+        print(f"{len(empty)} map(s) are empty: nothing in {layer} speaks for the class: {some}", file=sys.stderr)
+    if failed:
+        print(f"{failed} of {len(paths)} file(s) could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _without_masks(paths: list[Path], output: Path | None) -> list[Path]:
+    """Leaves out masks of the images, and what an earlier call wrote below the images; says so."""
+    own = output.resolve() if output else None
+    kept = [path for path in paths if path.parent.name != "masks" and own not in path.resolve().parents]
+    if len(kept) < len(paths):
+        print(f"left out: {len(paths) - len(kept)} file(s) in masks/ and in the output folder", file=sys.stderr)
+    if not kept:
+        from paddle_medcls.errors import DataError
+
+        raise DataError("no images but masks and pictures of an earlier call", do="name a folder of images")
+    return kept
+
+
+def _class_index(name: str, classes: Sequence[str]) -> int:
+    import difflib
+
+    from paddle_medcls.errors import DataError
+
+    if name not in classes:
+        near = difflib.get_close_matches(name, classes, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"unknown class {name!r}{hint}", expected=", ".join(classes))
+    return classes.index(name)
+
+
+def _list_layers(predictor) -> int:
+    from prettytable import PrettyTable
+
+    from paddle_medcls.errors import RecipeError
+    from paddle_medcls.gradcam import default_layer, layer_shapes
+
+    model, x = predictor.model, predictor.input_zeros()
+    kinds = {name: type(layer).__name__ for name, layer in model.named_sublayers()}
+    try:
+        default = default_layer(model, x)
+    except RecipeError:
+        default = ""
+    table = PrettyTable(["layer", "kind", "channels", "height x width"], align="l")
+    for name, (channels, height, width) in layer_shapes(model, x).items():
+        table.add_row([name + (" (default)" if name == default else ""), kinds[name], channels, f"{height} x {width}"])
+    print(table)
+    return 0
+
+
+def _small(image, side: int = 500):
+    """At most about `side` pixels wide and high, for the sheet."""
+    step = max(1, max(image.shape[:2]) // side)
+    return image[::step, ::step].copy()

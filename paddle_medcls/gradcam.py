@@ -1,0 +1,178 @@
+"""Grad-CAM (Selvaraju et al. 2017): where in an image a network found its reasons for a class.
+
+The map is ReLU(sum_k a_k A_k), where A_k are the channels of one layer's output and a_k is the mean
+gradient of the class's logit with respect to channel k. On a network that ends in a global average
+pool and one linear layer (the ResNets here) it is CAM (Zhou et al. 2016) up to a factor.
+
+A map convinces whether or not it is true; `trust` measures it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+
+from paddle_medcls.errors import RecipeError
+from paddle_medcls.runtime import paddle
+
+MIN_SIDE = 4
+"""The default layer's map has at least this many cells a side; document 003's has 7."""
+
+
+def gradcam(model, x: np.ndarray, layer: str | None, class_index: int | Sequence[int]) -> np.ndarray:
+    """Heat maps of a batch.
+
+    The network runs in evaluation mode, and without gradients up to the layer, whose output becomes the
+    leaf from which they are taken: frozen parameters and callers under `no_grad` make no difference.
+    Afterwards modes, hooks and gradients are as before, also when something fails.
+
+    Args:
+        model: gives logits (N, outputs). With one output class 1 is its logit and class 0 the negative.
+        x: (N, C, H, W) float32, preprocessed.
+        layer: name of a layer that gives (N, channels, h, w), see `layer_shapes`; None: `default_layer`.
+        class_index: of all images, or one for each.
+
+    Returns:
+        (N, H, W) float32 in [0, 1], each map divided by its largest value; all 0 where nothing in the
+        layer speaks for the class.
+
+    Raises:
+        RecipeError: no such layer, or one that gives no map; a class that the network does not have.
+
+    Source:
+        Selvaraju et al., "Grad-CAM", ICCV 2017; document 003.
+    """
+    classes = np.broadcast_to(np.asarray(class_index, np.int64), len(x))
+    known = dict(model.named_sublayers())
+    if layer is None:
+        layer = default_layer(model, x[:1])
+    if layer not in known:
+        near = difflib.get_close_matches(layer, known, n=3)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise RecipeError(f"unknown layer {layer!r}{hint}", do="--list-layers names those that one may choose")
+    outputs: list = []
+
+    def keep(_, __, output):
+        if len(output.shape) != 4:
+            raise RecipeError(
+                f"layer {layer!r} gives the shape {tuple(output.shape)}, which is no map",
+                expected="(images, channels, height, width)",
+                do="--list-layers names those that one may choose",
+            )
+        leaf = output.detach()
+        leaf.stop_gradient = False
+        outputs.append(leaf)
+        paddle.set_grad_enabled(True)  # until the end of no_grad below
+        return leaf
+
+    with _evaluating(model), _hooks([known[layer]], [keep]), paddle.no_grad():
+        logits = model(paddle.to_tensor(x))
+        target = _logits_of(logits, classes).sum()
+        (gradient,) = paddle.grad([target], [outputs[-1]])
+        features = outputs[-1].detach()
+    with paddle.no_grad():
+        weights = gradient.mean(axis=[2, 3], keepdim=True)  # (N, channels, 1, 1)
+        maps = paddle.nn.functional.relu((weights * features).sum(axis=1)).astype("float32").numpy()  # (N, h, w)
+    at_corner = getattr(model, "maps_at_corner", False)
+    down, across = (_spread(*sides, at_corner) for sides in zip(maps.shape[1:], x.shape[2:]))
+    heat = down @ maps @ across.T  # (N, H, W)
+    largest = heat.max(axis=(1, 2), keepdims=True)
+    return np.divide(heat, largest, out=np.zeros_like(heat), where=largest > 0)
+
+
+def _spread(cells: int, pixels: int, at_corner: bool) -> np.ndarray:
+    """Linear interpolation of cells over pixels: (pixels, cells) float32, rows that sum to 1.
+
+    Where a cell lies depends on the padding of the layers before it. 2 x 2 pooling keeps it in the middle
+    of its pixels (VGG). A 3 x 3 layer of stride 2 that pads by 1 on both sides is centred on every other
+    pixel, so cell k of a ResNet lies at pixel k x stride, half a cell before the middle. Drawn in the
+    middle, as is usual, maps come out half a cell too far down and to the right: 16 pixels.
+    """
+    pixel = np.arange(pixels)
+    if at_corner:
+        at = pixel / 2 ** np.ceil(np.log2(pixels / cells))
+    else:
+        at = (pixel + 0.5) * cells / pixels - 0.5
+    at = np.clip(at, 0, cells - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells))).astype(np.float32)
+
+
+def _logits_of(logits, classes: np.ndarray):
+    """(N,) the logit of each image's class."""
+    outputs = max(2, logits.shape[1])
+    if classes.min() < 0 or classes.max() >= outputs:
+        raise RecipeError(f"class {classes.min()} to {classes.max()} of a network with {outputs} classes")
+    if logits.shape[1] == 1:
+        return logits[:, 0] * paddle.to_tensor(np.where(classes == 1, 1, -1).astype(np.float32))
+    chosen = np.eye(outputs, dtype=np.float32)[classes]
+    return (logits * paddle.to_tensor(chosen)).sum(axis=1)
+
+
+def layer_shapes(model, x: np.ndarray) -> dict[str, tuple[int, int, int]]:
+    """Layers that give a map of more than one cell: name -> (channels, h, w), in the order of the network.
+
+    Args:
+        x: a batch (N, C, H, W) float32; one image of zeros will do.
+    """
+    found: dict[str, tuple[int, int, int]] = {}
+
+    def remember(name: str):
+        def look(_, __, output) -> None:
+            if len(output.shape) == 4 and output.shape[2] * output.shape[3] > 1:
+                found[name] = tuple(output.shape[1:])
+
+        return look
+
+    names, layers = zip(*model.named_sublayers())
+    with _evaluating(model), _hooks(layers, [remember(name) for name in names]), paddle.no_grad():
+        model(paddle.to_tensor(x))
+    return {name: found[name] for name in names if name in found}
+
+
+def default_layer(model, x: np.ndarray) -> str:
+    """The last residual block (VGG: the last convolution, after its ReLU) with maps of 4 x 4 or more.
+
+    At 224 pixels that is `block.15` of ResNet-50 and `features.29` of VGG-16.
+
+    Args:
+        x: a batch of the size that the network is used with.
+    """
+    inside = getattr(model, "maps_name", None)
+    pools = {name for name, layer in model.named_sublayers() if isinstance(layer, paddle.nn.MaxPool2D)}
+    fitting = [
+        name
+        for name, (_, height, width) in layer_shapes(model, x).items()
+        if name.rpartition(".")[0] == inside and name not in pools and min(height, width) >= MIN_SIDE
+    ]
+    if not fitting:
+        raise RecipeError(
+            f"no layer of this {type(model).__name__} suits a heat map of {x.shape[3]} x {x.shape[2]} pixels",
+            do="choose one with --layer; --list-layers names them",
+        )
+    return fitting[-1]
+
+
+@contextlib.contextmanager
+def _evaluating(model):
+    """Evaluation mode; afterwards each layer has its own mode again."""
+    modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+@contextlib.contextmanager
+def _hooks(layers, functions):
+    """Functions that see the outputs of layers, and may replace them."""
+    handles = [layer.register_forward_post_hook(function) for layer, function in zip(layers, functions)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
