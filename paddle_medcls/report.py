@@ -87,6 +87,21 @@ def comparison_table(found: dict) -> str:
     return str(table)
 
 
+def audit_table(found: dict) -> str:
+    """What a small model gets right from each view, as `data.audit.audit` gives it, beside guessing."""
+    table = PrettyTable(["a small model sees", "pixels", "accuracy (95%)", "AUC (95%)"], align="l")
+    table.add_row(["nothing: names the commonest class", 0, f"{found['majority']:.4f}", "0.5000"])
+    for name, view in found["views"].items():
+        figures = [
+            f"{view[figure]:.4f} ({view['intervals'][figure][0]:.4f} to {view['intervals'][figure][1]:.4f})"
+            for figure in ("accuracy", "auc")
+        ]
+        table.add_row([name, view["pixels"], *figures])
+    return (
+        f"{found['dataset']}: trained on {found['train']}, scored on {found['n']} images of {found['scored']}\n{table}"
+    )
+
+
 def write_predictions(path: Path, index: Index, probs: np.ndarray, guesses: np.ndarray) -> None:
     """`id`, `label`, `predicted`, then one probability a class; multi-label: labels as 0/1 strings."""
 

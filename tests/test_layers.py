@@ -38,7 +38,16 @@ NO_PADDLE = (
     "report",
 )
 NO_PADDLE += ("data", "data.palm", "data.covid", "data.oct", "data.medmnist", "data.index", "data.splits")
-NO_PADDLE += ("data.statistics", "data.sample", "data.check", "data.archives", "data.download", "models", "sidecar")
+NO_PADDLE += (
+    "data.statistics",
+    "data.sample",
+    "data.check",
+    "data.audit",
+    "data.archives",
+    "data.download",
+    "models",
+    "sidecar",
+)
 
 
 def modules() -> dict[str, Path]:
