@@ -106,7 +106,9 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
                 width, height = header.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if "bomb" in str(error):
-            raise DataError(f"{name}: {error}", expected=f"at most {MAX_PIXELS:,} pixels") from None
+            raise DataError(
+                f"{name}: the image is too large to decode safely: {error}", expected=f"at most {MAX_PIXELS:,} pixels"
+            ) from None
         raise DataError(
             f"{name}: not an image (begins with {data[:16]!r})",
             expected="PNG, JPEG, BMP, TIFF or WebP",
