@@ -141,7 +141,7 @@ def compare(a: Predictions, b: Predictions) -> dict:
 def _accuracy(a: Predictions, b: Predictions) -> dict:
     hits = [(model.guesses == model.labels).reshape(len(a.ids), -1).mean(axis=1) for model in (a, b)]
     sides = [(float(hit.mean()), wilson(hit.sum(), len(hit))) for hit in hits]
-    result = {"a": sides[0], "b": sides[1], "difference": sides[1][0] - sides[0][0]}
+    result: dict = {"a": sides[0], "b": sides[1], "difference": sides[1][0] - sides[0][0]}
     if a.task == "multi-label":  # an image is right in part: no McNemar
         gain = hits[1] - hits[0]
         variance = gain.var(ddof=1) / len(gain) if len(gain) > 1 else float("nan")
@@ -156,7 +156,7 @@ def _auc(a: Predictions, b: Predictions) -> dict:
     areas = [bootstrap_areas(model.probs, model.labels, model.task) for model in (a, b)]
     figures = [float(auc(model.probs, model.labels, model.task)) for model in (a, b)]
     sides = [(figure, percentile_interval(values)) for figure, values in zip(figures, areas)]
-    result = {"a": sides[0], "b": sides[1], "difference": figures[1] - figures[0]}
+    result: dict = {"a": sides[0], "b": sides[1], "difference": figures[1] - figures[0]}
     if a.task == "binary":
         variance = delong_variance(a.labels, a.probs[:, 1], b.probs[:, 1])
         return {**result, **_normal(result["difference"], variance), "test": "DeLong"}

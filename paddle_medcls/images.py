@@ -216,7 +216,7 @@ def fit(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
 
 def normalize(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
     """(x - mean) / std per channel: (H, W, C) with values 0..255 -> float32 (C, H, W); batches alike."""
-    x = (image.astype(np.float32) - np.float32(spec.mean)) / np.float32(spec.std)
+    x = (image.astype(np.float32) - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
     return np.ascontiguousarray(np.moveaxis(x, -1, -3))
 
 

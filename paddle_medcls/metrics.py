@@ -213,7 +213,7 @@ def evaluate_logits(
     """
     probs = probabilities(logits, loss, task)
     guesses = predicted(probs, task, threshold)
-    result = {
+    result: dict = {
         "n": len(labels),
         "loss": loss_value(logits, labels, loss),
         "accuracy": float((guesses == labels).mean()),

@@ -142,7 +142,7 @@ class Recipe:
             raise RecipeError("not a recipe", where=where, expected="a JSON object with name, source, dataset, …")
         for field in fields:
             _known(field, where)
-        return Recipe(**{name: _to_tuple(value) for name, value in fields.items()})
+        return Recipe(**{name: _to_tuple(value) for name, value in fields.items()})  # type: ignore[arg-type]
 
     @staticmethod
     def from_file(path: str | Path) -> Recipe:

@@ -146,9 +146,9 @@ def _audit(args: argparse.Namespace, module, root: Path) -> None:
     from paddle_medcls.files import write_json
     from paddle_medcls.report import DRAWN_NOTICE, audit_table
 
-    indexes = [load_index(args.dataset, root, split, args.labels) for split in (module.SPLITS[0], module.SPLITS[-1])]
-    found = audit(*indexes, args.workers or usable_cores())
-    if indexes[0].drawn:
+    train, scored = (load_index(args.dataset, root, module.SPLITS[k], args.labels) for k in (0, -1))
+    found = audit(train, scored, args.workers or usable_cores())
+    if train.drawn:
         print(DRAWN_NOTICE)
     print(audit_table(found))
     output = args.output or root
