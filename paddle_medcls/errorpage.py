@@ -21,16 +21,16 @@ STYLE = """
   --text: #e6eaee; } body { background: #12171d; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); max-width: 1100px; margin: 2rem auto;
   padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
-table { border-collapse: collapse; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }
+h1 { font-size: 1.6rem; } h2 { break-after: avoid; font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; display: block; overflow-x: auto; }
+th, td { padding: .3rem .6rem; white-space: nowrap; border-bottom: 1px solid var(--line); text-align: left; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 1rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(210px, 45%), 1fr)); gap: 1rem; }
 .card { background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: .6rem;
   break-inside: avoid; }
 .card img { width: 100%; border-radius: 4px; background: #000; }
 .card p { margin: .3rem 0; overflow-wrap: anywhere; font-size: .85rem; }
-.bar { display: grid; grid-template-columns: 6.5rem 1fr 2.8rem; gap: .4rem; font-size: .78rem; align-items: center; }
+.bar { display: grid; grid-template-columns: 42% 1fr 2.8rem; gap: .4rem; font-size: .78rem; align-items: center; }
 .bar span:first-child { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .bar i { display: block; height: .6rem; border-radius: 3px; background: var(--bar); min-width: 1px; }
 .bar.true i { background: var(--true); } .bar.true span { font-weight: 600; }

@@ -42,7 +42,10 @@ def curves(path: Path, steps: np.ndarray, history: Sequence[dict], note: str = "
         axis.legend(frameon=False)
     epochs = [row["epoch"] for row in history]
     for axis, name in ((axes[1, 0], "loss"), (axes[1, 1], "accuracy")):
-        axis.plot(epochs, [row[f"val_{name}"] for row in history], "o-", color=COLORS[1], markersize=3)
+        values = [row[f"val_{name}"] for row in history]
+        axis.plot(epochs, values, "o-", color=COLORS[1], markersize=3)
+        if name == "loss" and max(values) > 20 * np.median(values):  # a wild first epoch would flatten the rest
+            axis.set_yscale("log")
         axis.set(title=f"validation {name}", xlabel="epoch", ylabel=name)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axis in axes.flat:
