@@ -21,7 +21,8 @@ STYLE = """
   --text: #e6eaee; } body { background: #12171d; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); max-width: 1100px; margin: 2rem auto;
   padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { break-after: avoid; font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
+h1 { font-size: 1.6rem; }
+h2 { break-after: avoid; font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { padding: .3rem .6rem; white-space: nowrap; border-bottom: 1px solid var(--line); text-align: left; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
