@@ -33,7 +33,7 @@ test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest --cov=paddle_medcls --cov-report=term
 
 lint: $(VENV)/ready-dev
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -31,7 +31,7 @@ setup(
         "cpu": ["paddlepaddle", "opencv-python", "setuptools<81"],
         "xlsx": ["openpyxl"],
         "visualdl": ["visualdl"],
-        "dev": ["pytest", "pytest-cov", "hypothesis", "scikit-learn", "openpyxl", "ruff"],
+        "dev": ["pytest", "pytest-cov", "hypothesis", "scikit-learn", "openpyxl", "ruff", "mypy"],
     },
     entry_points={"console_scripts": ["medcls=paddle_medcls.commands:medcls"]},
 )

@@ -100,7 +100,7 @@ def _intensity(image: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> n
     contrast = rng.uniform(1 - recipe.contrast, 1 + recipe.contrast)
     x = (x - mean) * np.float32(contrast) + np.float32(mean * brightness)
     if recipe.color:
-        x *= rng.uniform(1 - recipe.color, 1 + recipe.color, image.shape[2]).astype(np.float32)
+        x *= np.float32(rng.uniform(1 - recipe.color, 1 + recipe.color, image.shape[2]))
     return np.clip(x, 0, 255)
 
 

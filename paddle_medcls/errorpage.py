@@ -121,8 +121,7 @@ def _cards(rows: np.ndarray | list, index: Index, probs: np.ndarray, guesses: np
 
 def _card(row: int, index: Index, probs: np.ndarray, guess: np.ndarray) -> str:
     label = index.labels[row]
-    true = set(np.flatnonzero(label)) if np.ndim(label) else {int(label)}
-    predicted = set(np.flatnonzero(guess)) if np.ndim(guess) else {int(guess)}
+    true, predicted = (np.flatnonzero(of).tolist() if np.ndim(of) else [int(of)] for of in (label, guess))
     bars = []
     for k in np.argsort(-probs)[:4]:
         name = html.escape(index.classes[k])
@@ -131,7 +130,7 @@ def _card(row: int, index: Index, probs: np.ndarray, guess: np.ndarray) -> str:
             f'<div class="bar{mark}"><span title="{name}">{name}</span>'
             f'<i style="width:{100 * probs[k]:.1f}%"></i><span>{probs[k]:.3f}</span></div>'
         )
-    names = [", ".join(html.escape(index.classes[k]) for k in sorted(group)) or "none" for group in (true, predicted)]
+    names = [", ".join(html.escape(index.classes[k]) for k in group) or "none" for group in (true, predicted)]
     name = html.escape(index.ids[row])
     picture = f'<img src="{_data_uri(index.read(row, "bgr"))}" alt="{name}">'
     verdict = f"<p>true <b>{names[0]}</b>, predicted <b>{names[1]}</b></p>"

@@ -85,7 +85,7 @@ def cached_features(
         (N, D) float32, memory-mapped.
     """
     spec = Preprocessing.of(recipe)
-    key = [weights_hash, spec.to_json(), file_key(index, spec.channels)]
+    key: list = [weights_hash, spec.to_json(), file_key(index, spec.channels)]
     if view is not None:
         key += [view, recipe.seed, {name: getattr(recipe, name) for name in AUGMENTATION}]
     path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npy"

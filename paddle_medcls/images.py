@@ -107,7 +107,9 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
                 width, height = header.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if "bomb" in str(error):
-            raise DataError(f"{name}: {error}", expected=f"at most {MAX_PIXELS:,} pixels") from None
+            raise DataError(
+                f"{name}: the image is too large to decode safely: {error}", expected=f"at most {MAX_PIXELS:,} pixels"
+            ) from None
         raise DataError(
             f"{name}: not an image (begins with {data[:16]!r})",
             expected="PNG, JPEG, BMP, TIFF or WebP",
@@ -248,7 +250,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 def normalize(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
     """(x - mean) / std per channel: (H, W, C) with values 0..255 -> float32 (C, H, W); batches alike."""
-    x = (image.astype(np.float32) - np.float32(spec.mean)) / np.float32(spec.std)
+    x = (image.astype(np.float32) - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
     return np.ascontiguousarray(np.moveaxis(x, -1, -3))
 
 

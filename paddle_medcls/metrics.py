@@ -118,10 +118,10 @@ def wilson(correct: float, total: int, z: float = 1.959963984540054) -> tuple[fl
     return float((centre - half) / scale), float((centre + half) / scale)
 
 
-def bootstrap_auc(
+def bootstrap_areas(
     probs: np.ndarray, labels: np.ndarray, task: str, resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """95% percentile interval of the AUC over resamples of the images."""
+) -> np.ndarray:
+    """AUC (B,) of resamples of the images; the same seed draws the same images for any model."""
     rng = np.random.default_rng(seed)
     n = len(labels)
     areas = []
@@ -130,12 +130,23 @@ def bootstrap_auc(
         count = min(step, resamples - start)
         weights = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(count)])
         areas.append(auc(probs, labels, task, weights))
-    values = np.concatenate(areas)
+    return np.concatenate(areas)
+
+
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """The middle 95% of resampled figures; nan among them are left out."""
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan")
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def bootstrap_auc(
+    probs: np.ndarray, labels: np.ndarray, task: str, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95% percentile interval of the AUC over resamples of the images."""
+    return percentile_interval(bootstrap_areas(probs, labels, task, resamples, seed))
 
 
 def confusion(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -> np.ndarray:
@@ -202,7 +213,7 @@ def evaluate_logits(
     """
     probs = probabilities(logits, loss, task)
     guesses = predicted(probs, task, threshold)
-    result = {
+    result: dict = {
         "n": len(labels),
         "loss": loss_value(logits, labels, loss),
         "accuracy": float((guesses == labels).mean()),

@@ -58,7 +58,7 @@ class Predictor:
         if sidecar.is_file():
             card = Sidecar.read(sidecar)
             card.check(path)
-            notes = []
+            notes: list[str] = []
         else:
             card, state, notes = _assume(path, state, recipe)
         model = card.network.build()

@@ -142,7 +142,7 @@ class Recipe:
             raise RecipeError("not a recipe", where=where, expected="a JSON object with name, source, dataset, …")
         for field in fields:
             _known(field, where)
-        return Recipe(**{name: _to_tuple(value) for name, value in fields.items()})
+        return Recipe(**{name: _to_tuple(value) for name, value in fields.items()})  # type: ignore[arg-type]
 
     @staticmethod
     def from_file(path: str | Path) -> Recipe:
@@ -189,15 +189,15 @@ def _parse(text: str) -> tuple[str, object]:
             return field, tuple((name, float(figure)) for name, figure in pairs)
         return field, tuple(float(item) for item in value.split(",") if item)
     except (ValueError, KeyError):
-        expected = kind.__name__ if isinstance(kind, type) else "numbers with commas between"
+        expected = "numbers with commas between" if typing.get_origin(kind) else kind.__name__
         raise RecipeError(f"recipe field {field}: cannot read {value!r}", expected=expected) from None
 
 
-def _is_of(value: object, kind: object) -> bool:
+def _is_of(value: object, kind: typing.Any) -> bool:
     """Whether a value is of a field's type, down to the items of a tuple; numbers must be finite."""
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if isinstance(kind, type):
+    if typing.get_origin(kind) is None:  # tuple[float, ...] is a type for isinstance before Python 3.11
         return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     kinds = typing.get_args(kind)  # of tuple[x, ...] or tuple[x, y]
     if not isinstance(value, tuple):

@@ -73,6 +73,35 @@ def _beside(name: str, split: str, intervals: dict, published: dict[str, float])
     return text
 
 
+def comparison_table(found: dict) -> str:
+    """Both models' figures and their difference, with 95% intervals, as `comparison.compare` gives them."""
+
+    def figure(value: float, interval: Sequence[float], sign: str = "") -> str:
+        return "–" if np.isnan(value) else f"{value:{sign}.4f} ({interval[0]:{sign}.4f} to {interval[1]:{sign}.4f})"
+
+    table = PrettyTable(["", "A (95%)", "B (95%)", "B - A (95%)", "p", "test"], align="l")
+    for name, row in found.items():
+        difference = figure(row["difference"], row["interval"], "+")
+        p = "–" if np.isnan(row["p"]) else f"{row['p']:.4f}" if row["p"] >= 0.0001 else "< 0.0001"
+        table.add_row([name, figure(*row["a"]), figure(*row["b"]), difference, p, row["test"]])
+    return str(table)
+
+
+def audit_table(found: dict) -> str:
+    """What a small model gets right from each view, as `data.audit.audit` gives it, beside guessing."""
+    table = PrettyTable(["a small model sees", "pixels", "accuracy (95%)", "AUC (95%)"], align="l")
+    table.add_row(["nothing: names the commonest class", 0, f"{found['majority']:.4f}", "0.5000"])
+    for name, view in found["views"].items():
+        figures = [
+            f"{view[figure]:.4f} ({view['intervals'][figure][0]:.4f} to {view['intervals'][figure][1]:.4f})"
+            for figure in ("accuracy", "auc")
+        ]
+        table.add_row([name, view["pixels"], *figures])
+    return (
+        f"{found['dataset']}: trained on {found['train']}, scored on {found['n']} images of {found['scored']}\n{table}"
+    )
+
+
 def write_predictions(path: Path, index: Index, probs: np.ndarray, guesses: np.ndarray) -> None:
     """`id`, `label`, `predicted`, then one probability a class; multi-label: labels as 0/1 strings."""
 

@@ -37,8 +37,8 @@ SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
 }
 """Recipes, sets and networks of each suite; an empty tuple: the recipe's own."""
 
-RESULTS = ("recipe", "dataset", "model", "seed", "epochs", "best_epoch", "split", "n", "auc", "accuracy")
-RESULTS += ("parameters", "minutes", "note")
+RESULTS: tuple[str, ...] = ("recipe", "dataset", "model", "seed", "epochs", "best_epoch", "split", "n", "auc")
+RESULTS += ("accuracy", "parameters", "minutes", "note")
 
 RULE = """Verdict: a difference is inside the seed noise if it is at most 2 x sqrt(sd^2 / n + s^2), where sd is the
 standard deviation of our n seeds and s that of the published figure, which is one run as far as we

@@ -12,6 +12,7 @@ import math
 import pickle
 import pickletools
 import re
+import typing
 from collections.abc import Callable
 
 import numpy as np
@@ -57,8 +58,8 @@ def _scan(data: bytes) -> None:
     marks: list[int] = []
     memo: dict[int, int] = {}
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data), start=1):
-            name = opcode.name
+        for count, (opcode, given, _) in enumerate(pickletools.genops(data), start=1):
+            name, argument = opcode.name, typing.cast(typing.Any, given)
             if count > MAX_OPCODES:
                 raise pickle.UnpicklingError("too many opcodes for a weight file")
             if name not in _OPCODES:
@@ -143,6 +144,7 @@ class _Maker:
     """A function that a file may call; a plain one could have its defaults changed by the file."""
 
     __slots__ = ("_make",)
+    _make: Callable
 
     def __init__(self, make: Callable) -> None:
         object.__setattr__(self, "_make", make)

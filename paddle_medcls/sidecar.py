@@ -69,8 +69,9 @@ class Sidecar:
                 raise ValueError("classes, temperature or threshold out of range")
             return card
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise WeightsError(
-                f"the sidecar cannot be read: {error}", where=path, do="restore it from the run that made the weights"
+                f"the sidecar cannot be read: {reason}", where=path, do="restore it from the run that made the weights"
             ) from None
 
     def check(self, weights: Path) -> None:

@@ -96,7 +96,7 @@ def test_medcls_passes_on(run: Path, capsys: pytest.CaptureFixture) -> None:
         (train.main, ["--dataset", "palm", "--workers", "-1"], "--workers must be 0 or more"),
         (train.main, ["--dataset", "palm", "--epoch", "2"], "unrecognized arguments"),  # no abbreviations
         (train.main, ["--resume", "runs/a", "--epochs", "3"], "leave the other options out"),
-        (eval.main, [], "required: --weights"),
+        (eval.main, [], "one of the arguments --weights --compare is required"),
         (eval.main, ["--weights", "a", "--split", "all"], "invalid choice"),
         (predict.main, [], "required: IMAGE"),
         (predict.main, ["a.png", "--topk", "0"], "must be at least 1"),

@@ -306,29 +306,31 @@ def test_covid_no_list_says_how_to_make_it(tmp_path: Path) -> None:
     assert "--split" in str(caught.value)
 
 
+FAULTY_LINES = [
+    "no-label.png",
+    "COVID/COVID-1.png 4",
+    "COVID/COVID-1.png -1",
+    "COVID/COVID-1.png one",
+    "COVID/COVID-1.png " + "9" * 5000,  # more digits than int() takes
+    "COVID/COVID-1.png ٣",  # a decimal digit, but not an ASCII one
+    " 1",
+    "",
+    "/COVID/COVID-1.png 0",
+    "../covid/COVID/COVID-1.png 0",
+    "COVID/../COVID/COVID-1.png 0",
+    "COVID/COVID-3.png 2",
+    "COVID/none.png 0",
+    "COVID/" + "x" * 5000 + ".png 0",  # longer than a file name can be
+    "COVID/COVID-\0.png 0",
+    "COVID/COVID-2.png 0",
+]
+
+
 def test_covid_every_faulty_line_is_reported(covid_root: Path) -> None:
-    faulty = [
-        "no-label.png",
-        "COVID/COVID-1.png 4",
-        "COVID/COVID-1.png -1",
-        "COVID/COVID-1.png one",
-        "COVID/COVID-1.png " + "9" * 5000,  # more digits than int() takes
-        "COVID/COVID-1.png ٣",  # a decimal digit, but not an ASCII one
-        " 1",
-        "",
-        f"{covid_root}/COVID/COVID-1.png 0",
-        "../covid/COVID/COVID-1.png 0",
-        "COVID/../COVID/COVID-1.png 0",
-        "COVID/COVID-3.png 2",
-        "COVID/none.png 0",
-        "COVID/" + "x" * 5000 + ".png 0",  # longer than a file name can be
-        "COVID/COVID-\0.png 0",
-        "COVID/COVID-2.png 0",
-    ]
     good = "COVID/COVID-2.png 0"
     path = covid_root / "train.txt"
-    path.write_text("\n".join([good, *faulty]) + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match=f"{len(faulty)} faulty line") as caught:
+    path.write_text("\n".join([good, *FAULTY_LINES]) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=f"{len(FAULTY_LINES)} faulty line") as caught:
         covid.read_list(path)
     text = str(caught.value)
     for number in (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 17):

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "paddle_medcls"
 # Every module by its layer; a module may import from its own layer and those below, without circles.
 LAYERS = (
     {"", "errors", "cpu", "published"},
-    {"files", "interrupt", "progress", "recipe", "runtime", "metrics", "calibration", "safe_pickle"},
+    {"files", "interrupt", "progress", "recipe", "runtime", "metrics", "calibration", "comparison", "safe_pickle"},
     {"images", "augment", "plots"},
     {"data", "data.*", "models", "models.*"},
     {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "frozen", "gradcam", "report", "errorpage"},
@@ -24,9 +24,30 @@ LAYERS = (
     {"reproduce"},
     {"commands", "commands.*"},
 )
-NO_PADDLE = ("errors", "files", "recipe", "recipes", "metrics", "calibration", "images", "augment", "plots", "report")
+NO_PADDLE = (
+    "errors",
+    "files",
+    "recipe",
+    "recipes",
+    "metrics",
+    "calibration",
+    "comparison",
+    "images",
+    "augment",
+    "plots",
+    "report",
+)
 NO_PADDLE += ("data", "data.palm", "data.covid", "data.oct", "data.medmnist", "data.index", "data.splits")
-NO_PADDLE += ("data.statistics", "data.sample", "data.check", "data.archives", "data.download", "models", "sidecar")
+NO_PADDLE += (
+    "data.statistics",
+    "data.sample",
+    "data.check",
+    "data.audit",
+    "data.archives",
+    "data.download",
+    "models",
+    "sidecar",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -15,12 +15,17 @@ recall and F1 of each class, the published figure beside ours. The file's sideca
 trained; without one the layout of the two notebooks' files is recognised.
 
 --calibrate fits a temperature on the validation split, chooses the threshold there if --sensitivity is
-given, and writes both to the sidecar, from where every command takes them."""
+given, and writes both to the sidecar, from where every command takes them.
+
+--compare A B tells two models apart on the same images: two predictions_<split>.csv, or two folders
+that hold one (a run directory, or what --output wrote). It needs neither weights nor images."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("eval", TEXT)
-    p.add_argument("--weights", type=Path, required=True, help=".pdparams or .safetensors")
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--weights", type=Path, help=".pdparams or .safetensors")
+    what.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two predictions of the same images")
     p.add_argument("--data-root", type=Path, help="folder of the images (default: the run's, else datasets/<dataset>)")
     p.add_argument("--split", choices=("train", "val", "test"), help="default: test where there is one, else val")
     p.add_argument("--recipe", help="for a file without a sidecar: the recipe it was trained with")
@@ -42,7 +47,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error("--prevalence lies between 0 and 1")
     if args.errors is not None and not (args.output and args.errors > 0):
         p.error("--errors is above 0 and needs --output")
-    return run(_work, args)
+    return run(_compare if args.compare else _work, args)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from paddle_medcls.comparison import compare, read_predictions, verdict
+    from paddle_medcls.files import write_json
+    from paddle_medcls.report import NOTICE, comparison_table
+
+    a, b = (read_predictions(path) for path in args.compare)
+    found = compare(a, b)
+    print(f"A: {a.path}\nB: {b.path}\n{len(a.ids)} images in both")
+    print(comparison_table(found))
+    print(verdict(found))
+    if args.output:
+        write_json(args.output / "comparison.json", {"a": str(a.path), "b": str(b.path), "n": len(a.ids), **found})
+        print(f"comparison.json written to {args.output}")
+    print(NOTICE)
+    return 0
 
 
 def _work(args: argparse.Namespace) -> int:

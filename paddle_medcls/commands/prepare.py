@@ -21,14 +21,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--split", action="store_true", help="write list files train.txt, val.txt, test.txt (7:2:1)")
     p.add_argument("--stats", action="store_true", help="counts, sizes, mean and std; statistics.json and pictures")
     p.add_argument("--check", action="store_true", help="unreadable, odd and duplicate images; leaks between splits")
+    p.add_argument("--audit", action="store_true", help="what a small model gets right from the border alone; …")
     p.add_argument("--sample", action="store_true", help="draw sample images into the data root")
     p.add_argument("--seed", type=int, default=0, help="of --split and --sample")
     p.add_argument("--labels", default="default", help="reading of the labels (palm: three)")
-    p.add_argument("--output", type=Path, help="folder for what --stats and --check write (default: the data root)")
+    p.add_argument(
+        "--output", type=Path, help="folder for what --stats, --check and --audit write (default: the data root)"
+    )
     p.add_argument("--workers", type=int, help="threads (default: all cores)")
     args = p.parse_args(argv)
-    if not (args.download or args.archives or args.split or args.stats or args.check or args.sample):
-        p.error("nothing to do: give --download, --archives, --split, --stats, --check or --sample")
+    if not any((args.download, args.archives, args.split, args.stats, args.check, args.audit, args.sample)):
+        p.error("nothing to do: give --download, --archives, --split, --stats, --check, --audit or --sample")
     return run(_work, args)
 
 
@@ -53,6 +56,8 @@ def _work(args: argparse.Namespace) -> int:
         _write_lists(module, root, args.seed)
     if args.stats:
         _statistics(args, module, root)
+    if args.audit:
+        _audit(args, module, root)
     return _check(args, module, root) if args.check else 0
 
 
@@ -132,6 +137,23 @@ def _pictures(indexes: list, found: dict, output: Path) -> None:
     plots.sheet(output / "samples.png", rows, f"{index.dataset}, {index.split}", note)
     sizes = [size for scan in found.values() for size in scan["sizes"]]
     plots.sizes(output / "sizes.png", sizes, f"{index.dataset}: sizes of all images", note)
+
+
+def _audit(args: argparse.Namespace, module, root: Path) -> None:
+    from paddle_medcls.cpu import usable_cores
+    from paddle_medcls.data import load_index
+    from paddle_medcls.data.audit import audit
+    from paddle_medcls.files import write_json
+    from paddle_medcls.report import DRAWN_NOTICE, audit_table
+
+    train, scored = (load_index(args.dataset, root, module.SPLITS[k], args.labels) for k in (0, -1))
+    found = audit(train, scored, args.workers or usable_cores())
+    if train.drawn:
+        print(DRAWN_NOTICE)
+    print(audit_table(found))
+    output = args.output or root
+    write_json(output / "audit.json", found)
+    print(f"audit.json written to {output}")
 
 
 def _check(args: argparse.Namespace, module, root: Path) -> int:

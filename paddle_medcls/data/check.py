@@ -84,7 +84,7 @@ def check(indexes: Sequence[Index], workers: int) -> Report:
         prints = list(progress(results, f"checking {indexes[0].dataset}", len(places), "image"))
     good = [k for k, found in enumerate(prints) if isinstance(found, _Print)]
     unreadable = [found for found in prints if isinstance(found, str)]
-    kept: list[_Print] = [prints[k] for k in good]  # type: ignore[misc]
+    kept: list[_Print] = [prints[k] for k in good]
     names = [(places[k][0].split, places[k][0].ids[places[k][1]]) for k in good]
     labels = [places[k][0].labels[places[k][1]] for k in good]
     pairs = [

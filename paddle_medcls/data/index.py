@@ -79,12 +79,12 @@ class Index:
 
     def subset(self, rows: Sequence[int]) -> Index:
         """The images of these rows, in this order."""
-        rows = np.asarray(rows, np.int64)
-        is_array = isinstance(self.sources, np.ndarray)
-        sources = self.sources[rows] if is_array else [self.sources[row] for row in rows]
-        groups = tuple(self.groups[row] for row in rows) if self.groups else ()
-        ids = tuple(self.ids[row] for row in rows)
-        return replace(self, ids=ids, sources=sources, labels=self.labels[rows], groups=groups)
+        chosen = np.asarray(rows, np.int64)
+        known = self.sources
+        sources = known[chosen] if isinstance(known, np.ndarray) else [known[row] for row in chosen]
+        groups = tuple(self.groups[row] for row in chosen) if self.groups else ()
+        ids = tuple(self.ids[row] for row in chosen)
+        return replace(self, ids=ids, sources=sources, labels=self.labels[chosen], groups=groups)
 
     def counts(self) -> dict[str, int]:
         """Images of each class (of each label, for a multi-label task)."""

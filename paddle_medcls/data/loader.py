@@ -11,9 +11,10 @@ release Python's lock, so threads are as fast here, and errors simply come throu
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.images import Preprocessing, fit, normalize
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.runtime import paddle
+
+Rows = TypeVar("Rows", range, np.ndarray)
 
 
 class ImageDataset(paddle.io.Dataset):
@@ -62,7 +65,7 @@ class ImageDataset(paddle.io.Dataset):
             image = random_version(image, self.spec, self.recipe, rng)
         return normalize(image, self.spec), self.index.labels[row]
 
-    def batch(self, rows: Sequence[int]) -> Batch:
+    def batch(self, rows: range | np.ndarray) -> Batch:
         """A whole batch at once; only where `whole_batches`."""
         rows = np.asarray(rows)
         images = self.index.read_rows(rows, self.spec.channels)
@@ -90,7 +93,7 @@ class Batch:
 
     x: np.ndarray
     labels: np.ndarray
-    rows: Sequence[int]
+    rows: range | np.ndarray
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -98,17 +101,21 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def cut(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
+def cut(order: Rows, batch_size: int) -> list[Rows]:
     """Rows of each batch; the last one may be smaller."""
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def load_batches(dataset: ImageDataset, batches: Sequence[Sequence[int]], workers: int) -> Iterator[Batch]:
-    """Yields the batches in order, two of them read ahead by `workers` threads (0: none ahead)."""
+def load_batches(dataset, batches: Sequence[range | np.ndarray], workers: int) -> Generator[Batch, None, None]:
+    """Yields the batches in order, two of them read ahead by `workers` threads (0: none ahead).
+
+    Args:
+        dataset: an `ImageDataset`, or what has its `whole_batches` and `batch` (`frozen.FeatureDataset`).
+    """
     whole = dataset.whole_batches
     if workers == 0:
-        for rows in batches:
-            yield dataset.batch(rows) if whole else _stack([dataset[row] for row in rows], rows)
+        for now in batches:
+            yield dataset.batch(now) if whole else _stack([dataset[row] for row in now], now)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
     waiting: deque = deque()
@@ -127,5 +134,5 @@ def load_batches(dataset: ImageDataset, batches: Sequence[Sequence[int]], worker
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _stack(items: list[tuple[np.ndarray, np.ndarray]], rows: Sequence[int]) -> Batch:
+def _stack(items: list[tuple[np.ndarray, np.ndarray]], rows: range | np.ndarray) -> Batch:
     return Batch(np.stack([x for x, _ in items]), np.stack([label for _, label in items]), rows)

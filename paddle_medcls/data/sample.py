@@ -104,7 +104,7 @@ def _vessel(image: np.ndarray, start: np.ndarray, rng: np.random.Generator) -> N
 
 def _blend(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], strength: float) -> None:
     weight = cv2.GaussianBlur(mask, (0, 0), 1.5).astype(np.float32)[:, :, None] / 255 * strength
-    image[:] = image * (1 - weight) + np.float32(color) * weight
+    image[:] = image * (1 - weight) + np.array(color, np.float32) * weight
 
 
 # --- COVID: radiographs --------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def radiograph(rng: np.random.Generator, name: str) -> np.ndarray:
     Returns:
         uint8 (SIDE, SIDE), grey.
     """
-    image = np.full((SIDE, SIDE), rng.uniform(20, 40), np.float32)
+    image: np.ndarray = np.full((SIDE, SIDE), rng.uniform(20, 40), np.float32)
     cv2.ellipse(image, (SIDE // 2, int(SIDE * 0.56)), (int(SIDE * 0.43), int(SIDE * 0.52)), 0, 0, 360, 165, -1)
     lungs = np.zeros((SIDE, SIDE), np.uint8)
     width, height = int(SIDE * rng.uniform(0.135, 0.16)), int(SIDE * rng.uniform(0.28, 0.33))
@@ -177,7 +177,7 @@ def draw_npz(name: str, root: Path, seed: int = 0, counts: tuple[int, int, int] 
     for split, count in zip(SPLITS, counts):
         if card.task == "multi-label":
             labels = (rng.random((count, width)) < 0.3).astype(np.uint8)
-            marks = labels
+            marks: np.ndarray = labels
         else:
             labels = rng.permutation(np.arange(count) % width).astype(np.uint8)[:, None]
             marks = np.eye(width)[labels[:, 0]]
@@ -187,7 +187,7 @@ def draw_npz(name: str, root: Path, seed: int = 0, counts: tuple[int, int, int] 
         arrays[f"{split}_images"] = np.clip(images, 0, 255).astype(np.uint8)
         arrays[f"{split}_labels"] = labels
     data = io.BytesIO()
-    np.savez_compressed(data, **arrays)
+    np.savez_compressed(data, **arrays)  # type: ignore[arg-type]
     atomic_write(root / file_of(name), data.getvalue())
 
 

@@ -41,7 +41,9 @@ def scan(index: Index, workers: int, channels: str = "rgb") -> dict:
     if isinstance(index.sources, np.ndarray):
         return _scan_memory(index, channels)
     sums = np.zeros((4, 1 if channels == "gray" else 3))  # sum of means, of stds, of pixels, of squares
-    pixels, sizes, modes, unreadable = 0, Counter(), Counter(), []
+    sizes: Counter = Counter()
+    modes: Counter = Counter()
+    pixels, unreadable = 0, []
 
     def read(row: int) -> tuple | str:
         try:
@@ -74,6 +76,7 @@ def scan(index: Index, workers: int, channels: str = "rgb") -> dict:
 
 def _scan_memory(index: Index, channels: str) -> dict:
     """`scan` of images that are in memory already, hundreds at a time."""
+    assert isinstance(index.sources, np.ndarray)
     height, width = index.sources.shape[1:3]
     area = height * width
     sums = np.zeros((4, 1 if channels == "gray" else 3))
@@ -106,7 +109,7 @@ def file_key(index: Index, channels: str) -> str:
     """Changes whenever the list, a label, a file's size or its time changes."""
     digest = hashlib.sha256(f"{VERSION} {channels} {index.fingerprint()}".encode())
     if isinstance(index.sources, np.ndarray):
-        digest.update(np.ascontiguousarray(index.sources))
+        digest.update(np.ascontiguousarray(index.sources).data)
     else:
         for path in index.sources:
             status = Path(path).stat()

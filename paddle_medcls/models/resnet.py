@@ -82,7 +82,8 @@ class ResNet(nn.Layer):
         small = network.stem == "small"
         self.conv = ConvBNLayer(network.in_channels, 64, 3 if small else 7, 1 if small else 2)
         self.max_pool = nn.Sequential() if small else nn.MaxPool2D(kernel_size=3, stride=2, padding=1)
-        blocks, channels = [], 64
+        blocks: list[nn.Layer] = []
+        channels = 64
         for stage, depth in enumerate(depths):
             out_channels = 64 * 2**stage * block.expansion
             for order in range(depth):

@@ -1,0 +1,236 @@
+"""Is one model better than another on the same images, or is it chance? From their predictions alone.
+
+Accuracy: McNemar's exact test on the images that only one of them has right. AUC of two classes: DeLong,
+DeLong and Clarke-Pearson 1988; of more classes or labels: the paired bootstrap of the images. Differences
+are B - A. Probabilities are those of the files, with 8 decimals.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from paddle_medcls.errors import DataError
+from paddle_medcls.metrics import auc, bootstrap_areas, percentile_interval, wilson
+
+Z = 1.959963984540054  # of a 95% interval
+FIXED = ["id", "label", "predicted"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One `predictions_<split>.csv`.
+
+    Attributes:
+        path: of the file.
+        ids: names of the images, unique.
+        labels, guesses: class numbers (N,), or 0 and 1 (N, L) for a multi-label task.
+        probs: (N, C) in [0, 1].
+        classes: names of the columns.
+    """
+
+    path: Path
+    ids: list[str]
+    labels: np.ndarray
+    guesses: np.ndarray
+    probs: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def task(self) -> str:
+        if self.labels.ndim == 2:
+            return "multi-label"
+        return "binary" if len(self.classes) == 2 else "multi-class"
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Reads predictions as `eval --output` and a training write them; every faulty row is reported.
+
+    Args:
+        path: the CSV file, or a folder that holds one.
+
+    Raises:
+        DataError: no such file, several to choose from, or rows that are no predictions.
+    """
+    path = _file(path)
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file, strict=True)
+    except (OSError, ValueError, csv.Error) as error:
+        reason = error if isinstance(error, (OSError, UnicodeDecodeError, csv.Error)) else "it is empty"
+        raise DataError(f"{path}: cannot be read: {reason}", expected="a predictions_<split>.csv") from None
+    classes = tuple(header[3:])
+    if header[:3] != FIXED or len(classes) < 2 or len(set(classes)) < len(classes) or not rows:
+        expected = "a header id,label,predicted and a column for each of two or more classes; rows below"
+        raise DataError(f"{path}: not predictions (begins with {','.join(header)[:60]!r})", expected=expected)
+    many = all(len(row) > 1 and len(row[1]) == len(classes) for row in rows)  # labels as 0/1 strings
+    faults = [f"line {number}: {fault}" for number, row in enumerate(rows, 2) if (fault := _fault(row, classes, many))]
+    ids = [row[0] for row in rows if row]
+    if len(set(ids)) < len(ids):
+        faults.append(f"{len(ids) - len(set(ids))} image(s) are named twice")
+    if faults:
+        raise DataError(f"{path}: {len(faults)} faulty line(s) of {len(rows)}", items=faults)
+    numbers = [[list(map(int, text)) if many else int(text) for text in row[1:3]] for row in rows]
+    labels, guesses = np.moveaxis(np.array(numbers, np.int64), 1, 0)
+    return Predictions(path, ids, labels, guesses, np.array([row[3:] for row in rows], np.float64), classes)
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("predictions_*.csv"))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found)
+        raise DataError(
+            f"{path}: {f'several predictions: {names}' if found else 'no predictions_<split>.csv in this folder'}",
+            do="name one of the files" if found else "write one: python tools/eval.py --weights FILE --output DIR",
+        )
+    return found[0]
+
+
+def _fault(row: list[str], classes: tuple[str, ...], many: bool) -> str | None:
+    if len(row) != 3 + len(classes):
+        return f"{len(row)} columns, the header has {3 + len(classes)}"
+    allowed = {str(number) for number in range(len(classes))}
+    for text in row[1:3]:
+        if not (len(text) == len(classes) and set(text) <= {"0", "1"} if many else text in allowed):
+            return f"{text!r} is no class of {len(classes)}"
+    for text in row[3:]:
+        try:
+            if 0 <= float(text) <= 1:
+                continue
+        except ValueError:
+            pass
+        return f"{text!r} is no probability"
+    return None
+
+
+def compare(a: Predictions, b: Predictions) -> dict:
+    """Figures of two models on the same images, which may stand in another order in each file.
+
+    Returns:
+        `accuracy` and `auc`, each with `a` and `b` (figure, 95% interval), `difference` (B - A), its
+        95% `interval`, `p` (two-sided) and `test`, the name of the test; for single labels the accuracy
+        also has `only_a` and `only_b`, the images that one of them alone has right. What is not defined
+        (an AUC of one class) is nan.
+
+    Raises:
+        DataError: the files are not of the same images, labels and classes.
+    """
+    place = {name: row for row, name in enumerate(b.ids)}
+    missing = [name for name in a.ids if name not in place]
+    if missing or len(a.ids) != len(b.ids) or a.classes != b.classes or a.labels.ndim != b.labels.ndim:
+        items = [f"A: {len(a.ids)} images in {len(a.classes)} classes: {', '.join(a.classes)}"]
+        items += [f"B: {len(b.ids)} images in {len(b.classes)} classes: {', '.join(b.classes)}"]
+        items += [f"in A alone: {name}" for name in missing[:5]]
+        items += [f"in B alone: {name}" for name in sorted(set(b.ids) - set(a.ids))[:5]]
+        raise DataError("the two files are not predictions of the same images", items=items, where=b.path)
+    rows = [place[name] for name in a.ids]
+    b = Predictions(b.path, a.ids, b.labels[rows], b.guesses[rows], b.probs[rows], b.classes)
+    other = np.flatnonzero((a.labels != b.labels).reshape(len(a.ids), -1).any(axis=1))
+    if len(other):
+        items = [f"{a.ids[row]}: {a.labels[row].tolist()} in A, {b.labels[row].tolist()} in B" for row in other[:20]]
+        raise DataError(f"{len(other)} of {len(a.ids)} images have another label in B", items=items, where=b.path)
+    return {"accuracy": _accuracy(a, b), "auc": _auc(a, b)}
+
+
+def _accuracy(a: Predictions, b: Predictions) -> dict:
+    hits = [(model.guesses == model.labels).reshape(len(a.ids), -1).mean(axis=1) for model in (a, b)]
+    sides = [(float(hit.mean()), wilson(hit.sum(), len(hit))) for hit in hits]
+    result: dict = {"a": sides[0], "b": sides[1], "difference": sides[1][0] - sides[0][0]}
+    if a.task == "multi-label":  # an image is right in part: no McNemar
+        gain = hits[1] - hits[0]
+        variance = gain.var(ddof=1) / len(gain) if len(gain) > 1 else float("nan")
+        return {**result, **_normal(result["difference"], variance), "test": "paired z"}
+    only_a, only_b = (int(((hits[k] == 1) & (hits[1 - k] == 0)).sum()) for k in (0, 1))
+    interval = paired_interval(only_a, only_b, len(a.ids))
+    counts = {"only_a": only_a, "only_b": only_b}
+    return {**result, "interval": interval, "p": mcnemar(only_a, only_b), "test": "McNemar, exact", **counts}
+
+
+def _auc(a: Predictions, b: Predictions) -> dict:
+    areas = [bootstrap_areas(model.probs, model.labels, model.task) for model in (a, b)]
+    figures = [float(auc(model.probs, model.labels, model.task)) for model in (a, b)]
+    sides = [(figure, percentile_interval(values)) for figure, values in zip(figures, areas)]
+    result: dict = {"a": sides[0], "b": sides[1], "difference": figures[1] - figures[0]}
+    if a.task == "binary":
+        variance = delong_variance(a.labels, a.probs[:, 1], b.probs[:, 1])
+        return {**result, **_normal(result["difference"], variance), "test": "DeLong"}
+    gain = areas[1] - areas[0]
+    return {**result, "interval": percentile_interval(gain), "p": bootstrap_p(gain), "test": "paired bootstrap"}
+
+
+def _normal(difference: float, variance: float) -> dict:
+    """Interval and p of a difference that is normal with this variance; without spread, what is seen is certain."""
+    error = math.sqrt(max(variance, 0.0)) if not math.isnan(variance) else variance
+    p = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
+    return {"interval": (difference - Z * error, difference + Z * error), "p": p}
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided exact p: how likely is so uneven a split of the images that only one model has right."""
+    n, term, tail = only_a + only_b, 1, 0
+    for k in range(min(only_a, only_b) + 1):  # binomial coefficients, one from the other
+        tail += term
+        term = term * (n - k) // (k + 1)
+    return min(1.0, 2 * tail / 2**n)
+
+
+def paired_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
+    """95% interval of a difference of paired proportions: adjusted Wald (Bonett and Price 2012)."""
+    p, q = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    half = Z * math.sqrt((p + q - (q - p) ** 2) / (n + 2))
+    return max(-1.0, q - p - half), min(1.0, q - p + half)
+
+
+def delong_variance(truth: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarray) -> float:
+    """Variance of the difference of two AUCs on the same images.
+
+    Args:
+        truth: (N,) of 0 and 1.
+        scores_a, scores_b: (N,), larger means more positive.
+
+    Returns:
+        The variance; nan with fewer than two images of a class.
+    """
+    if min(truth.sum(), len(truth) - truth.sum()) < 2:
+        return float("nan")
+    gains = [_placements(truth, scores_b)[k] - _placements(truth, scores_a)[k] for k in (0, 1)]
+    return float(sum(gain.var(ddof=1) / len(gain) for gain in gains))
+
+
+def _placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each positive the share of negatives below it, for each negative of positives above; ties one half."""
+    positive, negative = np.sort(scores[truth == 1]), np.sort(scores[truth == 0])
+
+    def below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+        return (np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / (2 * len(others))
+
+    return below(scores[truth == 1], negative), 1 - below(scores[truth == 0], positive)
+
+
+def bootstrap_p(gains: np.ndarray) -> float:
+    """Two-sided p of resampled differences: twice the share on the rarer side of 0, never below 2 / (B + 1)."""
+    gains = gains[np.isfinite(gains)]
+    if not len(gains):
+        return float("nan")
+    rarer = min((gains <= 0).sum(), (gains >= 0).sum())
+    return float(min(1.0, 2 * (rarer + 1) / (len(gains) + 1)))
+
+
+def verdict(found: dict) -> str:
+    """One line: which of the figures differ by more than chance (p < 0.05)."""
+    parts = []
+    for name, title in (("accuracy", "accuracy"), ("auc", "AUC")):
+        p, difference = found[name]["p"], found[name]["difference"]
+        if math.isnan(p):
+            parts.append(f"{title}: not defined on these images")
+        elif p < 0.05:
+            parts.append(f"{title}: {'B' if difference > 0 else 'A'} is better")
+        else:
+            parts.append(f"{title}: no difference shown")
+    return "; ".join(parts)

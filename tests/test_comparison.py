@@ -1,0 +1,294 @@
+"""Two models on the same images: tests worked by hand, slow second implementations, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import TOOLS
+
+from paddle_medcls import comparison
+from paddle_medcls.commands import eval
+from paddle_medcls.comparison import Predictions, compare, read_predictions, verdict
+from paddle_medcls.data.index import Index
+from paddle_medcls.errors import DataError
+from paddle_medcls.metrics import auc, bootstrap_auc, predicted, wilson
+from paddle_medcls.report import write_predictions
+
+
+def model(seed: int, task: str, n: int = 60, strength: float = 1.0) -> Predictions:
+    """A model of some strength on labels that depend on the task alone; scores rounded, so that some tie."""
+    classes = 2 if task == "binary" else 3
+    draw = np.random.default_rng(99)
+    labels = draw.integers(0, 2, (n, 3)) if task == "multi-label" else draw.integers(0, classes, n)
+    truth = labels if task == "multi-label" else np.eye(classes)[labels]
+    raw = np.random.default_rng(seed).random((n, classes)) + strength * truth
+    probs = (raw / 3 if task == "multi-label" else raw / raw.sum(axis=1, keepdims=True)).round(2)
+    if task == "binary":
+        probs[:, 0] = (1 - probs[:, 1]).round(2)
+    names = tuple("abc"[:classes])
+    return Predictions(Path("x"), [f"{k}.png" for k in range(n)], labels, predicted(probs, task), probs, names)
+
+
+# --- the tests of significance ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "p"),
+    [
+        (0, 0, 1.0),
+        (5, 5, 1.0),
+        (0, 5, 2 / 32),  # by hand: 2 * (1/2)^5
+        (1, 8, 20 / 512),  # 2 * (1 + 9) / 2^9
+        (2, 8, 2 * (1 + 10 + 45) / 1024),
+        (10, 2, 2 * (1 + 12 + 66) / 4096),
+    ],
+)
+def test_mcnemar_by_hand(only_a: int, only_b: int, p: float) -> None:
+    assert comparison.mcnemar(only_a, only_b) == p == comparison.mcnemar(only_b, only_a)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(3, 17), (40, 61), (700, 600)])
+def test_mcnemar_against_the_sum_of_binomials(only_a: int, only_b: int) -> None:
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(n + 1) if abs(2 * k - n) >= abs(only_a - only_b))  # both sides
+    assert comparison.mcnemar(only_a, only_b) == pytest.approx(tail / 2**n, rel=1e-12)
+
+
+def test_mcnemar_of_many_images_is_quick_and_finite() -> None:
+    assert 0.9 < comparison.mcnemar(20_000, 20_000) <= 1 and comparison.mcnemar(0, 5000) == 0
+
+
+def test_interval_of_paired_proportions_by_hand() -> None:
+    """6 and 18 of 98: p = 7/100, q = 19/100, half = 1.96 * sqrt((0.26 - 0.0144) / 100) = 0.0971."""
+    np.testing.assert_allclose(comparison.paired_interval(6, 18, 98), (0.0229, 0.2171), atol=5e-5)
+    assert comparison.paired_interval(0, 0, 10)[0] == -comparison.paired_interval(0, 0, 10)[1]
+
+
+def slow_delong(truth: np.ndarray, scores: list[np.ndarray]) -> np.ndarray:
+    """Covariance (2, 2) of two AUCs from the definition: every pair of a positive and a negative."""
+
+    def wins(s: np.ndarray) -> np.ndarray:
+        return np.array([[1.0 if p > q else 0.5 if p == q else 0.0 for q in s[truth == 0]] for p in s[truth == 1]])
+
+    tables = [wins(s) for s in scores]
+    of_positives = np.cov([table.mean(axis=1) for table in tables])
+    of_negatives = np.cov([table.mean(axis=0) for table in tables])
+    return of_positives / (truth == 1).sum() + of_negatives / (truth == 0).sum()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_delong_against_its_definition(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = np.r_[0, 0, 1, 1, rng.integers(0, 2, 30)]
+    a, b = rng.integers(0, 8, 34) / 7, rng.random(34) + truth / 2
+    table = slow_delong(truth, [a, b])
+    expected = table[0, 0] + table[1, 1] - 2 * table[0, 1]
+    assert comparison.delong_variance(truth, a, b) == pytest.approx(expected, rel=1e-12)
+
+
+def test_delong_by_hand() -> None:
+    """Positives 2 and 4, negatives 1 and 3; B ranks all right.
+
+    A: placements of the positives 1/2, 1, of the negatives 1, 1/2; B: all 1. Differences 1/2, 0 and 0, 1/2:
+    each has variance 1/8, so the difference of the areas, 1/4, has 1/16 + 1/16.
+    """
+    truth, a, b = np.array([1, 1, 0, 0]), np.array([2, 4, 1, 3]), np.array([3, 4, 1, 2])
+    assert comparison.delong_variance(truth, a, b) == pytest.approx(1 / 8)
+    assert comparison._normal(0.25, 1 / 8)["p"] == pytest.approx(0.4795, abs=5e-5)  # z = 0.7071
+
+
+def test_delong_without_spread() -> None:
+    truth, scores = np.array([0, 0, 1, 1]), np.arange(4.0)
+    assert comparison.delong_variance(truth, scores, scores) == 0
+    assert comparison._normal(0.0, 0.0) == {"interval": (0, 0), "p": 1}
+    assert math.isnan(comparison.delong_variance(np.array([0, 1, 1]), np.arange(3), np.arange(3)))
+
+
+@pytest.mark.parametrize("task", ["multi-class", "multi-label"])
+def test_paired_bootstrap_against_a_loop(task: str) -> None:
+    """Draw the images again, score both models on the same draw, take the difference."""
+    a, b = model(1, task), model(2, task, strength=0.3)
+    rng = np.random.default_rng(0)
+    gains = []
+    for _ in range(1000):
+        rows = rng.integers(0, 60, 60)
+        gains.append(float(auc(b.probs[rows], a.labels[rows], task) - auc(a.probs[rows], a.labels[rows], task)))
+    found = compare(a, b)["auc"]
+    np.testing.assert_allclose(found["interval"], np.percentile(gains, [2.5, 97.5]), rtol=1e-9)
+    rarer = min(sum(gain <= 0 for gain in gains), sum(gain >= 0 for gain in gains))
+    assert found["p"] == pytest.approx(min(1, 2 * (rarer + 1) / 1001)) and found["test"] == "paired bootstrap"
+
+
+def test_bootstrap_p_by_hand() -> None:
+    assert comparison.bootstrap_p(np.array([1.0, 2, 3])) == 0.5  # none of 3 at or below 0: 2 * 1 / 4
+    assert comparison.bootstrap_p(np.array([-1.0, 1, 0, np.nan])) == 1
+    assert math.isnan(comparison.bootstrap_p(np.array([np.nan])))
+
+
+def test_p_is_uniform_when_the_models_are_equally_good() -> None:
+    """Of 200 pairs of equal models some 5% differ at p < 0.05; McNemar is exact and so never above."""
+    small = {"accuracy": 0, "auc": 0}
+    for seed in range(200):
+        a, b = (model(start + seed, "binary", 80, 0.4) for start in (1000, 5000))
+        small["accuracy"] += comparison._accuracy(a, b)["p"] < 0.05
+        p = comparison._normal(
+            float(auc(b.probs, b.labels, "binary") - auc(a.probs, a.labels, "binary")),
+            comparison.delong_variance(a.labels, a.probs[:, 1], b.probs[:, 1]),
+        )["p"]
+        small["auc"] += p < 0.05
+    assert small["accuracy"] <= 16 and 2 <= small["auc"] <= 20
+
+
+# --- two models ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["binary", "multi-class", "multi-label"])
+def test_figures_and_intervals_are_those_of_eval(task: str) -> None:
+    a, b = model(1, task), model(2, task, strength=0.2)
+    found = compare(a, b)
+    for side, one in (("a", a), ("b", b)):
+        accuracy = (one.guesses == one.labels).mean()
+        assert found["accuracy"][side] == (pytest.approx(accuracy), pytest.approx(wilson(accuracy * 60, 60)))
+        assert found["auc"][side] == (auc(one.probs, one.labels, task), bootstrap_auc(one.probs, one.labels, task))
+    assert found["accuracy"]["difference"] < 0 and "A is better" in verdict(found)
+    back = compare(b, a)
+    for name in ("accuracy", "auc"):
+        assert back[name]["p"] == found[name]["p"]
+        np.testing.assert_allclose(back[name]["interval"], [-x for x in found[name]["interval"][::-1]], atol=1e-12)
+
+
+@pytest.mark.parametrize("task", ["binary", "multi-class", "multi-label"])
+def test_a_model_does_not_differ_from_itself(task: str) -> None:
+    found = compare(model(1, task), model(1, task))
+    for row in found.values():
+        assert row["p"] == 1 and row["difference"] == 0
+    assert verdict(found) == "accuracy: no difference shown; AUC: no difference shown"
+
+
+def test_images_are_matched_by_name() -> None:
+    a, b = model(1, "binary"), model(2, "binary", strength=0.2)
+    turned = Predictions(b.path, b.ids[::-1], b.labels[::-1], b.guesses[::-1], b.probs[::-1], b.classes)
+    assert compare(a, turned) == compare(a, b)
+
+
+def test_one_class_has_no_auc() -> None:
+    a = model(1, "binary", 8)
+    one = Predictions(a.path, a.ids, np.ones(8, int), a.guesses, a.probs, a.classes)
+    found = compare(one, one)
+    assert math.isnan(found["auc"]["p"]) and "AUC: not defined" in verdict(found)
+
+
+def test_other_images_labels_and_classes_are_refused() -> None:
+    a, b = model(1, "binary", 8), model(2, "binary", 8)
+    renamed = Predictions(b.path, ["new.png", *b.ids[1:]], b.labels, b.guesses, b.probs, b.classes)
+    with pytest.raises(DataError, match=r"not predictions of the same images[\s\S]*A alone: 0.png[\s\S]*B alone: new"):
+        compare(a, renamed)
+    with pytest.raises(DataError, match="not predictions of the same images"):
+        compare(a, model(2, "binary", 9))
+    with pytest.raises(DataError, match="not predictions of the same images"):
+        compare(a, Predictions(b.path, b.ids, b.labels, b.guesses, b.probs, ("b", "a")))
+    other = Predictions(b.path, b.ids, 1 - b.labels, b.guesses, b.probs, b.classes)
+    with pytest.raises(DataError, match="8 of 8 images have another label in B"):
+        compare(a, other)
+
+
+# --- files and the command -------------------------------------------------------------------------
+
+
+def write(folder: Path, one: Predictions, split: str = "test") -> Path:
+    index = Index("made", split, tuple(one.ids), [Path(name) for name in one.ids], one.labels, one.classes, one.task)
+    write_predictions(folder / f"predictions_{split}.csv", index, one.probs, one.guesses)
+    return folder / f"predictions_{split}.csv"
+
+
+@pytest.mark.parametrize("task", ["binary", "multi-class", "multi-label"])
+def test_predictions_survive_their_file(task: str, tmp_path: Path) -> None:
+    one = model(3, task)
+    for path in (write(tmp_path, one), tmp_path):
+        found = read_predictions(path)
+        assert (found.ids, found.classes, found.task) == (one.ids, one.classes, task)
+        for name in ("labels", "guesses", "probs"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(one, name))
+
+
+def test_eleven_classes_are_not_taken_for_labels(tmp_path: Path) -> None:
+    """Class 10 is written as "10", which is no list of zeros and ones."""
+    classes = tuple("abcdefghijk")
+    probs = np.full((2, 11), 1 / 11).round(8)
+    one = Predictions(Path("x"), ["1", "2"], np.array([10, 10]), np.array([10, 0]), probs, classes)
+    assert read_predictions(write(tmp_path, one)).labels.tolist() == [10, 10]
+
+
+HEADER = "id,label,predicted,a,b\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read: it is empty"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"<html>", "not predictions .begins with '<html>'"),
+        (HEADER.encode(), "not predictions"),
+        (b"id,label,predicted,a,a\n1,0,0,1,0\n", "not predictions"),
+        (f"{HEADER}1,0,0,0.5\n".encode(), "line 2: 4 columns, the header has 5"),
+        (f"{HEADER}\n1,0,0,0.5,0.5\n".encode(), "line 2: 0 columns"),
+        (f"{HEADER}1,2,0,0.5,0.5\n".encode(), "line 2: '2' is no class of 2"),
+        (f"{HEADER}1,0,-1,0.5,0.5\n".encode(), "'-1' is no class"),
+        (f"{HEADER}1,01,00,0.5,0.5\n1,02,00,0.5,0.5\n".encode(), "line 3: '02' is no class"),
+        (f"{HEADER}1,0,0,nan,0.5\n".encode(), "'nan' is no probability"),
+        (f"{HEADER}1,0,0,0.5,1.5\n".encode(), "'1.5' is no probability"),
+        (f"{HEADER}1,0,0,0.5,x\n".encode(), "'x' is no probability"),
+        (f"{HEADER}1,0,0,0.5,0.5\n1,1,0,0.5,0.5\n".encode(), "1 image.s. are named twice"),
+        (f'{HEADER}"1,0,0,0.5,0.5\n'.encode(), "cannot be read: unexpected end of data"),
+    ],
+)
+def test_faulty_files(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_predictions(tmp_path / "p.csv")
+
+
+def test_folders_without_one_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no predictions_<split>.csv in this folder"):
+        read_predictions(tmp_path)
+    for split in ("val", "test"):
+        write(tmp_path, model(1, "binary"), split)
+    with pytest.raises(DataError, match="several predictions: predictions_test.csv, predictions_val.csv"):
+        read_predictions(tmp_path)
+    with pytest.raises(DataError, match="No such file"):
+        read_predictions(tmp_path / "none.csv")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name, seed, strength in (("a", 1, 1.0), ("b", 2, 0.2)):
+        write(tmp_path / name, model(seed, "binary", strength=strength))
+    words = ["--compare", str(tmp_path / "a"), str(tmp_path / "b" / "predictions_test.csv")]
+    assert eval.main([*words, "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "60 images in both" in shown and "McNemar, exact" in shown and "DeLong" in shown
+    assert "accuracy: A is better; AUC: A is better" in shown
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert found["n"] == 60 and found["accuracy"]["only_a"] > found["accuracy"]["only_b"]
+
+
+def test_the_command_needs_neither_paddle_nor_weights(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / name, model(1, "multi-class"))
+    (tmp_path / "paddle").mkdir()
+    (tmp_path / "paddle" / "__init__.py").write_text("raise ImportError")
+    command = [sys.executable, str(TOOLS / "eval.py"), "--compare", str(tmp_path / "a"), str(tmp_path / "b")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0 and "no difference shown" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", [["--compare", "a"], ["--compare", "a", "b", "--weights", "w"]])
+def test_wrong_usage(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        eval.main(words)
+    assert stop.value.code == 2

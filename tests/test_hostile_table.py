@@ -1,0 +1,277 @@
+"""docs/hostile-inputs.md: what each hostile or broken input gets, written by the code itself.
+
+`python -m pytest tests/test_hostile_table.py --update-docs` writes the page again; without the option the
+test compares. The inputs are those of the other tests, which say what else must hold for each.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_archives
+import test_comparison
+import test_data
+import test_images
+import test_medmnist
+import test_recipe
+import test_weights
+from fakes import ROOT, covid_tree, palm_tree, within
+from PIL import Image
+from test_download import BODY, MD5, server  # noqa: F401  a fixture
+
+from paddle_medcls.comparison import read_predictions
+from paddle_medcls.data import covid, load_index
+from paddle_medcls.data.archives import unpack
+from paddle_medcls.data.download import download
+from paddle_medcls.errors import MedclsError
+from paddle_medcls.images import read_image
+from paddle_medcls.models.weights import load_strict, read_weights
+from paddle_medcls.recipe import Recipe
+from paddle_medcls.runtime import paddle
+from paddle_medcls.sidecar import Sidecar
+
+PAGE = ROOT / "docs" / "hostile-inputs.md"
+HEAD = """# Hostile and broken inputs
+
+What each gets: the class of the error, the first line of its message and, where it lists faults, the first of
+them; long lines are cut. Each is refused within seconds, nothing in it is run, and what is refused is not
+used in part. This page is written by the code:
+
+    python -m pytest tests/test_hostile_table.py --update-docs
+
+and the same test fails when the code no longer does what stands here.
+"""
+Case = tuple[str, Callable[[Path], object]]
+
+
+def parameters(test: Callable) -> list[tuple]:
+    """The cases of a parametrized test, in its order."""
+    (mark,) = (mark for mark in test.pytestmark if mark.name == "parametrize")
+    return [value if isinstance(value, tuple) else (value,) for value in mark.args[1]]
+
+
+def text(content: str | bytes) -> str:
+    """A short input as a reader sees it."""
+    shown = repr(content[:60])[2 if isinstance(content, bytes) else 1 : -1]
+    return "an empty file" if not content else shown + ("…" if len(content) > 60 else "")
+
+
+def written(name: str, content: bytes | str, read: Callable[[Path], object]) -> Callable[[Path], object]:
+    """A case of one file: writes it, then reads it."""
+
+    def case(folder: Path) -> object:
+        data = content if isinstance(content, bytes) else content.encode()
+        (folder / name).write_bytes(data)
+        return read(folder / name)
+
+    return case
+
+
+# --- the inputs ------------------------------------------------------------------------------------
+
+
+def weights() -> Iterator[Case]:
+    for name in test_weights.NAMES:
+        yield name, lambda folder, name=name: _weights(folder, test_weights.hostile(folder / "canary")[name])
+    yield "not there", lambda folder: read_weights(folder / "none.pdparams")
+    yield "entries of another network", _misfit
+
+
+def _weights(folder: Path, content: bytes) -> None:
+    (folder / "weights.pdparams").write_bytes(content)
+    read_weights(folder / "weights.pdparams")
+
+
+def _misfit(folder: Path) -> None:
+    model = paddle.nn.Linear(4, 2)
+    load_strict(model, {"weight": np.full((2, 4), np.nan, np.float32)}, "weights.pdparams")
+
+
+def sidecars() -> Iterator[Case]:
+    for (content,) in parameters(test_weights.test_faulty_sidecars):
+        yield text(content), written("COVID.json", content, Sidecar.read)
+    card = Sidecar(**{**vars(test_weights.CARD), "sha256": "0" * 64})
+    yield "weights with another sha256 (a flipped byte, another run)", written("COVID.pdparams", b"x", card.check)
+
+
+def pictures() -> Iterator[Case]:
+    noise = Image.fromarray(test_images.noise(64, 64))
+    for kind in ("JPEG", "PNG", "BMP", "TIFF"):
+        data = test_images.saved(noise, kind)
+        yield f"{kind}, half of it", written("scan.png", data[: len(data) // 2], read_image)
+    damaged = bytearray(test_images.saved(noise, "PNG"))
+    damaged[len(damaged) // 2] ^= 0xFF
+    yield "PNG with a flipped byte", written("scan.png", bytes(damaged), read_image)
+    for side in (30000, 11000):
+        bomb = test_images.grey_png(side, 100)
+        assert len(bomb) < 10**6
+        yield f"PNG of {side} x {side} pixels in less than 1 MB", written("scan.png", bomb, read_image)
+    for content, _ in parameters(test_images.test_what_is_no_image_is_refused_by_name):
+        yield text(content), written("scan.png", content, read_image)
+    yield "not there", lambda folder: read_image(folder / "none.png")
+
+
+def arrays() -> Iterator[Case]:
+    for kind in test_medmnist.KINDS:
+        yield kind, lambda folder, kind=kind: _npz(folder, kind)
+    for keep in (0, 3000, -30):
+        yield f"cut: [:{keep}]" if keep else "an empty file", lambda folder, keep=keep: _cut_npz(folder, keep)
+    yield "a header that claims 784 TB", lambda folder: _claiming_npz(folder, b"(1000000000000, 28, 28)")
+
+
+def _drawn_npz(folder: Path) -> Path:
+    return test_medmnist.drawn(folder, "breastmnist") / "breastmnist.npz"
+
+
+def _npz(folder: Path, kind: str) -> None:
+    path = _drawn_npz(folder)
+    changed, _ = test_medmnist.broken(kind, test_medmnist.arrays_of(path), folder)
+    np.savez_compressed(path, **changed)
+    load_index("breastmnist", folder, "val")
+
+
+def _cut_npz(folder: Path, keep: int) -> None:
+    path = _drawn_npz(folder)
+    path.write_bytes(path.read_bytes()[:keep])
+    load_index("breastmnist", folder, "val")
+
+
+def _claiming_npz(folder: Path, shape: bytes) -> None:
+    path = _drawn_npz(folder)
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': " + shape + b", }"
+    with zipfile.ZipFile(path) as file:
+        kept = {name: file.read(name) for name in file.namelist()}
+    kept["val_images.npy"] = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(1000)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in kept.items():
+            file.writestr(name, data)
+    load_index("breastmnist", folder, "val")
+
+
+def lists() -> Iterator[Case]:
+    for line in test_data.FAULTY_LINES:
+        yield (
+            text(line) if line else "an empty line",
+            lambda folder, line=line: _list(folder, f"COVID/COVID-2.png 0\n{line}\n".encode()),
+        )
+    for (content,) in parameters(test_data.test_covid_faulty_list_files):
+        yield f"the file {text(content)}" if content else text(content), lambda folder, c=content: _list(folder, c)
+
+
+def _list(folder: Path, content: bytes) -> None:
+    path = covid_tree(folder) / "train.txt"
+    path.write_bytes(content)
+    covid.read_list(path)
+
+
+def tables() -> Iterator[Case]:
+    for rows, _ in parameters(test_data.test_palm_faulty_rows):
+        content = f"ID,imgName,Label,Fovea_X,Fovea_Y\n{rows}\n"
+        yield f"labels.csv: {text(rows)}", lambda folder, content=content: _labels(folder, content.encode())
+    for content, _ in parameters(test_data.test_palm_faulty_label_file):
+        yield f"labels.csv: {text(content)}", lambda folder, content=content: _labels(folder, content)
+    for content, _ in parameters(test_comparison.test_faulty_files):
+        yield f"predictions: {text(content)}", written("predictions_val.csv", content, read_predictions)
+
+
+def _labels(folder: Path, content: bytes) -> None:
+    (palm_tree(folder) / "labels.csv").write_bytes(content)
+    load_index("palm", folder, "val")
+
+
+def archives() -> Iterator[Case]:
+    for member, _ in parameters(test_archives.test_refuses_hostile_members):
+        name = member[0] if isinstance(member[0], str) else "a symbolic link"
+        yield f"member {name}", lambda folder, member=member: _archive(folder, member)
+    yield "an HTML page", written("a.zip", "<html>404</html>", lambda path: unpack(path, path.parent / "out"))
+    yield "a good archive over a folder that is there", lambda folder: _archive(folder, ("x", b"1"), over=True)
+
+
+def _archive(folder: Path, member: tuple, over: bool = False) -> None:
+    if over:
+        (folder / "out").mkdir()
+    unpack(test_archives.make(folder / "a.zip", [("fine.txt", b"x"), member]), folder / "out")
+
+
+def recipes() -> Iterator[Case]:
+    for content, _ in parameters(test_recipe.test_faulty_files):
+        yield text(content), written("recipe.json", content, Recipe.from_file)
+
+
+def downloads(url: str) -> Iterator[Case]:
+    size, good = len(BODY), MD5
+    for title, path, wanted, md5 in (
+        ("other bytes than published", "file", 0, "0" * 32),
+        ("another size than published", "file", 10, good),
+        ("the connection ends half-way", "cut", size, good),
+        ("a page that is gone", "gone", 0, good),
+        ("a redirect to ftp", "away", 0, good),
+    ):
+        yield title, lambda folder, a=(path, wanted, md5): download(f"{url}/{a[0]}", folder / "file", a[1], a[2])
+    for address in ("http://example.org/x", "file:///etc/hostname"):
+        yield address, lambda folder, address=address: _fetch_by_https(address, folder / "file")
+
+
+def _fetch_by_https(address: str, target: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:  # the server of the other cases speaks http
+        patch.setattr("paddle_medcls.data.download.SCHEMES", ("https",))
+        download(address, target, md5=MD5)
+
+
+# --- the page --------------------------------------------------------------------------------------
+
+
+def outcome(case: Callable[[Path], object], folder: Path) -> tuple[str, str]:
+    """Class and message of the error that an input gets; any other end is a defect."""
+    folder.mkdir()
+    start = time.perf_counter()
+    with pytest.raises(MedclsError) as caught:
+        within(20, lambda: case(folder))
+    assert time.perf_counter() - start < 10
+    assert not (folder / "canary").exists() and not (folder / "ran").exists(), "something ran"
+    first, *others = str(caught.value).replace(f"{folder}/", "").splitlines()
+    labels = ("  looked in ", "  expected ", "  do ")
+    line = f"{first}: {others[0].strip()}" if others and not others[0].startswith(labels) else first
+    line = re.sub(r"bytes from [\d,]+$", "bytes from far fewer", line)  # how few is the packer's affair
+    return type(caught.value).__name__, line
+
+
+def cell(line: str) -> str:
+    """As a cell of a Markdown table, printable and not too long."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    line = line if len(line) <= 150 else line[:149] + "…"
+    return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", line)
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # a text opcode, decoded before it is refused
+def test_the_page_is_what_the_code_does(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    groups = {
+        "Weight files": weights(),
+        "Sidecars": sidecars(),
+        "Images": pictures(),
+        "MedMNIST files (npz)": arrays(),
+        "List files": lists(),
+        "Tables (CSV)": tables(),
+        "Archives": archives(),
+        "Recipes": recipes(),
+        "Downloads": downloads(request.getfixturevalue("server")),
+    }
+    page, number = [HEAD], 0
+    for title, cases in groups.items():
+        page.append(f"## {title}\n\n| input | error | message |\n|---|---|---|")
+        for name, case in cases:
+            number += 1
+            kind, line = outcome(case, tmp_path / str(number))
+            page.append(f"| {cell(name)} | `{kind}` | {cell(line)} |")
+        page.append("")
+    found = "\n".join(page)
+    if request.config.getoption("--update-docs"):
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(found, encoding="utf-8")
+    assert number > 150 and PAGE.read_text(encoding="utf-8") == found, "write it again with --update-docs"
