@@ -4,6 +4,10 @@ The map is ReLU(sum_k a_k A_k), where A_k are the channels of one layer's output
 gradient of the class's logit with respect to channel k. On a network that ends in a global average
 pool and one linear layer (the ResNets here) it is CAM (Zhou et al. 2016) up to a factor.
 
+Maps are drawn as usual, each cell in the middle of its share of the image. The padding of a ResNet's strided
+layers centres its cells up to half a cell before that (16 pixels), and cells at the border see mostly what
+lies further inside: a map says roughly where, not which pixel.
+
 A map convinces whether or not it is true; `trust` measures it.
 """
 
@@ -75,29 +79,11 @@ def gradcam(model, x: np.ndarray, layer: str | None, class_index: int | Sequence
         features = outputs[-1].detach()
     with paddle.no_grad():
         weights = gradient.mean(axis=[2, 3], keepdim=True)  # (N, channels, 1, 1)
-        maps = paddle.nn.functional.relu((weights * features).sum(axis=1)).astype("float32").numpy()  # (N, h, w)
-    at_corner = getattr(model, "maps_at_corner", False)
-    down, across = (_spread(*sides, at_corner) for sides in zip(maps.shape[1:], x.shape[2:]))
-    heat = down @ maps @ across.T  # (N, H, W)
+        maps = paddle.nn.functional.relu((weights * features).sum(axis=1, keepdim=True))  # (N, 1, h, w)
+        maps = paddle.nn.functional.interpolate(maps, size=list(x.shape[2:]), mode="bilinear", align_corners=False)
+        heat = maps.squeeze(1).astype("float32").numpy()
     largest = heat.max(axis=(1, 2), keepdims=True)
     return np.divide(heat, largest, out=np.zeros_like(heat), where=largest > 0)
-
-
-def _spread(cells: int, pixels: int, at_corner: bool) -> np.ndarray:
-    """Linear interpolation of cells over pixels: (pixels, cells) float32, rows that sum to 1.
-
-    Where a cell lies depends on the padding of the layers before it. 2 x 2 pooling keeps it in the middle
-    of its pixels (VGG). A 3 x 3 layer of stride 2 that pads by 1 on both sides is centred on every other
-    pixel, so cell k of a ResNet lies at pixel k x stride, half a cell before the middle. Drawn in the
-    middle, as is usual, maps come out half a cell too far down and to the right: 16 pixels.
-    """
-    pixel = np.arange(pixels)
-    if at_corner:
-        at = pixel / 2 ** np.ceil(np.log2(pixels / cells))
-    else:
-        at = (pixel + 0.5) * cells / pixels - 0.5
-    at = np.clip(at, 0, cells - 1)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells))).astype(np.float32)
 
 
 def _logits_of(logits, classes: np.ndarray):

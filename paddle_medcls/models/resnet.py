@@ -75,7 +75,6 @@ class ResNet(nn.Layer):
 
     head_name = "fc"
     maps_name = "block"  # whose parts give the maps of Grad-CAM
-    maps_at_corner = True  # cell k of a map lies at pixel k x stride: see gradcam
 
     def __init__(self, depths: tuple[int, ...], block: type[BasicBlock] | type[BottleneckBlock], network: Network):
         super().__init__()
