@@ -81,7 +81,7 @@ def _work(args: argparse.Namespace) -> int:
             continue
         images = [image for _, image in good]
         probs = predictor.probabilities(predictor.logits(images))
-        classes = predictor.guesses(probs) if chosen is None else [chosen] * len(good)
+        classes = predictor.guesses(probs).tolist() if chosen is None else [chosen] * len(good)
         maps = predictor.heatmaps(images, classes, layer)
         for (path, image), heat, k, row in zip(good, maps, classes, probs):
             if not heat.any():

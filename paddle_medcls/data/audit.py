@@ -54,7 +54,7 @@ def audit(train: Index, scored: Index, workers: int) -> dict:
                 "auc": bootstrap_auc(probs, scored.labels, scored.task),
             },
         }
-    usual = np.bincount(train.labels).argmax()
+    usual = np.argmax(np.bincount(train.labels))
     majority = float((scored.labels == usual).mean())
     return {
         "dataset": train.dataset,

@@ -81,7 +81,7 @@ class Index:
         """The images of these rows, in this order."""
         chosen = np.asarray(rows, np.int64)
         known = self.sources
-        sources = known[chosen] if isinstance(known, np.ndarray) else [known[row] for row in chosen]
+        sources = known[chosen] if isinstance(known, np.ndarray) else [known[int(row)] for row in chosen]
         groups = tuple(self.groups[row] for row in chosen) if self.groups else ()
         ids = tuple(self.ids[row] for row in chosen)
         return replace(self, ids=ids, sources=sources, labels=self.labels[chosen], groups=groups)
