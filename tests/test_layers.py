@@ -21,7 +21,7 @@ LAYERS = (
     {"data", "data.*", "models", "models.*"},
     {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "frozen", "gradcam", "report", "errorpage"},
     {"recipes", "recipes.*", "rundir", "predict", "train", "trust"},
-    {"reproduce"},
+    {"benchmark", "reproduce"},
     {"commands", "commands.*"},
 )
 NO_PADDLE = (

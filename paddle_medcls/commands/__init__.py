@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "predict images",
     "gradcam": "heat maps of images, and whether they are true",
     "reproduce": "run a grid of recipes and seeds, and its table",
+    "benchmark": "measure speed, side by side",
 }
 
 
