@@ -154,7 +154,14 @@ def project_files() -> list[Path]:
         parts = path.relative_to(ROOT).parts
         hidden = any(part.startswith(".") and part != ".ci" for part in parts[:-1])
         images = parts[0] == "datasets" and path.name != "README.md"
-        if path.is_file() and path.suffix in kinds and not hidden and not images and not left_out & set(parts):
+        if (
+            path.is_file()
+            and path.suffix in kinds
+            and path.name != ".coverage"
+            and not hidden
+            and not images
+            and not left_out & set(parts)
+        ):
             found.append(path)
     return found
 

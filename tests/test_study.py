@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from paddle_medcls import metrics
+from paddle_medcls.calibration import fit_temperature, threshold_for
 from paddle_medcls.commands import eval, predict
 from paddle_medcls.data import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.errorpage import write_error_page
+from paddle_medcls.predict import Predictor
 from paddle_medcls.train import Options, train
 
 
@@ -25,7 +27,7 @@ def palm_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("palm")
     root = fakes.palm_tree(folder / "palm")
     options = Options(device="cpu", workers=0, say=lambda line: None)
-    train(fakes.recipe(name="palm_tutorial", epochs=3), root, folder / "run", options)
+    train(fakes.recipe(name="palm_tutorial", epochs=15, monitor="loss"), root, folder / "run", options)
     return folder / "run"
 
 
@@ -86,7 +88,12 @@ def test_calibrate_writes_the_sidecar_and_every_door_uses_it(palm_run: Path, tmp
     assert eval.main([*arguments, "--output", str(tmp_path / "out"), "--errors", "3"]) == 0
     said = capsys.readouterr().out
     after = json.loads(weights.with_suffix(".json").read_text())
-    assert after["temperature"] != 1.0 and after["threshold"] != 0.5
+    index = load_index("palm", palm_run.parent / "palm", "val")
+    logits = Predictor.from_weights(weights).split_logits(index, 32, 0)
+    temperature = fit_temperature(logits, index.labels, "sigmoid")
+    threshold = threshold_for(metrics.sigmoid(logits / temperature)[:, 0], index.labels, 1.0)
+    assert after["temperature"] == pytest.approx(temperature) and temperature != 1.0
+    assert after["threshold"] == pytest.approx(threshold)
     assert {**before, "temperature": 0, "threshold": 0} == {**after, "temperature": 0, "threshold": 0}
     assert re.search(r"PPV \d\.\d+, NPV (1\.0000|nan) where 10\.00% are ill", said)
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -94,7 +101,6 @@ def test_calibrate_writes_the_sidecar_and_every_door_uses_it(palm_run: Path, tmp
     assert (tmp_path / "out" / "calibration.png").stat().st_size > 1000
     assert (tmp_path / "out" / "errors.html").is_file()
 
-    index = load_index("palm", palm_run.parent / "palm", "val")
     assert (
         predict.main([str(path) for path in index.sources] + ["--weights", str(weights), "--json", "--topk", "2"]) == 0
     )
