@@ -155,7 +155,7 @@ def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, di
         f"assumed: recipe {recipe.name}; {spec.channels.upper()}, {spec.size_px} px, "
         f"mean {mean:.2f}, std {std:.2f}; classes {', '.join(classes)}"
     )
-    card = Sidecar(recipe.dataset, recipe.name, classes, task, recipe.loss, network, spec)
+    card = Sidecar(recipe.dataset, recipe.name, classes, task, recipe.loss, network, spec, labels=recipe.labels)
     return card, state, notes
 
 

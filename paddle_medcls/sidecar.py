@@ -27,6 +27,7 @@ class Sidecar:
         temperature: logits are divided by it.
         threshold: of class 1 in a binary task.
         metrics: of the validation split.
+        labels: reading of the data set's labels, as in the recipe.
         drawn: trained on images that the project drew.
         sha256: of the weight file; empty where it is not known.
         versions: of the libraries that trained it.
@@ -43,6 +44,7 @@ class Sidecar:
     temperature: float = 1.0
     threshold: float = 0.5
     metrics: dict = field(default_factory=dict)
+    labels: str = "default"
     drawn: bool = False
     sha256: str = ""
     versions: dict = field(default_factory=dict)

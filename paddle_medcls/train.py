@@ -140,6 +140,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         network=network,
         preprocessing=spec,
         flips=flips_of(recipe),
+        labels=recipe.labels,
         drawn=train_index.drawn,
         versions={"paddle_medcls": __version__, "paddle": paddle.__version__},
     )

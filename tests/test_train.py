@@ -20,6 +20,7 @@ from fakes import pixels, recipe, write_image
 
 from paddle_medcls import rundir
 from paddle_medcls.checkpoint import load_state
+from paddle_medcls.commands import eval as eval_command
 from paddle_medcls.data import load_index
 from paddle_medcls.errors import DataError, RecipeError, RunError
 from paddle_medcls.files import sha256
@@ -225,6 +226,17 @@ def test_resume_clears_what_a_killed_save_left(palm_root: Path, tmp_path: Path) 
     left.write_bytes(b"half a state")
     go(palm_root, tmp_path / "run", resume=True, **PLAIN)
     assert not left.exists()
+
+
+def test_the_reading_of_the_labels_travels_with_the_weights(tmp_path: Path) -> None:
+    """`--set labels=three` on another recipe: evaluation reads the same validation images again."""
+    root = fakes.palm_tree(tmp_path / "palm", pathologic=10, normal=10, myopic=10)
+    go(root, tmp_path / "run", **PLAIN, labels="three", loss="softmax")
+    assert json.loads((tmp_path / "run" / "PALM.json").read_text())["labels"] == "three"
+    arguments = ["--weights", str(tmp_path / "run" / "PALM.pdparams"), "--output", str(tmp_path / "out")]
+    assert eval_command.main(arguments) == 0
+    again, first = (json.loads((tmp_path / k / "metrics.json").read_text()) for k in ("out", "run"))
+    assert again["n"] == first["n"] == 6 and again["loss"] == pytest.approx(first["loss"])
 
 
 # --- the same bits ---------------------------------------------------------------------------------

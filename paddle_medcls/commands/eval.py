@@ -87,7 +87,7 @@ def _work(args: argparse.Namespace) -> int:
     root = args.data_root or _run_data_root(args.weights) or default_root(card.dataset)
 
     def listed(split: str):
-        return load_index(card.dataset, root, split, recipe.labels if recipe else "default")
+        return load_index(card.dataset, root, split, card.labels)
 
     def logits_of(index):
         scan(index, max(1, args.workers), card.preprocessing.channels)  # all unreadable images at once, not the first
