@@ -190,13 +190,29 @@ def heat_sheet(path: Path, items: Sequence[tuple[np.ndarray, np.ndarray, str]], 
 
 
 def sizes(path: Path, widths_heights: Sequence[tuple[int, int, int]], title: str, note: str = "") -> None:
-    """How image widths and heights are distributed; (width, height, images) each."""
+    """How widths and heights are distributed: counts as bars, and their density where they vary.
+
+    Args:
+        widths_heights: (width, height, images) each.
+    """
     figure = Figure(figsize=(8, 3.6))
     table = np.asarray(widths_heights)
     for axis, column, name in zip(figure.subplots(1, 2), (0, 1), ("width", "height")):
         values, where = np.unique(table[:, column], return_inverse=True)
-        axis.bar(values.astype(str) if len(values) < 12 else values, np.bincount(where, table[:, 2]), color=COLORS[0])
+        counts = np.bincount(where.ravel(), table[:, 2])
+        mean = np.average(values, weights=counts)
+        spread = float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
         axis.set(xlabel=f"{name} (pixels)", ylabel="images")
-        axis.tick_params("x", rotation=45)
+        if not spread:
+            axis.bar([str(values[0])], counts, width=0.3, color=COLORS[0])
+            axis.set_xlim(-1, 1)
+            continue
+        bandwidth = 1.06 * spread * counts.sum() ** -0.2  # Silverman's rule
+        axis.bar(values, counts, width=max(1.0, np.ptp(values) / 60), color=COLORS[0])
+        x = np.linspace(values[0] - 3 * bandwidth, values[-1] + 3 * bandwidth, 300)
+        density = (counts * np.exp(-0.5 * ((x[:, None] - values) / bandwidth) ** 2)).sum(axis=1)
+        beside = axis.twinx()
+        beside.plot(x, density / (counts.sum() * bandwidth * np.sqrt(2 * np.pi)), color=COLORS[1])
+        beside.set(ylabel="density", ylim=(0, None))
     figure.suptitle(title)
     _save(figure, path, note)

@@ -59,6 +59,16 @@ def test_lists_unreadable_constant_and_odd_sized_images(tmp_path):
     assert found.pairs == []
 
 
+def test_lists_images_of_another_mode_and_names_that_disagree_with_their_label(tmp_path):
+    images = {f"a-{k}.png": texture(k) for k in range(20)}
+    images |= {"b-7.png": texture(50), "grey.png": texture(51)[:, :, 0]}
+    found = check([make(tmp_path, "train", images, [0] * 22)], 2)
+    assert found.suspicious == [
+        "train/grey.png: stored as L, nearly all others RGB",
+        "train/b-7.png: the name says b, the label a",
+    ]
+
+
 @pytest.mark.data
 @pytest.mark.skipif(not REAL, reason="MEDCLS_TEST_DATA is not set")
 def test_palm_has_the_five_known_pairs():

@@ -170,7 +170,9 @@ def _check(args: argparse.Namespace, module, root: Path) -> int:
     found = check(indexes, args.workers or usable_cores())
     for title, lines in (("cannot be read", found.unreadable), ("suspicious", found.suspicious)):
         print(f"{len(lines)} of {found.images} images {title}")
-        print("".join(f"  {line}\n" for line in lines), end="")
+        print("".join(f"  {line}\n" for line in lines[:20]), end="")
+        if len(lines) > 20:
+            print(f"  … and {len(lines) - 20} more, in check.json")
     if any(index.groups for index in indexes):
         print(f"{len(found.patients)} patients in two splits")
         print("".join(f"  {line}\n" for line in found.patients[:20]), end="")

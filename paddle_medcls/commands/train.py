@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--lr", type=float, help="peak learning rate")
     p.add_argument("--seed", type=int)
     p.add_argument("--pretrained", metavar="FILE|imagenet", help="start from these weights; imagenet: Paddle's own")
+    p.add_argument("--cache-views", type=int, metavar="K", help="frozen features: versions of each image to keep")
     p.add_argument("--val", choices=("shipped",), help="oct: validate on the shipped folder, as the tutorial does")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any field of the recipe")
     p.add_argument("--output", type=Path, help="run directory (default: runs/<recipe>-<time>)")
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.workers < 0:
         p.error("--workers must be 0 or more")
     changes = [args.dataset, args.recipe, args.model, args.epochs, args.batch_size, args.lr, args.seed, args.val]
+    changes += [args.cache_views]
     changes += [args.pretrained, args.set or None, args.output, args.output_root, args.sample or None]
     if args.resume and any(value is not None for value in changes):
         p.error("--resume goes on with the run's own recipe and data; leave the other options out")
@@ -95,6 +97,7 @@ def _recipe(args: argparse.Namespace):
         "batch_size": args.batch_size,
         "lr": args.lr,
         "seed": args.seed,
+        "cache_views": args.cache_views,
         "pretrained": args.pretrained,
     }
     if args.val:

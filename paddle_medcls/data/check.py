@@ -8,10 +8,12 @@ same when their difference hashes differ in at most `MAX_BITS` of 64 bits and th
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -65,6 +67,7 @@ class _Print:
     bits: int
     thumbnail: np.ndarray
     size: tuple[int, int]
+    mode: str
     constant: bool
 
 
@@ -75,7 +78,7 @@ def check(indexes: Sequence[Index], workers: int) -> Report:
     def take(place: tuple[Index, int]) -> _Print | str:
         index, row = place
         try:
-            return _fingerprint(index.read(row, "rgb"))
+            return _fingerprint(index.read(row, "rgb"), index.mode(row))
         except DataError as error:
             return str(error).splitlines()[0]
 
@@ -91,7 +94,9 @@ def check(indexes: Sequence[Index], workers: int) -> Report:
         Pair(names[i], names[j], kept[i].pixels == kept[j].pixels, difference, bool(np.all(labels[i] == labels[j])))
         for i, j, difference in _same(kept)
     ]
-    return Report(len(places), unreadable, _suspicious(kept, names), pairs, _torn_patients(indexes))
+    return Report(
+        len(places), unreadable, _suspicious(kept, names) + _misnamed(indexes), pairs, _torn_patients(indexes)
+    )
 
 
 def _torn_patients(indexes: Sequence[Index]) -> list[str]:
@@ -102,13 +107,13 @@ def _torn_patients(indexes: Sequence[Index]) -> list[str]:
     return [f"patient {patient}: {', '.join(where)}" for patient, where in splits.items() if len(where) > 1]
 
 
-def _fingerprint(image: np.ndarray) -> _Print:
+def _fingerprint(image: np.ndarray, mode: str) -> _Print:
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
     bits = int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
     thumbnail = cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
-    return _Print(digest, bits, thumbnail, (image.shape[1], image.shape[0]), bool(gray.std() < 1))
+    return _Print(digest, bits, thumbnail, (image.shape[1], image.shape[0]), mode, bool(gray.std() < 1))
 
 
 def _same(prints: Sequence[_Print]) -> Iterator[tuple[int, int, float]]:
@@ -125,13 +130,35 @@ def _same(prints: Sequence[_Print]) -> Iterator[tuple[int, int, float]]:
 
 
 def _suspicious(prints: Sequence[_Print], names: Sequence[tuple[str, str]]) -> list[str]:
-    sizes = Counter(found.size for found in prints)
-    usual, count = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
+    """Images without content, and those of another size or mode than at least nine in ten of all."""
     lines = [f"{name}: all pixels are the same" for found, (_, name) in zip(prints, names) if found.constant]
-    if 0.9 * len(prints) <= count < len(prints):
-        lines += [
-            f"{name}: {found.size[0]}x{found.size[1]}, nearly all others {usual[0]}x{usual[1]}"
-            for found, (_, name) in zip(prints, names)
-            if found.size != usual
-        ]
+    traits = {
+        "size": [f"{found.size[0]}x{found.size[1]}" for found in prints],
+        "mode": [f"stored as {found.mode}" for found in prints],
+    }
+    for values in traits.values():
+        usual, count = Counter(values).most_common(1)[0] if values else ("", 0)
+        if 0.9 * len(prints) <= count < len(prints):
+            lines += [
+                f"{name}: {value}, nearly all others {usual.removeprefix('stored as ')}"
+                for value, (_, name) in zip(values, names)
+                if value != usual
+            ]
     return lines
+
+
+def _misnamed(indexes: Sequence[Index]) -> list[str]:
+    """Images whose file name begins with another class than the one they are labelled with."""
+    lines = []
+    for index in indexes:
+        plain = [_plain(name) for name in index.classes]
+        for name, label in zip(index.ids, index.labels):
+            letters = _plain(re.split(r"\d", Path(name).stem)[0])  # "Viral Pneumonia-1004" -> "viralpneumonia"
+            said = [k for k, known in enumerate(plain) if letters == known]
+            if said and np.ndim(label) == 0 and int(label) not in said:
+                lines.append(f"{name}: the name says {index.classes[said[0]]}, the label {index.classes[int(label)]}")
+    return lines
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
