@@ -38,7 +38,7 @@ def summary(metrics: dict, targets: Sequence[tuple[str, float]] = (), prevalence
     """Loss, accuracy and AUC with 95% intervals, the published figures and warnings."""
     lines = [f"{metrics['split']}: {metrics['n']} images", f"  loss         {metrics['loss']:.4f}"]
     intervals = metrics.get("intervals", {})
-    published = dict(targets)
+    published = {} if metrics.get("drawn") else dict(targets)  # drawn images have nothing published
     for name in ("accuracy", "auc"):
         lines.append(f"  {name:<12} {metrics[name]:.4f}{_beside(name, metrics['split'], intervals, published)}")
     for name in ("sensitivity", "specificity", "quadratic_kappa", "mean_absolute_error"):

@@ -132,9 +132,8 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
     if args.output_root:
         run_dir = args.output_root / recipe.dataset
     if (run_dir / "recipe.json").exists() and not _launched():
-        raise RunError(
-            f"{run_dir} already holds a run", do=f"go on with it (--resume {run_dir}), or give another --output"
-        )
+        do = f"go on with it (--resume {run_dir}), or remove it, or give another --output"
+        raise RunError(f"{run_dir} already holds a run", do=do)
     if not args.sample:
         root = args.data_root or default_root(recipe.dataset)
         if args.download:
