@@ -198,6 +198,6 @@ def _pair_table(pairs: list) -> str:
 
     table = PrettyTable(["split", "image", "split ", "the same as", "pixels", "class", "leak"], align="l")
     for pair in pairs:
-        pixels = "equal" if pair.exact else f"differ by {pair.difference:.2f} of 255"
+        pixels = "equal" if pair.exact else f"correlation {pair.correlation:.3f}"
         table.add_row([*pair.a, *pair.b, pixels, "same" if pair.same_label else "OTHER", "LEAK" if pair.leak else ""])
     return str(table)
