@@ -12,6 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from paddle_medcls import metrics, published
 from paddle_medcls.augment import augment_batch
@@ -464,3 +466,31 @@ def test_the_real_files():
         assert len(index) == CARDS[flag].counts[0]
         assert bool(index.note) != official
     assert load_index("breastmnist", REAL, "test").counts() == {"malignant": 42, "normal, benign": 114}
+
+
+@pytest.fixture(scope="module")
+def whole_npz(tmp_path_factory):
+    root = tmp_path_factory.mktemp("whole")
+    drawn(root, "breastmnist")
+    return (root / "breastmnist.npz").read_bytes()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
+    st.none() | st.floats(0, 1),
+)
+def test_fuzzed_npz_files(whole_npz, tmp_path_factory, changes, cut):
+    """Bytes changed anywhere, the end cut off: read as it stands, or refused with our error; nothing else."""
+    root = tmp_path_factory.getbasetemp() / "fuzzed-npz"
+    root.mkdir(exist_ok=True)
+    (root / DRAWN_MARK).write_text("")
+    data = bytearray(whole_npz)
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    (root / "breastmnist.npz").write_bytes(data[: None if cut is None else int(cut * len(data))])
+    try:
+        index = load_index("breastmnist", root, "test")
+    except DataError:
+        return
+    assert index.labels.min() >= 0 and index.labels.max() <= 1
