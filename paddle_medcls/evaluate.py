@@ -16,7 +16,7 @@ FLIPS = {"flip": (3,), "flip_vertical": (2,)}  # axes of NCHW
 
 def flips_of(recipe: Recipe) -> tuple[str, ...]:
     """Flips averaged at evaluation: those that the augmentation uses, if the recipe asks for them."""
-    return tuple(name for name in ("flip", "flip_vertical") if recipe.test_flips and getattr(recipe, name))
+    return tuple(name for name in FLIPS if recipe.test_flips and getattr(recipe, name))
 
 
 def predict_logits(model, x: np.ndarray, flips: tuple[str, ...] = ()) -> np.ndarray:

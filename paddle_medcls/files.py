@@ -94,7 +94,14 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[o
 
 
 def sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
+    return _digest(path, hashlib.sha256())
+
+
+def md5(path: str | Path) -> str:
+    return _digest(path, hashlib.md5(usedforsecurity=False))
+
+
+def _digest(path: str | Path, digest) -> str:
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

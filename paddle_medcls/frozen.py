@@ -36,10 +36,11 @@ def freeze(model) -> None:
 
 def start_training(model, frozen: bool) -> None:
     """Training mode; what is frozen stays in evaluation mode: batch-norm statistics still, dropout off."""
-    model.train()
     if frozen:
         model.eval()
         model.head.train()
+    else:
+        model.train()
 
 
 def frozen_hash(model) -> str:

@@ -128,6 +128,15 @@ def test_pictures_of_predictions(palm_run: Path, tmp_path: Path, capsys) -> None
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["V0001_prediction.png"]
 
 
+def test_pictures_of_files_with_the_same_name_are_all_kept(palm_run: Path, tmp_path: Path) -> None:
+    for folder in ("CNV", "DME"):
+        fakes.write_image(tmp_path / "scans" / folder / "1.png", fakes.pixels(1))
+    arguments = [str(tmp_path / "scans"), "--weights", str(palm_run / "PALM.pdparams")]
+    assert predict.main([*arguments, "--pictures", str(tmp_path / "out")]) == 0
+    found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    assert found == ["CNV/1_prediction.png", "DME/1_prediction.png"]
+
+
 def test_evaluation_without_leaked_images(palm_run: Path, capsys) -> None:
     root = palm_run.parent / "palm"
     copied = root / "PALM-Validation400" / "V0003.jpg"

@@ -49,7 +49,7 @@ def _work(args: argparse.Namespace) -> int:
     for note in [f"weights: {weights}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else []), NOTICE]:
         print(note, file=sys.stderr)
     rows, failed = [], 0
-    targets = picture_names(paths, "gradcam")
+    pictures, heat_maps = picture_names(paths, "prediction"), picture_names(paths, "gradcam")
     for path, probs in predictor.predict_files(paths, args.batch_size, args.workers):
         if isinstance(probs, DataError):
             print(f"{type(probs).__name__}: {probs}", file=sys.stderr)
@@ -57,9 +57,9 @@ def _work(args: argparse.Namespace) -> int:
             continue
         rows.append(_row(path, probs, card, args.topk))
         if args.pictures:
-            _picture(args.pictures, path, rows[-1][0], card)
+            _picture(args.pictures / pictures[path], path, rows[-1][0], card)
         if args.gradcam:
-            _heat_map(args.gradcam / targets[path], path, probs, predictor)
+            _heat_map(args.gradcam / heat_maps[path], path, probs, predictor)
         if args.json:
             print(json.dumps(rows[-1][0], ensure_ascii=False), flush=True)
     if rows and not args.json:
@@ -89,7 +89,7 @@ def _row(path: Path, probs, card, k: int) -> tuple[dict, list[float]]:
     return row, [round(float(p), 8) for p in probs]
 
 
-def _picture(folder: Path, path: Path, row: dict, card) -> None:
+def _picture(target: Path, path: Path, row: dict, card) -> None:
     """Writes the picture; a folder named like a class is taken as the true one, as in document 004."""
     from paddle_medcls import plots
     from paddle_medcls.images import read_image
@@ -99,7 +99,6 @@ def _picture(folder: Path, path: Path, row: dict, card) -> None:
     if path.parent.name in card.classes:
         title += f"\ntrue class: {path.parent.name}"
     bars = [(item["label"], item["probability"]) for item in row["topk"]]
-    target = folder / f"{path.stem}_prediction.png"
     plots.prediction(target, read_image(path, "rgb"), bars, title, DRAWN_NOTICE if card.drawn else "")
 
 

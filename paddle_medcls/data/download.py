@@ -5,7 +5,6 @@ A file under its final name is complete and has the right checksum; until then i
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import urllib.error
@@ -13,6 +12,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from paddle_medcls import files
 from paddle_medcls.errors import DataError
 from paddle_medcls.progress import progress
 
@@ -72,21 +72,11 @@ def checksum_text(md5: str, sha256: str = "") -> str:
     return f"its md5 is {md5}" if md5 else f"its sha256 is {sha256}"
 
 
-def file_md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _check(path: Path, size: int, md5: str, sha256: str, do: str) -> None:
-    from paddle_medcls.files import sha256 as file_sha256
-
     found = path.stat().st_size
     if size and found != size:
         raise DataError(f"{path.name} has another size", where=path, expected=f"{size:,} bytes, found {found:,}", do=do)
-    for name, expected, digest in (("md5", md5, file_md5), ("sha256", sha256, file_sha256)):
+    for name, expected, digest in (("md5", md5, files.md5), ("sha256", sha256, files.sha256)):
         if expected and (actual := digest(path)) != expected:
             text = f"{expected}, found {actual}"
             raise DataError(f"{path.name} has another {name}", where=path, expected=text, do=do)

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import metrics
-from paddle_medcls.data.download import checksum_text, download, file_md5
+from paddle_medcls import files, metrics
+from paddle_medcls.data.download import checksum_text, download
 from paddle_medcls.data.index import DRAWN_MARK, Index, is_drawn
 from paddle_medcls.data.medmnist_cards import ALIASES, CARDS, SIZES, URL, Card
 from paddle_medcls.errors import DataError
-from paddle_medcls.files import write_text
 
 SPLITS = ("train", "val", "test")
 NAMES = (*CARDS, *ALIASES, *(f"{flag}_{side}" for flag in CARDS for side in SIZES[1:]))
@@ -97,12 +96,12 @@ def write_scores(folder: Path, index: Index, probs: np.ndarray, run: str) -> Pat
     accuracy = float((metrics.predicted(probs, index.task) == index.labels).mean())
     path = folder / f"{stem}[AUC]{auc:.3f}_[ACC]{accuracy:.3f}@{run}.csv"
     lines = (",".join([str(row), *map(repr, scores)]) for row, scores in enumerate(probs.tolist()))
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    files.write_text(path, "".join(f"{line}\n" for line in lines))
     return path
 
 
 def _bytes_note(path: Path, md5: str) -> str:
-    found = file_md5(path)
+    found = files.md5(path)
     return "" if found == md5 else f"{path.name}: not the official bytes: md5 {found}, published {md5}"
 
 
