@@ -43,6 +43,15 @@ def matrix_switch() -> str | None:
     return "7" if "avx512f" in flags else "5" if "avx2" in flags else None
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor computes with bfloat16 (AVX-512 or AMX)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 def prepare_environment() -> None:
     """Sets what is not set yet, unless Paddle is already there."""
     wanted = {"OMP_NUM_THREADS": str(usable_cores()), "MKL_DEBUG_CPU_TYPE": matrix_switch()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from paddle_medcls.data.index import Index
@@ -19,8 +21,8 @@ def flips_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(name for name in FLIPS if recipe.test_flips and getattr(recipe, name))
 
 
-def predict_logits(model, x: np.ndarray, flips: tuple[str, ...] = ()) -> np.ndarray:
-    """Logits (N, outputs) of a batch x (N, C, H, W), averaged over the image and its flips.
+def flip_axes(flips: tuple[str, ...]) -> list[tuple[int, ...]]:
+    """Axes of each version of an image that is averaged; the first is the image itself.
 
     Args:
         flips: names in FLIPS; both together add the image turned by 180 degrees as well.
@@ -28,6 +30,12 @@ def predict_logits(model, x: np.ndarray, flips: tuple[str, ...] = ()) -> np.ndar
     axes: list[tuple[int, ...]] = [()]
     for name in flips:
         axes += [known + FLIPS[name] for known in axes]
+    return axes
+
+
+def predict_logits(model, x: np.ndarray, flips: tuple[str, ...] = ()) -> np.ndarray:
+    """Logits (N, outputs) of a batch x (N, C, H, W), averaged over the image and its flips."""
+    axes = flip_axes(flips)
     with paddle.no_grad():
         image = paddle.to_tensor(x)
         total = sum(model(paddle.flip(image, list(axis)) if axis else image) for axis in axes)
@@ -50,17 +58,29 @@ def evaluate_split(
     gathering needs is cut off again, so no image counts twice.
     """
     batches = cut(range(len(index)), batch_size)
-    mine = batches[rank::world]
     was_training = model.training
     model.eval()
-    loaded = load_batches(ImageDataset(index, spec), mine, workers)
-    bar = progress(loaded, f"evaluating {index.split}", len(mine), "batch", show=rank == 0)
-    parts = [predict_logits(model, batch.x, flips) for batch in bar]
+    parts = forward_split(
+        lambda x: predict_logits(model, x, flips), index, spec, batches[rank::world], workers, show=rank == 0
+    )
     if was_training:
         model.train()
     if world == 1:
         return np.concatenate(parts)
     return _gather(parts, batches, world)
+
+
+def forward_split(
+    forward: Callable[[np.ndarray], np.ndarray],
+    index: Index,
+    spec: Preprocessing,
+    batches: Sequence[range],
+    workers: int,
+    show: bool = True,
+) -> list[np.ndarray]:
+    """What `forward` gives for each of these batches of an index."""
+    loaded = load_batches(ImageDataset(index, spec), batches, workers)
+    return [forward(batch.x) for batch in progress(loaded, f"evaluating {index.split}", len(batches), "batch", show)]
 
 
 def _gather(parts: list[np.ndarray], batches: list, world: int) -> np.ndarray:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Iterable, Sequence
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,67 +17,131 @@ import numpy as np
 from paddle_medcls import metrics
 from paddle_medcls.data import dataset_classes
 from paddle_medcls.data.index import Index
-from paddle_medcls.errors import DataError, WeightsError
-from paddle_medcls.evaluate import evaluate_split, predict_logits
-from paddle_medcls.gradcam import gradcam
+from paddle_medcls.engines import FORMS, PRECISIONS, Forward, open_model, require
+from paddle_medcls.errors import DataError, SetupError, WeightsError
+from paddle_medcls.files import sha256
 from paddle_medcls.images import SUFFIXES, Preprocessing, preprocess, read_image, unfit
-from paddle_medcls.models.weights import load_strict, read_weights, recognise
+from paddle_medcls.models.layouts import recognise
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.sidecar import Sidecar
+from paddle_medcls.sidecar import Sidecar, find_model, sidecar_of
 
 _NOTEBOOKS = {("document 001", 1): "palm_tutorial", ("document 003", 4): "covid_notebook"}
 """(layout, outputs) of a weight file without a sidecar -> the recipe it must have been made with."""
 
+FASTEST_FIRST = ("openvino", "onnxruntime", "onednn")
+"""On a CPU; see tools/benchmark.py."""
+
 
 class Predictor:
-    """A trained network that takes images and gives probabilities.
+    """A trained network that takes images and gives probabilities, whatever computes them.
 
     Attributes:
-        model: the network, in evaluation mode.
         card: classes, preprocessing and the rest of the sidecar.
         notes: what was assumed about a file without a sidecar, one line each.
+        engine: what computes, one of `engines.ENGINES`.
+        precision: "f32" or "bf16".
     """
 
-    def __init__(self, model, card: Sidecar, notes: Sequence[str] = ()) -> None:
-        model.eval()
-        self.model = model
-        self.card = card
-        self.notes = list(notes)
-
-    @staticmethod
-    def from_weights(path: str | Path, recipe: Recipe | None = None) -> Predictor:
-        """Loads a weight file.
+    def __init__(
+        self,
+        card: Sidecar,
+        notes: Sequence[str] = (),
+        model=None,
+        forward: Forward | None = None,
+        engine: str = "paddle",
+        precision: str = "f32",
+        source: tuple[Path, Recipe | None] | None = None,
+    ) -> None:
+        """Of a network, or of what computes its logits; see `from_weights` for files.
 
         Args:
-            path: `.pdparams` or `.safetensors`; a sidecar of the same name beside it is read.
+            model: the network; its flips are averaged here.
+            forward: that of `engine`, see `engines.open_model`; flips are averaged inside.
+            source: weight file and recipe that the network can be built from when heat maps are asked for.
+        """
+        self.card = card
+        self.notes = list(notes)
+        self.engine = engine
+        self.precision = precision
+        self._model = model
+        self._forward = forward
+        self._source = source
+        if model is not None:
+            model.eval()
+
+    @staticmethod
+    def from_weights(
+        path: str | Path,
+        recipe: Recipe | None = None,
+        engine: str | None = None,
+        precision: str = "f32",
+        say: Callable[[str], None] = lambda line: None,
+    ) -> Predictor:
+        """Loads a weight file or an exported model.
+
+        Args:
+            path: `.pdparams` or `.safetensors`, a sidecar of the same name beside it is read; or a file of an
+                export; or a folder that holds one of these.
             recipe: for a file without a sidecar, how it was trained; None: told from its layout, which
                 works for the two notebooks' own files.
+            engine: None, the file's own: the network itself ("paddle"), or for an export that of its form. For a
+                weight file another of `engines.ENGINES`, through an exported form that is kept beside it; "auto",
+                the fastest of them that is installed and agrees with the network.
+            precision: "f32" or "bf16".
+            say: takes a line about an engine that is being prepared or cannot be used.
 
         Raises:
             WeightsError: unreadable, hostile, not fitting, or nothing known about its training.
+            SetupError: the engine is not installed or cannot compute in this precision.
         """
-        path = Path(path)
-        state = read_weights(path)
-        sidecar = path.with_suffix(".json")
-        if sidecar.is_file():
-            card = Sidecar.read(sidecar)
-            card.check(path)
-            notes: list[str] = []
-        else:
-            card, state, notes = _assume(path, state, recipe)
-        model = card.network.build()
-        load_strict(model, state, path)
-        return Predictor(model, card, notes)
+        path = find_model(Path(path))
+        sidecar = sidecar_of(path)
+        card = Sidecar.read(sidecar) if sidecar.is_file() else None
+        if card is not None and card.form:
+            return _of_export(path, card, engine, precision)
+        for name in _candidates(path, engine, precision):
+            if name == "paddle":
+                break
+            try:
+                return _of_engine(path, recipe, name, precision, say)
+            except SetupError as error:  # of the engine; faults of the weights are the same everywhere
+                if engine != "auto":
+                    raise
+                say(f"{name} cannot be used: {error.what}")
+        require("paddle", precision)
+        return _of_network(path, recipe)
+
+    @property
+    def model(self):
+        """The network in evaluation mode; built when it is first asked for."""
+        if self._model is None:
+            if self._source is None:
+                raise WeightsError(
+                    "an exported model has no layers to look into", do="give the weight file that it was made of"
+                )
+            self._model = _of_network(*self._source)._model
+        return self._model
 
     def logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Decoded images (H, W, C) uint8, channels as the preprocessing says -> logits (N, outputs)."""
-        x = np.stack([preprocess(image, self.card.preprocessing) for image in images])
+        return self.forward(np.stack([preprocess(image, self.card.preprocessing) for image in images]))
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """Preprocessed x (N, C, S, S) float32 -> logits (N, outputs)."""
+        if self._forward is not None:
+            return self._forward(x)
+        from paddle_medcls.evaluate import predict_logits
+
         return predict_logits(self.model, x, self.card.flips)
 
     def split_logits(self, index: Index, batch_size: int, workers: int) -> np.ndarray:
         """Logits (N, outputs) of a whole split, in its order."""
-        return evaluate_split(self.model, index, self.card.preprocessing, batch_size, workers, self.card.flips)
+        from paddle_medcls.data.loader import cut
+        from paddle_medcls.evaluate import forward_split
+
+        batches = cut(range(len(index)), batch_size)
+        return np.concatenate(forward_split(self.forward, index, self.card.preprocessing, batches, workers))
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Logits -> (N, C) probabilities, with the card's temperature."""
@@ -101,6 +170,8 @@ class Predictor:
             classes: class explained, one for all or one for each.
             layer: see `gradcam.gradcam`.
         """
+        from paddle_medcls.gradcam import gradcam
+
         spec = self.card.preprocessing
         maps = gradcam(self.model, np.stack([preprocess(image, spec) for image in images]), layer, classes)
         return [unfit(heat, image.shape[:2], spec) for heat, image in zip(maps, images)]
@@ -108,7 +179,7 @@ class Predictor:
     def read_files(
         self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
     ) -> Iterable[list[tuple[Path, np.ndarray | DataError]]]:
-        """Yields groups of (path, decoded image); for an unreadable file (path, its error)."""
+        """Yields groups of (path, decoded image), the next one read meanwhile; for an unreadable file its error."""
 
         def read(path: Path) -> np.ndarray | DataError:
             try:
@@ -116,10 +187,15 @@ class Predictor:
             except DataError as error:
                 return error
 
+        groups = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            for start in range(0, len(paths), batch_size):
-                group = paths[start : start + batch_size]
-                yield list(zip(group, pool.map(read, group)))
+            ahead: deque = deque()
+            for group in groups:
+                ahead.append((group, pool.map(read, group)))
+                if len(ahead) == 2:
+                    yield list(zip(*ahead.popleft()))
+            while ahead:
+                yield list(zip(*ahead.popleft()))
 
     def predict_files(
         self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
@@ -130,6 +206,104 @@ class Predictor:
             probs = iter(self.probabilities(self.logits(good)) if good else ())
             for path, image in group:
                 yield path, image if isinstance(image, DataError) else next(probs)
+
+
+def _of_network(path: Path, recipe: Recipe | None) -> Predictor:
+    """The network itself, in Paddle."""
+    from paddle_medcls.models.weights import load_strict, read_weights
+
+    state = read_weights(path)
+    sidecar = sidecar_of(path)
+    if sidecar.is_file():
+        card = Sidecar.read(sidecar)
+        card.check(path)
+        notes: list[str] = []
+    else:
+        card, state, notes = _assume(path, state, recipe)
+    model = card.network.build()
+    load_strict(model, state, path)
+    return Predictor(card, notes, model)
+
+
+def _of_export(path: Path, card: Sidecar, engine: str | None, precision: str) -> Predictor:
+    """An exported model, in the engine of its form and the precision that it was exported for."""
+    if card.form not in FORMS or card.precision not in PRECISIONS:
+        raise WeightsError(f"unknown form {card.form!r} or precision {card.precision!r}", where=sidecar_of(path))
+    own = FORMS[card.form]
+    if engine not in (None, "auto", own):
+        raise SetupError(f"{path} is an export for {own}, not for {engine}", do="leave --engine out")
+    precision = "bf16" if "bf16" in (precision, card.precision) else "f32"
+    card.check(path)
+    forward = open_model(path.parent, sidecar_of(path).stem, card.form, precision)
+    return Predictor(card, forward=forward, engine=own, precision=precision)
+
+
+def _candidates(path: Path, engine: str | None, precision: str) -> list[str]:
+    """Engines to try, the fastest first; the network itself ends the list."""
+    if engine is None or not path.is_file():
+        return ["paddle"]
+    if engine != "auto":
+        return [engine]
+    return [name for name in FASTEST_FIRST if _usable(path, name, precision)] + ["paddle"]
+
+
+def _usable(path: Path, engine: str, precision: str) -> bool:
+    """Whether an engine is installed, and its form of these weights is there or can be made."""
+    try:
+        require(engine, precision)
+    except SetupError:
+        return False
+    can_export = engine == "onednn" or importlib.util.find_spec("paddle2onnx") is not None
+    return _prepared_folder(path, engine).is_dir() or (can_export and os.access(path.parent, os.W_OK))
+
+
+def _prepared_folder(weights: Path, engine: str) -> Path:
+    return weights.parent / ".engines" / f"{weights.name}-{engine}"
+
+
+def _of_engine(
+    weights: Path, recipe: Recipe | None, engine: str, precision: str, say: Callable[[str], None]
+) -> Predictor:
+    """The weights' exported form, made beside them when there is none or it is another file's."""
+    require(engine, precision)
+    folder = _prepared_folder(weights, engine)
+    digest = sha256(weights)
+    sidecar = sidecar_of(weights)
+    own = Sidecar.read(sidecar) if sidecar.is_file() else None
+    if own is not None:
+        own.check(weights)
+    for attempt in (1, 2):
+        try:
+            card = Sidecar.read(sidecar_of(find_model(folder)))
+            stale = card.sha256 != digest or (own is not None and card.flips != own.flips)
+            if not stale:
+                card.check(folder / next(iter(card.files)))
+                break
+        except WeightsError:
+            pass
+        if attempt == 2:
+            raise SetupError(f"{folder}: what was prepared cannot be read", do="remove this folder")
+        say(f"preparing {weights.name} for {engine}, once; kept in {folder}")
+        _prepare(weights, recipe, engine, folder)
+    forward = open_model(folder, sidecar.stem, card.form, precision)
+    notes = [] if own else [f"{weights.name}: no sidecar; taken as recipe {card.recipe}, {card.network.model}"]
+    card = own or replace(card, form="", files={})
+    return Predictor(card, notes, None, forward, engine, precision, (weights, recipe))
+
+
+def _prepare(weights: Path, recipe: Recipe | None, engine: str, folder: Path) -> None:
+    """Exports in a process of its own: this one stays without Paddle, and its output clean."""
+    form = next(form for form, name in FORMS.items() if name == engine)
+    command = [sys.executable, "-m", "paddle_medcls.commands.export", "--weights", str(weights), "--format", form]
+    command += ["--output", str(folder)] + (["--recipe", recipe.name] if recipe else [])
+    here = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": here})
+    if done.returncode != 0:
+        kind, _, said = next((line for line in done.stderr.splitlines() if "Error: " in line), "").partition(": ")
+        if kind == "WeightsError":
+            raise WeightsError(said)
+        why = f"{kind}: {said}" if kind else f"exit code {done.returncode}"
+        raise SetupError(f"exporting failed: {why}", do=f"try it: tools/export.py --weights {weights}")
 
 
 def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, dict, list[str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from paddle_medcls.files import sha256, write_csv, write_json
 from paddle_medcls.models.weights import load_strict, save_weights
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.runtime import paddle
-from paddle_medcls.sidecar import Sidecar
+from paddle_medcls.sidecar import Sidecar, sidecar_of
 
 HISTORY = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_auc")
 STEP_LOG = ("step", "lr", "loss", "accuracy")
@@ -181,9 +181,9 @@ def calibrate(
             diagrams.append((name, calibration.reliability(*claims), calibration.expected_calibration_error(*claims)))
         note = report.DRAWN_NOTICE if index.drawn or card.drawn else ""
         plots.reliability(output / "calibration.png", diagrams, f"{index.dataset}, {index.split}", note)
-    changed = {"temperature": temperature, "threshold": threshold, "sha256": sha256(weights)}
-    card = Sidecar(**{**vars(card), **changed})
-    card.write(weights.with_suffix(".json"))
+    digest = card.sha256 if card.form else sha256(weights)
+    card = replace(card, temperature=temperature, threshold=threshold, sha256=digest)
+    card.write(sidecar_of(weights))
     return card
 
 

@@ -1,4 +1,4 @@
-"""What travels with a weight file: `<NAME>.json` beside `<NAME>.pdparams`."""
+"""What travels with a weight file, or with an exported model: `<NAME>.json` beside it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,37 @@ from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import Network
 
 KIND = "paddle_medcls weights"
+SUFFIXES = (".pdparams", ".safetensors", ".onnx", ".xml", ".bin")
+SUFFIXES += (".inference.json", ".inference.pdmodel", ".inference.pdiparams")
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where the sidecar of a model's file lies."""
+    stem = next((path.name[: -len(suffix)] for suffix in SUFFIXES if path.name.endswith(suffix)), path.stem)
+    return path.with_name(f"{stem}.json")
+
+
+def find_model(path: Path) -> Path:
+    """A model's file, where a folder was given that holds one: a run directory or an export."""
+    if not path.is_dir():
+        return path
+    found = sorted({sidecar_of(p) for p in path.iterdir() if p.name.endswith(SUFFIXES) and sidecar_of(p).is_file()})
+    if len(found) != 1:
+        names = ", ".join(item.stem for item in found) or "none"
+        raise WeightsError(f"{path}: one model is expected in a folder, found: {names}", do="name its file")
+    return next(p for p in sorted(path.iterdir()) if p.name.endswith(SUFFIXES) and sidecar_of(p) == found[0])
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Everything needed to use a weight file as it was trained.
+    """Everything needed to use a weight file, or what was exported of it, as it was trained.
 
     Attributes:
         dataset, recipe: names.
         classes: in the order of the probability columns.
         task, loss: see `data.index.Index` and `recipe.Recipe`.
         network, preprocessing: how to build the network and its input.
-        flips: axes averaged at evaluation, see `evaluate.predict_logits`.
+        flips: axes averaged at evaluation, see `evaluate.predict_logits`; an exported model does it inside.
         temperature: logits are divided by it.
         threshold: of class 1 in a binary task.
         metrics: of the validation split.
@@ -31,6 +50,9 @@ class Sidecar:
         drawn: trained on images that the project drew.
         sha256: of the weight file; empty where it is not known.
         versions: of the libraries that trained it.
+        form: of an exported model, see `engines.FORMS`; empty for a weight file.
+        precision: that an exported model is run with, "f32" or "bf16".
+        files: of an exported model: name -> sha256.
     """
 
     dataset: str
@@ -48,6 +70,9 @@ class Sidecar:
     drawn: bool = False
     sha256: str = ""
     versions: dict = field(default_factory=dict)
+    form: str = ""
+    precision: str = "f32"
+    files: dict = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Writes the JSON file, with `kind` first."""
@@ -76,10 +101,14 @@ class Sidecar:
                 f"the sidecar cannot be read: {reason}", where=path, do="restore it from the run that made the weights"
             ) from None
 
-    def check(self, weights: Path) -> None:
-        """Refuses a weight file that is not the one this sidecar was written for."""
-        if self.sha256 and sha256(weights) != self.sha256:
-            raise WeightsError(
-                f"{weights} is not the file that {weights.with_suffix('.json').name} describes (sha256 differs)",
-                do="copy both files again from one run; an interrupted training is resumed with --resume",
-            )
+    def check(self, path: Path) -> None:
+        """Refuses a model's files that are not those this sidecar was written for."""
+        expected = {path.parent / name: digest for name, digest in self.files.items()} or {path: self.sha256}
+        for file, digest in expected.items():
+            if not file.is_file():
+                raise WeightsError(f"{file}: the file is missing", do="copy all files of the export again")
+            if digest and sha256(file) != digest:
+                raise WeightsError(
+                    f"{file} is not the file that {sidecar_of(path).name} describes (sha256 differs)",
+                    do="copy all files again from one place; an interrupted training is resumed with --resume",
+                )

@@ -19,9 +19,20 @@ LAYERS = (
     {"files", "interrupt", "progress", "recipe", "runtime", "metrics", "calibration", "comparison", "safe_pickle"},
     {"images", "augment", "plots"},
     {"data", "data.*", "models", "models.*"},
-    {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "frozen", "gradcam", "report", "errorpage"},
+    {
+        "data.loader",
+        "engines",
+        "sidecar",
+        "optim",
+        "checkpoint",
+        "evaluate",
+        "frozen",
+        "gradcam",
+        "report",
+        "errorpage",
+    },
     {"recipes", "recipes.*", "rundir", "predict", "train", "trust"},
-    {"benchmark", "reproduce"},
+    {"benchmark", "export", "reproduce"},
     {"commands", "commands.*"},
 )
 NO_PADDLE = (
@@ -46,7 +57,10 @@ NO_PADDLE += (
     "data.archives",
     "data.download",
     "models",
+    "models.layouts",
     "sidecar",
+    "engines",
+    "predict",
 )
 
 

@@ -10,12 +10,14 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 COMMANDS = {
     "prepare": "unpack, list, count and check a data set",
     "train": "train a recipe",
     "eval": "score a weight file on a split",
     "predict": "predict images",
+    "export": "a trained model for other programs",
     "gradcam": "heat maps of images, and whether they are true",
     "reproduce": "run a grid of recipes and seeds, and its table",
     "benchmark": "measure speed, side by side",
@@ -44,6 +46,42 @@ def parser(name: str, text: str) -> argparse.ArgumentParser:
     )
     result.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return result
+
+
+def add_engine_options(p: argparse.ArgumentParser) -> None:
+    """--device, --engine and --precision of the commands that use a trained model."""
+    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    p.add_argument(
+        "--engine",
+        choices=("auto", "paddle", "onednn", "onnxruntime", "openvino"),
+        default="auto",
+        help="what computes; auto: the fastest on this machine that agrees with the network",
+    )
+    p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="bf16: faster, rounded (some engines)")
+
+
+def open_predictor(weights: Path, args: argparse.Namespace):
+    """The predictor of a weight file or export, as --recipe, --device, --engine and --precision want it."""
+    from paddle_medcls.predict import Predictor
+    from paddle_medcls.recipes import get_recipe
+
+    engine = args.engine
+    if args.device == "gpu" or _has_gpu_build():  # else Paddle, slow to import, need not be asked
+        from paddle_medcls.runtime import select_device
+
+        if select_device(args.device) != "cpu" and engine == "auto":
+            engine = None  # on a GPU the network itself
+    recipe = get_recipe(args.recipe) if args.recipe else None
+    return Predictor.from_weights(weights, recipe, engine, args.precision, lambda line: print(line, file=sys.stderr))
+
+
+def _has_gpu_build() -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return bool(version("paddlepaddle-gpu"))
+    except PackageNotFoundError:
+        return False
 
 
 def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import parser, run
+from paddle_medcls.commands import add_engine_options, open_predictor, parser, run
 
 TEXT = """Scores a weight file on a whole split: loss, accuracy and AUC with 95% intervals, precision,
 recall and F1 of each class, the published figure beside ours. The file's sidecar says how it was
@@ -24,7 +24,7 @@ that hold one (a run directory, or what --output wrote). It needs neither weight
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("eval", TEXT)
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--weights", type=Path, help=".pdparams or .safetensors")
+    what.add_argument("--weights", type=Path, help="weight file or export")
     what.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two predictions of the same images")
     p.add_argument("--data-root", type=Path, help="folder of the images (default: the run's, else datasets/<dataset>)")
     p.add_argument("--split", choices=("train", "val", "test"), help="default: test where there is one, else val")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--output", type=Path, help="also write metrics.json, predictions and pictures here")
     p.add_argument("--batch-size", type=int, default=32)
     p.add_argument("--workers", type=int, default=2, help="threads that read images")
-    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    add_engine_options(p)
     args = p.parse_args(argv)
     if args.sensitivity is not None and not (args.calibrate and 0 < args.sensitivity <= 1):
         p.error("--sensitivity needs --calibrate and lies between 0 and 1")
@@ -72,14 +72,13 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.data import dataset_module, default_root, load_index
     from paddle_medcls.data.statistics import scan
     from paddle_medcls.metrics import predicted
-    from paddle_medcls.predict import Predictor
     from paddle_medcls.recipes import all_recipes, get_recipe
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE, class_table, confusion_table, summary
-    from paddle_medcls.runtime import select_device
+    from paddle_medcls.sidecar import find_model
 
-    select_device(args.device)
-    predictor = Predictor.from_weights(args.weights, get_recipe(args.recipe) if args.recipe else None)
-    for note in predictor.notes:
+    args.weights = find_model(args.weights)
+    predictor = open_predictor(args.weights, args)
+    for note in [f"weights: {args.weights} ({predictor.engine}, {predictor.precision})", *predictor.notes]:
         print(note, file=sys.stderr)
     card = predictor.card
     known = card.recipe in all_recipes()

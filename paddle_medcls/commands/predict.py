@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import parser, run
+from paddle_medcls.commands import add_engine_options, open_predictor, parser, run
 
 TEXT = """Predicts images with a trained model. Standard output holds the table, or one JSON object a
 line, and nothing else. An unreadable file is reported, the others are predicted, and the exit code is 1."""
@@ -17,7 +17,7 @@ line, and nothing else. An unreadable file is reported, the others are predicted
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("predict", TEXT)
     p.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (searched below) or globs")
-    p.add_argument("--weights", type=Path, help="default: the newest run's")
+    p.add_argument("--weights", type=Path, help="weight file or export (default: the newest run's)")
     p.add_argument("--recipe", help="for a file without a sidecar: the recipe it was trained with")
     p.add_argument("--topk", type=int, default=1, metavar="K", help="show the K most probable classes")
     p.add_argument("--json", action="store_true", help="one JSON object a line: image, label, probability, topk")
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--gradcam", type=Path, metavar="DIR", help="each image with the heat map of its class (Grad-CAM)")
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--workers", type=int, default=2, help="threads that read images")
-    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    add_engine_options(p)
     args = p.parse_args(argv)
     if args.topk < 1 or args.batch_size < 1:
         p.error("--topk and --batch-size must be at least 1")
@@ -36,17 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.errors import DataError
     from paddle_medcls.files import write_csv
-    from paddle_medcls.predict import Predictor, expand, picture_names
-    from paddle_medcls.recipes import get_recipe
+    from paddle_medcls.predict import expand, picture_names
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE
-    from paddle_medcls.runtime import select_device
 
     paths = expand(args.images)
     weights = args.weights or newest_weights(Path("runs"))
-    select_device(args.device)
-    predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
+    predictor = open_predictor(weights, args)
     card = predictor.card
-    for note in [f"weights: {weights}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else []), NOTICE]:
+    for note in [
+        f"weights: {weights} ({predictor.engine}, {predictor.precision})",
+        *predictor.notes,
+        *([DRAWN_NOTICE] if card.drawn else []),
+        NOTICE,
+    ]:
         print(note, file=sys.stderr)
     rows, failed = [], 0
     pictures, heat_maps = picture_names(paths, "prediction"), picture_names(paths, "gradcam")

@@ -1,0 +1,67 @@
+"""`python tools/export.py --weights F --format onnx --output DIR`: a trained model for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from paddle_medcls.commands import parser, run
+
+TEXT = """Exports a trained model with its sidecar and a model card, opens it again, and compares its
+probabilities with the network's; an export that differs is not kept. predict.py, eval.py and the web
+page take the folder in place of a weight file."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = parser("export", TEXT)
+    p.add_argument("--weights", type=Path, help="default: the newest run's")
+    p.add_argument("--recipe", help="for a file without a sidecar: the recipe it was trained with")
+    p.add_argument("--format", choices=("paddle", "onnx", "openvino"), required=True)
+    p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="that the model is to be run with")
+    p.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or an earlier export")
+    p.add_argument(
+        "--images", nargs="+", default=[], metavar="IMAGE", help="compare on these, not on drawn images; five or more"
+    )
+    return run(_work, p.parse_args(argv))
+
+
+def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.commands.predict import newest_weights
+    from paddle_medcls.errors import DataError, WeightsError
+    from paddle_medcls.export import drawn_images, export
+    from paddle_medcls.images import read_image
+    from paddle_medcls.predict import Predictor, expand
+    from paddle_medcls.recipes import get_recipe
+    from paddle_medcls.report import DRAWN_NOTICE, NOTICE
+    from paddle_medcls.runtime import select_device
+    from paddle_medcls.sidecar import find_model
+
+    weights = find_model(args.weights or newest_weights(Path("runs")))
+    select_device("cpu")
+    predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
+    card = predictor.card
+    if card.form:
+        raise WeightsError(f"{weights} is an export itself", do="export from the weight file (.pdparams)")
+    for note in [f"weights: {weights}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else [])]:
+        print(note, file=sys.stderr)
+    paths = expand(args.images) if args.images else []
+    if args.images and len(paths) < 5:
+        raise DataError(f"--images: {len(paths)} image(s) to compare on", expected="five or more")
+    images = [read_image(path, card.preprocessing.channels) for path in paths] or drawn_images(card)
+    found = export(predictor, weights, args.format, args.output, args.precision, images)
+    size = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
+    print(f"{args.format}, {args.precision}: {size:.1f} MB written to {args.output}")
+    what = "" if paths else "drawn "
+    print(
+        f"compared with the network on {found.images} {what}images in batches of "
+        f"{' and '.join(map(str, found.batches))}: largest difference of a probability {found.difference:.1e}, "
+        f"same labels {found.same_labels:.0%}"
+    )
+    print(NOTICE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

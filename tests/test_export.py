@@ -1,0 +1,405 @@
+"""Exported models and engines: every door gives the network's probabilities, and nothing else is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import ROOT, TOOLS, pixels, write_image
+
+from paddle_medcls import cpu, engines
+from paddle_medcls import export as exporting
+from paddle_medcls.commands import eval, export, predict
+from paddle_medcls.errors import RunError, SetupError, WeightsError
+from paddle_medcls.files import sha256
+from paddle_medcls.images import Preprocessing
+from paddle_medcls.models import Network
+from paddle_medcls.models.weights import save_weights
+from paddle_medcls.predict import Predictor
+from paddle_medcls.runtime import paddle
+from paddle_medcls.sidecar import Sidecar, find_model, sidecar_of
+
+LIBRARIES = {"paddle": (), "onnx": ("paddle2onnx", "onnxruntime"), "openvino": ("paddle2onnx", "openvino")}
+
+
+def need(form: str) -> None:
+    for library in LIBRARIES[form]:
+        pytest.importorskip(library, reason=f"{library} is not installed")
+
+
+def make_weights(folder: Path, seed: int = 0, **changes: object) -> Path:
+    """COVID.pdparams and its sidecar: a ResNet-18 for 32 pixels whose batch norm has seen images."""
+    paddle.seed(seed)
+    network = Network("resnet18", 4, 3, "small")
+    model = network.build()
+    for _ in range(3):
+        model(paddle.randn([8, 3, 32, 32]))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(model, folder / "COVID.pdparams")
+    spec = Preprocessing(size_px=32, channels="bgr", mean=(120.0,) * 3, std=(60.0,) * 3)
+    classes = ("COVID", "LungOpacity", "Normal", "ViralPneumonia")
+    card = Sidecar("covid", "covid", classes, "multi-class", "softmax", network, spec, temperature=1.3)
+    card = replace(card, sha256=sha256(folder / "COVID.pdparams"), **changes)
+    card.write(folder / "COVID.json")
+    return folder / "COVID.pdparams"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_weights(tmp_path_factory.mktemp("weights"), flips=("flip", "flip_vertical"))
+
+
+@pytest.fixture(scope="module")
+def exports(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every form that can be made here, by the command."""
+    folder = tmp_path_factory.mktemp("exports")
+    made = {}
+    for form, libraries in LIBRARIES.items():
+        if all(engines.installed(name) for name in libraries if name in engines.ENGINES):
+            code = export.main(["--weights", str(weights), "--format", form, "--output", str(folder / form)])
+            if code == 0:
+                made[form] = folder / form
+    return made
+
+
+@pytest.fixture
+def images() -> list[np.ndarray]:
+    return [pixels(seed, 60 + 20 * seed) for seed in range(7)]
+
+
+def by_hand(weights: Path, images: list[np.ndarray]) -> np.ndarray:
+    """Probabilities, slowly: one image and one flip at a time, softmax written out."""
+    card = Sidecar.read(weights.with_suffix(".json"))
+    model = card.network.build()
+    state = paddle.load(str(weights))
+    model.set_state_dict(state)
+    model.eval()
+    rows = []
+    for image in images:
+        x = (image.astype(np.float32) - 120) / 60
+        views = [x, x[:, ::-1], x[::-1], x[::-1, ::-1]] if card.flips else [x]
+        logits = [model(paddle.to_tensor(v.transpose(2, 0, 1)[None].copy())).numpy()[0] for v in views]
+        z = np.mean(logits, axis=0) / 1.3
+        rows.append(np.exp(z - z.max()) / np.exp(z - z.max()).sum())
+    return np.array(rows)
+
+
+# --- what is written -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", LIBRARIES)
+def test_every_form_gives_the_probabilities_of_the_network(form: str, weights, exports, images) -> None:
+    need(form)
+    served = Predictor.from_weights(exports[form])
+    expected = by_hand(weights, images)
+    for size in (1, 3, 5):
+        parts = [served.probabilities(served.logits(images[k : k + size])) for k in range(0, len(images), size)]
+        np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5)
+    assert (served.engine, served.precision) == (engines.FORMS[form], "f32")
+
+
+@pytest.mark.parametrize("form", LIBRARIES)
+def test_the_folder_holds_the_model_and_all_that_is_needed_to_use_it(form: str, weights, exports) -> None:
+    need(form)
+    card, own = Sidecar.read(exports[form] / "COVID.json"), Sidecar.read(weights.with_suffix(".json"))
+    assert card.form == form and card.files and card.sha256 == sha256(weights)
+    assert {name: sha256(exports[form] / name) for name in card.files} == card.files
+    assert replace(card, form="", files={}) == own
+    assert not list(exports[form].parent.glob(".*"))  # no half-made folder is left
+
+
+def test_onnx_has_the_promised_ends(exports) -> None:
+    need("onnx")
+    import onnx
+
+    model = onnx.load(str(exports["onnx"] / "COVID.onnx"))
+    assert {item.domain: item.version for item in model.opset_import}[""] == 17
+    (given,), (wanted,) = model.graph.input, model.graph.output
+    dims = [[d.dim_param or d.dim_value for d in end.type.tensor_type.shape.dim] for end in (given, wanted)]
+    assert (given.name, wanted.name) == ("image", "logits") and dims == [["batch", 3, 32, 32], ["batch", 4]]
+
+
+def test_an_export_is_replaced_but_nothing_else_is(weights: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["--weights", str(weights), "--format", "paddle", "--output"]
+    mine = tmp_path / "thesis"
+    mine.mkdir()
+    (mine / "chapter.txt").write_text("all of it")
+    assert export.main([*arguments, str(mine)]) == 1
+    assert "holds something else than an export" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter.txt"]
+    for _ in range(2):
+        assert export.main([*arguments, str(tmp_path / "out")]) == 0
+    assert "largest difference of a probability" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["differs", "empty", "nothing", "full disk"])
+def test_a_faulty_export_is_not_kept(fault: str, weights: Path, tmp_path: Path, images, monkeypatch) -> None:
+    predictor = Predictor.from_weights(weights)
+    folder = tmp_path / "out"
+    exporting.export(predictor, weights, "paddle", folder, "f32", images)
+    before = {path.name: sha256(path) for path in folder.iterdir()}
+
+    def write(served, shape, where: Path, name: str) -> None:
+        if fault == "full disk":
+            raise OSError(28, "No space left on device")
+        if fault == "differs":
+            served.network = make_network(1)
+        if fault != "nothing":
+            exporting._write_paddle(served, shape, where, name)
+        if fault == "empty":
+            (where / f"{name}.inference.pdiparams").write_bytes(b"")
+
+    def make_network(seed: int):
+        other = make_weights(tmp_path / "other", seed)
+        return Predictor.from_weights(other).model
+
+    monkeypatch.setitem(exporting._WRITERS, "paddle", write)
+    message = {"differs": "a probability differs", "full disk": "No space left"}.get(fault, "the export is empty")
+    with pytest.raises(RunError, match=message):
+        exporting.export(predictor, weights, "paddle", folder, "f32", images)
+    assert {path.name: sha256(path) for path in folder.iterdir()} == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("form", LIBRARIES)
+def test_a_changed_export_is_refused(form: str, exports, tmp_path: Path) -> None:
+    need(form)
+    copy = Path(shutil.copytree(exports[form], tmp_path / "copy"))
+    largest = max(copy.iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with pytest.raises(WeightsError, match="sha256 differs"):
+        Predictor.from_weights(copy)
+    largest.unlink()
+    with pytest.raises(WeightsError, match="missing|one model"):
+        Predictor.from_weights(copy / largest.name if form == "onnx" else copy)
+
+
+def test_garbage_with_a_right_checksum_is_one_message(exports, tmp_path: Path) -> None:
+    for form, folder in exports.items():
+        copy = Path(shutil.copytree(folder, tmp_path / form))
+        card = Sidecar.read(copy / "COVID.json")
+        for name in card.files:
+            (copy / name).write_bytes(b"<html>not a model</html>")
+        replace(card, files={name: sha256(copy / name) for name in card.files}).write(copy / "COVID.json")
+        if form == "paddle":
+            continue  # Paddle ends the process on such a file; the checksum is what stands before it
+        with pytest.raises(WeightsError, match="cannot open the model"):
+            Predictor.from_weights(copy)
+
+
+def test_an_export_has_no_layers(exports, images) -> None:
+    with pytest.raises(WeightsError, match="no layers to look into"):
+        Predictor.from_weights(exports["paddle"]).heatmaps(images[:1], 0)
+
+
+def test_find_model(weights: Path, tmp_path: Path) -> None:
+    assert find_model(weights.parent) == weights and find_model(weights) == weights
+    with pytest.raises(WeightsError, match="found: none"):
+        find_model(tmp_path)
+    assert sidecar_of(Path("a/PALM.inference.json")) == sidecar_of(Path("a/PALM.onnx")) == Path("a/PALM.json")
+    assert sidecar_of(Path("a/v1.2.pdparams")) == Path("a/v1.2.json")
+
+
+# --- engines ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines are prepared in this process, which has Paddle already; `test_preparing_…` starts the real one."""
+
+    def prepare(weights: Path, recipe, engine: str, folder: Path) -> None:
+        form = next(form for form, name in engines.FORMS.items() if name == engine)
+        predictor = Predictor.from_weights(weights, recipe)
+        noise = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+        exporting.export(predictor, weights, form, folder, "f32", list(noise))
+
+    monkeypatch.setattr("paddle_medcls.predict._prepare", prepare)
+
+
+prepares = pytest.mark.usefixtures("prepared_here")
+
+
+@prepares
+def test_an_engine_prepares_once_and_never_uses_what_is_stale(tmp_path: Path, images) -> None:
+    weights, said = make_weights(tmp_path), []
+
+    def logits() -> np.ndarray:
+        served = Predictor.from_weights(weights, engine="onednn", say=said.append)
+        assert served.engine == "onednn"
+        return served.logits(images)
+
+    first = logits()
+    np.testing.assert_allclose(first, Predictor.from_weights(weights).logits(images), atol=1e-4)
+    assert len(said) == 1 and "preparing COVID.pdparams for onednn, once" in said[0]
+    np.testing.assert_array_equal(logits(), first)
+    assert len(said) == 1
+    make_weights(tmp_path, seed=1)  # other weights under the same name
+    np.testing.assert_allclose(logits(), Predictor.from_weights(weights).logits(images), atol=1e-4)
+    assert len(said) == 2
+    prepared = next((tmp_path / ".engines").iterdir())
+    next(prepared.glob("*.pdiparams")).write_bytes(b"spoilt")
+    np.testing.assert_allclose(logits(), Predictor.from_weights(weights).logits(images), atol=1e-4)
+    assert len(said) == 3
+
+
+@prepares
+def test_the_sidecar_may_change_under_a_prepared_engine(tmp_path: Path, images) -> None:
+    """A temperature needs no new export; flips, which lie inside it, do."""
+    weights, said = make_weights(tmp_path), []
+    Predictor.from_weights(weights, engine="onednn", say=said.append)
+    card = replace(Sidecar.read(tmp_path / "COVID.json"), temperature=2.0)
+    card.write(tmp_path / "COVID.json")
+    assert Predictor.from_weights(weights, engine="onednn", say=said.append).card.temperature == 2.0
+    assert len(said) == 1
+    replace(card, flips=("flip",)).write(tmp_path / "COVID.json")
+    served = Predictor.from_weights(weights, engine="onednn", say=said.append)
+    assert len(said) == 2
+    np.testing.assert_allclose(served.logits(images), Predictor.from_weights(weights).logits(images), atol=1e-4)
+
+
+def test_auto_takes_the_network_where_nothing_can_be_prepared(tmp_path: Path, monkeypatch) -> None:
+    weights, said = make_weights(tmp_path), []
+    (tmp_path / ".engines").write_text("a file where the folder should be")
+    monkeypatch.setattr("paddle_medcls.predict.FASTEST_FIRST", ("onednn",))
+    served = Predictor.from_weights(weights, engine="auto", say=said.append)
+    assert served.engine == "paddle" and "onednn cannot be used: exporting failed" in said[-1]
+    with pytest.raises(SetupError, match="exporting failed"):
+        Predictor.from_weights(weights, engine="onednn")
+
+
+def test_auto_skips_what_is_not_installed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("paddle_medcls.engines.installed", lambda name: name == "paddle")
+    assert Predictor.from_weights(make_weights(tmp_path), engine="auto").engine == "paddle"
+    with pytest.raises(SetupError, match="openvino is not installed"):
+        Predictor.from_weights(tmp_path / "COVID.pdparams", engine="openvino")
+
+
+def test_hostile_weights_are_refused_by_every_engine(tmp_path: Path) -> None:
+    weights = make_weights(tmp_path)
+    weights.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    for engine in (None, "onednn"):
+        with pytest.raises(WeightsError, match="sha256 differs|not allowed in a weight file"):
+            Predictor.from_weights(weights, engine=engine)
+    weights.with_suffix(".json").unlink()
+    for engine in (None, "auto"):
+        with pytest.raises(WeightsError, match="not allowed in a weight file"):
+            Predictor.from_weights(weights, engine=engine)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("engine", ["paddle", "onnxruntime"])
+def test_no_bfloat16_where_the_engine_has_none(engine: str, weights: Path) -> None:
+    if engines.installed(engine):
+        with pytest.raises(SetupError, match="has no bf16 on a CPU"):
+            Predictor.from_weights(weights, engine=engine, precision="bf16")
+
+
+def test_bfloat16_needs_a_processor_that_has_it(weights: Path, monkeypatch) -> None:
+    monkeypatch.setattr("paddle_medcls.engines.has_bfloat16", lambda: False)
+    with pytest.raises(SetupError, match="no bfloat16"):
+        Predictor.from_weights(weights, engine="onednn", precision="bf16")
+
+
+@pytest.mark.parametrize("engine", ["onednn", "openvino"])
+@prepares
+def test_bfloat16_is_close(engine: str, tmp_path: Path, images) -> None:
+    if not cpu.has_bfloat16() or not engines.installed(engine):
+        pytest.skip(f"no bfloat16 here, or no {engine}")
+    weights = make_weights(tmp_path)
+    exact = Predictor.from_weights(weights, engine=engine)
+    fast = Predictor.from_weights(weights, engine=engine, precision="bf16")
+    p, q = (served.probabilities(served.logits(images)) for served in (exact, fast))
+    assert fast.precision == "bf16" and 0 < np.abs(p - q).max() < 0.05
+
+
+def test_the_wrong_engine_for_an_export(exports) -> None:
+    with pytest.raises(SetupError, match="is an export for onednn, not for openvino"):
+        Predictor.from_weights(exports["paddle"], engine="openvino")
+
+
+# --- commands --------------------------------------------------------------------------------------
+
+
+def in_a_process(*command: object) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, timeout=120, env=environment
+    )
+
+
+def test_predict_says_the_same_through_every_door(weights, exports, tmp_path: Path, images, capsys) -> None:
+    for number, image in enumerate(images):
+        write_image(tmp_path / "images" / f"{number}.png", image)
+    found = {}
+    for door in (weights, *exports.values()):
+        engine = ["--engine", "paddle"] if door == weights else []
+        assert predict.main([str(tmp_path / "images"), "--weights", str(door), "--json", "--topk", "4", *engine]) == 0
+        found[door] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for rows in found.values():
+        for row, expected in zip(rows, found[weights]):
+            assert row["label"] == expected["label"] and row["image"] == expected["image"]
+            shown, wanted = ({item["label"]: item["probability"] for item in r["topk"]} for r in (row, expected))
+            assert shown == pytest.approx(wanted, abs=2e-6)
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_prediction_needs_no_paddle(form: str, exports, tmp_path: Path, images) -> None:
+    """A stand-in for a machine without Paddle: importing it fails."""
+    need(form)
+    image = write_image(tmp_path / "a.png", images[0])
+    program = (
+        "import sys; sys.modules['paddle'] = None\n"
+        "from paddle_medcls.commands.predict import main\n"
+        f"sys.exit(main([{str(image)!r}, '--weights', {str(exports[form])!r}, '--json']))"
+    )
+    done = in_a_process("-c", program)
+    assert done.returncode == 0 and json.loads(done.stdout)["image"] == str(image), done.stderr
+
+
+def test_preparing_leaves_standard_output_alone(tmp_path: Path, images) -> None:
+    weights, image = make_weights(tmp_path), write_image(tmp_path / "a.png", images[0])
+    done = in_a_process(TOOLS / "predict.py", image, "--weights", weights, "--engine", "onednn", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1 and json.loads(done.stdout)["topk"]
+    assert "preparing COVID.pdparams for onednn, once" in done.stderr and "(onednn, f32)" in done.stderr
+
+
+@prepares
+def test_heat_maps_are_drawn_beside_any_engine(tmp_path: Path, images, capsys) -> None:
+    weights, image = make_weights(tmp_path), write_image(tmp_path / "a.png", images[0])
+    arguments = [str(image), "--weights", str(weights), "--json", "--gradcam"]
+    for engine in ("paddle", "onednn"):
+        assert predict.main([*arguments, str(tmp_path / engine), "--engine", engine]) == 0
+    maps = [(tmp_path / engine / "a_gradcam.png").read_bytes() for engine in ("paddle", "onednn")]
+    assert maps[0] == maps[1]
+
+
+def test_eval_and_calibrate_take_an_export(exports, covid_root: Path, tmp_path: Path, capsys) -> None:
+    copy = shutil.copytree(exports["paddle"], tmp_path / "export")
+    arguments = ["--weights", str(copy), "--data-root", str(covid_root), "--output", str(tmp_path / "out")]
+    assert eval.main([*arguments, "--calibrate"]) == 0
+    card = Sidecar.read(copy / "COVID.json")
+    assert card.form == "paddle" and card.temperature != 1.3
+    assert eval.main(arguments) == 0  # its files still are those of the sidecar
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["temperature"] == card.temperature
+
+
+def test_an_export_is_not_exported_again(exports, tmp_path: Path, capsys) -> None:
+    arguments = ["--weights", str(exports["paddle"]), "--format", "paddle", "--output", str(tmp_path / "out")]
+    assert export.main(arguments) == 1 and "is an export itself" in capsys.readouterr().err
+
+
+def test_too_few_images_to_compare_on(weights: Path, tmp_path: Path, images, capsys) -> None:
+    image = write_image(tmp_path / "a.png", images[0])
+    arguments = ["--weights", str(weights), "--format", "paddle", "--output", str(tmp_path / "out")]
+    assert export.main([*arguments, "--images", str(image)]) == 1
+    assert "1 image(s) to compare on" in capsys.readouterr().err
