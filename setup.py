@@ -29,6 +29,8 @@ setup(
     ],
     extras_require={
         "cpu": ["paddlepaddle", "opencv-python", "setuptools<81"],
+        # paddle2onnx makes the files of the other two; below 2 for Paddle 2.6, and none for Python 3.13 yet
+        "engines": ["onnxruntime", "openvino", "onnx", "paddle2onnx>=1.3; python_version < '3.13'"],
         "xlsx": ["openpyxl"],
         "visualdl": ["visualdl"],
         "dev": ["pytest", "pytest-cov", "hypothesis", "scikit-learn", "openpyxl", "ruff", "mypy"],

@@ -151,7 +151,10 @@ def _write_onnx(served: _Served, shape: tuple[int, ...], folder: Path, name: str
         import onnx
         import paddle2onnx
     except ImportError as error:
-        raise SetupError(f"exporting to ONNX needs {error.name}", do="pip install paddle2onnx onnx") from None
+        raise SetupError(
+            f"exporting needs paddle2onnx and onnx: {error}",
+            do="pip install onnx paddle2onnx (with Paddle 2.6: 'paddle2onnx<2'; Python 3.13 has none yet)",
+        ) from None
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         _write_paddle(served, shape, Path(scratch), name)
         program = next(path for path in Path(scratch).iterdir() if path.suffix in (".json", ".pdmodel"))
