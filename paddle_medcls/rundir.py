@@ -2,7 +2,7 @@
 
 `<NAME>.pdparams` (best weights) and `<NAME>.json` (their sidecar), `last/` (resume state),
 `recipe.json`, `data.json`, `environment.json`, `history.csv` and `steps.csv` (exactly reproducible),
-`timing.csv` (not), `metrics.json`, `predictions_val.csv`, and pictures.
+`timing.csv` (not), `metrics.json`, `predictions_val.csv`, `README.md` (the model card), and pictures.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import __version__, calibration, metrics, plots, report
+from paddle_medcls import __version__, calibration, metrics, modelcard, plots, report
 from paddle_medcls.checkpoint import load_state, save_state
 from paddle_medcls.data import medmnist
 from paddle_medcls.data.index import Index
@@ -184,6 +184,8 @@ def calibrate(
     changed = {"temperature": temperature, "threshold": threshold, "sha256": sha256(weights)}
     card = Sidecar(**{**vars(card), **changed})
     card.write(weights.with_suffix(".json"))
+    if weights.suffix in (".pdparams", ".safetensors") and modelcard.is_card(weights.parent / "README.md"):
+        modelcard.write_card(weights.parent, card, "weights", [weights.name], modelcard.run_facts(weights, card))
     return card
 
 

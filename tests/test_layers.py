@@ -19,8 +19,19 @@ LAYERS = (
     {"files", "interrupt", "progress", "recipe", "runtime", "metrics", "calibration", "comparison", "safe_pickle"},
     {"images", "augment", "plots"},
     {"data", "data.*", "models", "models.*"},
-    {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "frozen", "gradcam", "report", "errorpage"},
-    {"recipes", "recipes.*", "rundir", "predict", "train", "trust"},
+    {
+        "data.loader",
+        "sidecar",
+        "optim",
+        "checkpoint",
+        "evaluate",
+        "frozen",
+        "gradcam",
+        "report",
+        "errorpage",
+        "snippets",
+    },
+    {"recipes", "recipes.*", "modelcard", "rundir", "predict", "train", "trust"},
     {"benchmark", "reproduce"},
     {"commands", "commands.*"},
 )
@@ -47,6 +58,8 @@ NO_PADDLE += (
     "data.download",
     "models",
     "sidecar",
+    "snippets",
+    "modelcard",
 )
 
 
