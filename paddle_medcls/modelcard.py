@@ -88,7 +88,7 @@ def card_text(folder: Path, card: Sidecar, form: str, files: Sequence[str], fact
     about, faults = ({}, []) if card.drawn else dataset_card(card.dataset)
     sections = [
         _front_matter(card, form),
-        f"# {about.get('title', _cell(card.dataset))} ({card.network.model})\n\n{_summary(card, about)}",
+        f"# {card.network.model} trained on {about.get('title', _cell(card.dataset))}\n\n{_summary(card, about)}",
         f"## How to use it\n\n{_loading(card, form, files)}",
         f"## Figures\n\n{_figures(card, recipe, facts)}",
         f"## Training\n\n{_training(folder, card, recipe, facts)}",
@@ -185,7 +185,7 @@ def _figures(card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
         shares = [(row["recall"], support), (row.get("specificity"), negatives), (row["precision"], predicted)]
         rows.append([f"`{_cell(row['class'])}`", str(support), *(_share(*share) for share in shares)])
         rows[-1].append(_number(row["f1"], 3))
-    lines.append(_table(["class", "images", "sensitivity (recall)", "specificity", "precision", "F1"], rows))
+    lines.append(_table(["class", "images", "recall (95%)", "specificity (95%)", "precision (95%)", "F1"], rows))
     scored = facts.get("metrics", {})
     if scored.get("confusion") and all(scored.get(one) == found.get(one) for one in ("split", "n", "accuracy", "loss")):
         names = [f"`{_cell(row['class'])}`" for row in found["per_class"]]

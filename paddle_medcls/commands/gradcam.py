@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--recipe", help="for a file without a sidecar: the recipe it was trained with")
     p.add_argument("--output", type=Path, help="folder of the pictures; with --measure also measures.csv")
     p.add_argument("--layer", help="default: block.15 of ResNet-50, features.29 of VGG-16, and their like")
+    p.add_argument("--method", choices=("gradcam", "gradcam++"), default="gradcam")
     p.add_argument("--class", dest="class_name", metavar="NAME", help="explain this class, not the predicted one")
     p.add_argument("--measure", action="store_true", help="measure the maps; some 60 passes through the network each")
     p.add_argument("--list-layers", action="store_true", help="name the layers that --layer takes, and stop")
@@ -67,7 +68,7 @@ def _work(args: argparse.Namespace) -> int:
         print(note, file=sys.stderr)
     names = picture_names(paths, "gradcam")
     shown = {paths[k * len(paths) // SHEET] for k in range(SHEET)} if len(paths) > SHEET else set(paths)
-    measurement = Measurement(predictor, layer) if args.measure else None
+    measurement = Measurement(predictor, layer, method=args.method) if args.measure else None
     bar = progress(None, "heat maps", len(paths), "image")
     sheet, empty, failed = [], [], 0
     for group in predictor.read_files(paths, args.batch_size, args.workers):
@@ -82,7 +83,7 @@ def _work(args: argparse.Namespace) -> int:
         images = [image for _, image in good]
         probs = predictor.probabilities(predictor.logits(images))
         classes = predictor.guesses(probs).tolist() if chosen is None else [chosen] * len(good)
-        maps = predictor.heatmaps(images, classes, layer)
+        maps = predictor.heatmaps(images, classes, layer, args.method)
         for (path, image), heat, k, row in zip(good, maps, classes, probs):
             if not heat.any():
                 empty.append(path)
@@ -97,7 +98,7 @@ def _work(args: argparse.Namespace) -> int:
             bar.update()
     bar.close()
     if sheet:
-        title = f"Grad-CAM of {card.recipe}\n{card.network.model}, {layer}"
+        title = f"{args.method} of {card.recipe}\n{card.network.model}, {layer}"
         heat_sheet(args.output / "contact_sheet.png", sheet, title, DRAWN_NOTICE if card.drawn else "")
         print(f"{len(paths) - failed} heat map(s) and contact_sheet.png written to {args.output}")
     if measurement and measurement.rows:
