@@ -27,7 +27,8 @@ import numpy as np
 from paddle_medcls.errors import RecipeError
 from paddle_medcls.runtime import paddle
 
-METHODS = ("gradcam", "gradcam++")
+METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
+"""Names of the methods as options, and as people write them."""
 MIN_SIDE = 4
 """The default layer's map has at least this many cells a side; document 003's has 7."""
 

@@ -22,7 +22,7 @@ import numpy as np
 from prettytable import PrettyTable
 
 from paddle_medcls.evaluate import predict_logits
-from paddle_medcls.gradcam import default_layer, gradcam, layer_shapes
+from paddle_medcls.gradcam import METHODS, default_layer, gradcam, layer_shapes
 from paddle_medcls.images import preprocess, read_image
 from paddle_medcls.metrics import wilson
 from paddle_medcls.predict import Predictor
@@ -98,7 +98,9 @@ class Measurement:
 
         By class too: hiding parts of an image is no test of a class that means "nothing found".
         """
-        table = PrettyTable(["measure", "class", self.method, "chance", "images", "better than chance in"], align="l")
+        table = PrettyTable(
+            ["measure", "class", METHODS[self.method], "chance", "images", "better than chance in"], align="l"
+        )
         classes = sorted({row["class"] for row in self.rows})
         for name, text, lower in MEASURES:
             for shown in [*classes, "all"] if len(classes) > 1 else classes:
