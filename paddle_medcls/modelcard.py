@@ -38,16 +38,16 @@ def run_facts(weights: Path, card: Sidecar) -> dict:
     found: dict = {}
     for name in ("recipe", "data", "environment", "metrics"):
         try:
-            found[name] = json.loads((weights.parent / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found[name] = dict(json.loads((weights.parent / f"{name}.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             continue  # the card says what is not known
     try:
         with open(weights.parent / "timing.csv", encoding="utf-8", newline="") as file:
             found["seconds"] = sum(float(row["epoch_seconds"]) for row in csv.DictReader(file))
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    recipe = found.get("recipe")
-    if not isinstance(recipe, dict) or (recipe.get("name"), recipe.get("dataset")) != (card.recipe, card.dataset):
+    recipe = found.get("recipe", {})
+    if (recipe.get("name"), recipe.get("dataset")) != (card.recipe, card.dataset):
         found = {}
     trainable = [one for one in card.network.build().parameters() if not one.stop_gradient]  # no running statistics
     return {"parameters": sum(int(one.size) for one in trainable), **found}
@@ -158,13 +158,12 @@ def _figures(card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
     split = found.get("split", "val")
     published = {} if card.drawn or recipe is None else dict(recipe.targets)
     ranges = found.get("intervals", {})
+    area = "AUC, mean over the classes" if len(card.classes) > 2 else "AUC"
     rows = [
         [text, _number(found[name]), _interval(ranges.get(name)), _number(published.get(f"{split}/{name}"))]
-        for name, text in (("accuracy", "accuracy"), ("auc", "AUC"), ("quadratic_kappa", "quadratic kappa"))
+        for name, text in (("accuracy", "accuracy"), ("auc", area), ("quadratic_kappa", "quadratic kappa"))
         if name in found
     ]
-    if len(card.classes) > 2:
-        rows[1][0] = "AUC, mean over the classes"
     chosen = ", which also chose the epoch: these figures are optimistic" if split == "val" else ""
     lines = [f"On the {found['n']} images of the split `{split}`{chosen}."]
     lines.append(_table(["figure", "here", "95% interval", "published"], rows))

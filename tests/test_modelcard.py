@@ -18,8 +18,9 @@ from toynet import toy
 
 from paddle_medcls import rundir
 from paddle_medcls.data import dataset_names, load_index
+from paddle_medcls.data.index import Index
 from paddle_medcls.data.medmnist_cards import CARDS
-from paddle_medcls.files import sha256
+from paddle_medcls.files import sha256, write_json
 from paddle_medcls.images import Preprocessing, preprocess, read_image
 from paddle_medcls.metrics import predicted, probabilities, wilson
 from paddle_medcls.modelcard import card_text, dataset_card, is_card, run_facts, write_card
@@ -122,6 +123,30 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     assert "None are known" in text and "not known here" in text and "was not at hand" in text
     drawn = card_text(tmp_path, sidecar(drawn=True), "onnx", ["w.onnx"], {})
     assert "DRAWN SAMPLE" in drawn and "P0056" not in drawn and "IEEE DataPort" not in drawn
+
+
+@pytest.mark.parametrize("name", ["palm", "softmax", "softmax binary", "labels", "ordinal"])
+def test_every_task_has_its_table(name: str, tmp_path: Path) -> None:
+    """Figures as a run computes them, one class without images."""
+    card = variant("softmax" if name == "ordinal" else name)
+    card = dataclasses.replace(card, task="ordinal") if name == "ordinal" else card
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, (30, 3)) if name == "labels" else rng.integers(0, 2, 30)
+    ids = tuple(map(str, range(30)))
+    index = Index("palm", "val", ids, np.zeros((30, 4, 4), np.uint8), labels, card.classes, card.task)
+    result = rundir.score_split(rng.normal(0, 1, (30, card.network.num_outputs)), index, card.loss)
+    write_json(tmp_path / "M.json", result)  # as a sidecar keeps them: what is not defined is null
+    result = json.loads((tmp_path / "M.json").read_text())
+    (tmp_path / "M.onnx").write_bytes(b"M")
+    text = card_text(tmp_path, dataclasses.replace(card, metrics=result), "onnx", ["M.onnx"], {"metrics": result})
+    known = tables(text)
+    assert [row[:2] for row in known["class"]] == [[row["class"], str(row["support"])] for row in result["per_class"]]
+    assert [row[1] for row in known["figure"]][:2] == [f"{result['accuracy']:.4f}", f"{result['auc']:.4f}"]
+    assert ("true \\ predicted" in known) == (name != "labels")
+    assert not {"nan", "None"} & {
+        word for row in known["class"] + known["figure"] for cell in row for word in cell.split()
+    }
+    assert ("quadratic kappa" in text) == (name == "ordinal")
 
 
 def test_figures_of_another_split_are_not_mixed_in(trained: Path) -> None:
