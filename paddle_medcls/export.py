@@ -26,6 +26,7 @@ from paddle_medcls.engines import FORMS, require, stdout_to_stderr
 from paddle_medcls.errors import RunError, SetupError, WeightsError
 from paddle_medcls.evaluate import flip_axes
 from paddle_medcls.files import sha256
+from paddle_medcls.modelcard import run_facts, write_card
 from paddle_medcls.predict import Predictor
 from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar, sidecar_of
@@ -79,12 +80,14 @@ def export(
         name = sidecar_of(weights).stem
         with stdout_to_stderr():
             _WRITERS[form](_Served(predictor), predictor.input_zeros().shape, made, name)
-        files = {path.name: sha256(path) for path in sorted(made.iterdir())}
+        opener_first = sorted(made.iterdir(), key=lambda path: (path.suffix in (".bin", ".pdiparams"), path.name))
+        files = {path.name: sha256(path) for path in opener_first}
         empty = [path.name for path in made.iterdir() if path.stat().st_size == 0]
         if empty or not files:
             raise RunError(f"the export is empty: {', '.join(empty) or 'no file'}", do="free some space and try again")
         card = replace(predictor.card, form=form, precision=precision, files=files, sha256=sha256(weights))
         card.write(made / f"{name}.json")
+        write_card(made, card, form, list(files), run_facts(weights, card))
         agreement = compare(predictor, Predictor.from_weights(made), images)
         if not agreement.difference <= TOLERANCE[precision]:
             raise RunError(

@@ -4,6 +4,11 @@ The map is ReLU(sum_k a_k A_k), where A_k are the channels of one layer's output
 gradient of the class's logit with respect to channel k. On a network that ends in a global average
 pool and one linear layer (the ResNets here) it is CAM (Zhou et al. 2016) up to a factor.
 
+Grad-CAM++ (Chattopadhay et al. 2018) lets only gradients that speak for the class count, each the less the
+more of its channel there is: for a score exp(logit) and a network that is linear around the image, its
+weights g2 / (2 g2 + sum(A) g3) of relu(g), with g, g2, g3 the score's first to third derivatives, come to
+a_k = sum relu(g) / (2 + sum(A_k) relu(g)), up to a factor.
+
 Maps are drawn as usual, each cell in the middle of its share of the image. The padding of a ResNet's strided
 layers centres its cells up to half a cell before that (16 pixels), and cells at the border see mostly what
 lies further inside: a map says roughly where, not which pixel.
@@ -22,11 +27,15 @@ import numpy as np
 from paddle_medcls.errors import RecipeError
 from paddle_medcls.runtime import paddle
 
+METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
+"""Names of the methods as options, and as people write them."""
 MIN_SIDE = 4
 """The default layer's map has at least this many cells a side; document 003's has 7."""
 
 
-def gradcam(model, x: np.ndarray, layer: str | None, class_index: int | Sequence[int]) -> np.ndarray:
+def gradcam(
+    model, x: np.ndarray, layer: str | None, class_index: int | Sequence[int], method: str = "gradcam"
+) -> np.ndarray:
     """Heat maps of a batch.
 
     The network runs in evaluation mode, and without gradients up to the layer, whose output becomes the
@@ -38,6 +47,7 @@ def gradcam(model, x: np.ndarray, layer: str | None, class_index: int | Sequence
         x: (N, C, H, W) float32, preprocessed.
         layer: name of a layer that gives (N, channels, h, w), see `layer_shapes`; None: `default_layer`.
         class_index: of all images, or one for each.
+        method: one of METHODS; "gradcam++" needs a layer without negative outputs (after its ReLU).
 
     Returns:
         (N, H, W) float32 in [0, 1], each map divided by its largest value; all 0 where nothing in the
@@ -47,7 +57,7 @@ def gradcam(model, x: np.ndarray, layer: str | None, class_index: int | Sequence
         RecipeError: no such layer, or one that gives no map; a class that the network does not have.
 
     Source:
-        Selvaraju et al., "Grad-CAM", ICCV 2017; document 003.
+        Selvaraju et al., "Grad-CAM", ICCV 2017; document 003. Chattopadhay et al., "Grad-CAM++", WACV 2018.
     """
     classes = np.broadcast_to(np.asarray(class_index, np.int64), len(x))
     known = dict(model.named_sublayers())
@@ -78,6 +88,12 @@ def gradcam(model, x: np.ndarray, layer: str | None, class_index: int | Sequence
         (gradient,) = paddle.grad([target], [outputs[-1]])
         features = outputs[-1].detach()
     with paddle.no_grad():
+        if method == "gradcam++":
+            if float(features.min()) < 0:
+                do = "choose a layer after its ReLU, as the default is, or --method gradcam"
+                raise RecipeError(f"layer {layer!r} has negative outputs, which Grad-CAM++ has no weights for", do=do)
+            rising = paddle.nn.functional.relu(gradient)
+            gradient = rising / (2 + features.sum(axis=[2, 3], keepdim=True) * rising)
         weights = gradient.mean(axis=[2, 3], keepdim=True)  # (N, channels, 1, 1)
         maps = paddle.nn.functional.relu((weights * features).sum(axis=1, keepdim=True))  # (N, 1, h, w)
         maps = paddle.nn.functional.interpolate(maps, size=list(x.shape[2:]), mode="bilinear", align_corners=False)

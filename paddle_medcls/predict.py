@@ -159,7 +159,11 @@ class Predictor:
         return np.zeros((1, spec.num_channels, spec.size_px, spec.size_px), np.float32)
 
     def heatmaps(
-        self, images: Sequence[np.ndarray], classes: int | Sequence[int], layer: str | None = None
+        self,
+        images: Sequence[np.ndarray],
+        classes: int | Sequence[int],
+        layer: str | None = None,
+        method: str = "gradcam",
     ) -> list[np.ndarray]:
         """Grad-CAM of decoded images, each (H, W) float32 in [0, 1] at the size of its own image.
 
@@ -168,12 +172,12 @@ class Predictor:
         Args:
             images: as for `logits`.
             classes: class explained, one for all or one for each.
-            layer: see `gradcam.gradcam`.
+            layer, method: see `gradcam.gradcam`.
         """
         from paddle_medcls.gradcam import gradcam
 
         spec = self.card.preprocessing
-        maps = gradcam(self.model, np.stack([preprocess(image, spec) for image in images]), layer, classes)
+        maps = gradcam(self.model, np.stack([preprocess(image, spec) for image in images]), layer, classes, method)
         return [unfit(heat, image.shape[:2], spec) for heat, image in zip(maps, images)]
 
     def read_files(

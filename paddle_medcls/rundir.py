@@ -2,7 +2,7 @@
 
 `<NAME>.pdparams` (best weights) and `<NAME>.json` (their sidecar), `last/` (resume state),
 `recipe.json`, `data.json`, `environment.json`, `history.csv` and `steps.csv` (exactly reproducible),
-`timing.csv` (not), `metrics.json`, `predictions_val.csv`, and pictures.
+`timing.csv` (not), `metrics.json`, `predictions_val.csv`, `README.md` (the model card), and pictures.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import __version__, calibration, metrics, plots, report
+from paddle_medcls import __version__, calibration, metrics, modelcard, plots, report
 from paddle_medcls.checkpoint import load_state, save_state
 from paddle_medcls.data import medmnist
 from paddle_medcls.data.index import Index
@@ -166,6 +166,10 @@ def calibrate(
     Returns:
         The new sidecar.
     """
+    if card.form:
+        raise RunError(
+            f"{weights} is an export, with a model card of its own", do="calibrate the weights, export again"
+        )
     if sensitivity is not None and card.task != "binary":
         raise RunError(f"a threshold for a sensitivity needs two classes; {card.dataset} has {len(card.classes)}")
     temperature = calibration.fit_temperature(logits, index.labels, card.loss)
@@ -181,9 +185,10 @@ def calibrate(
             diagrams.append((name, calibration.reliability(*claims), calibration.expected_calibration_error(*claims)))
         note = report.DRAWN_NOTICE if index.drawn or card.drawn else ""
         plots.reliability(output / "calibration.png", diagrams, f"{index.dataset}, {index.split}", note)
-    digest = card.sha256 if card.form else sha256(weights)
-    card = replace(card, temperature=temperature, threshold=threshold, sha256=digest)
+    card = replace(card, temperature=temperature, threshold=threshold, sha256=sha256(weights))
     card.write(sidecar_of(weights))
+    if modelcard.is_card(weights.parent / "README.md"):
+        modelcard.write_card(weights.parent, card, "weights", [weights.name], modelcard.run_facts(weights, card))
     return card
 
 

@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 import zlib  # noqa: F401  before paddle, see above
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def environment(device: str) -> dict:
     return {
         "paddle_medcls": __version__,
         "code": code or "unknown",
+        "date": time.strftime("%Y-%m-%d"),
         "paddle": paddle.__version__,
         "python": platform.python_version(),
         "numpy": numpy.__version__,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_medcls import __version__, metrics, report, rundir
+from paddle_medcls import __version__, metrics, modelcard, report, rundir
 from paddle_medcls.data import load_index, weights_name
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
@@ -258,6 +258,8 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     result |= {"epoch": state.best_epoch, "drawn": train_index.drawn}
     rundir.keep_weights(model, weights, card, result)
     rundir.write_outputs(run_dir, logits, val_index, card, result)
+    card = Sidecar.read(weights.with_suffix(".json"))
+    modelcard.write_card(run_dir, card, "weights", [weights.name], modelcard.run_facts(weights, card))
     return result
 
 

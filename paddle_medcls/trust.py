@@ -22,7 +22,7 @@ import numpy as np
 from prettytable import PrettyTable
 
 from paddle_medcls.evaluate import predict_logits
-from paddle_medcls.gradcam import default_layer, gradcam, layer_shapes
+from paddle_medcls.gradcam import METHODS, default_layer, gradcam, layer_shapes
 from paddle_medcls.images import preprocess, read_image
 from paddle_medcls.metrics import wilson
 from paddle_medcls.predict import Predictor
@@ -47,8 +47,9 @@ class Measurement:
         rows: one dict an image: `image`, `class`, then each measure and `<measure>_chance` as far as there are.
     """
 
-    def __init__(self, predictor: Predictor, layer: str | None, seed: int = 0) -> None:
+    def __init__(self, predictor: Predictor, layer: str | None, seed: int = 0, method: str = "gradcam") -> None:
         self.predictor = predictor
+        self.method = method
         self.layer = layer or default_layer(predictor.model, predictor.input_zeros())
         self.grid = layer_shapes(predictor.model, predictor.input_zeros()).get(self.layer, (0, 1, 1))[1:]
         self.rng = np.random.default_rng(seed)
@@ -64,7 +65,7 @@ class Measurement:
         x = preprocess(image, spec)
         row: dict = {"image": str(path), "class": self.predictor.card.classes[class_index]}
         self.rows.append(row)
-        heat = gradcam(self.predictor.model, x[None], self.layer, class_index)[0]
+        heat = gradcam(self.predictor.model, x[None], self.layer, class_index, self.method)[0]
         if not heat.any():  # nothing speaks for the class: nothing to measure
             return
         order, *chance = random_maps(1 + RANDOM_MAPS, self.grid, spec.size_px, self.rng)
@@ -72,14 +73,14 @@ class Measurement:
         for name, curves in deletion_insertion(self._score(class_index), x, maps).items():
             areas = areas_below(curves)
             row |= {name: float(areas[0]), f"{name}_chance": float(areas[1:].mean())}
-        others = [gradcam(model, x[None], self.layer, class_index)[0] for model in self.untrained]
+        others = [gradcam(model, x[None], self.layer, class_index, self.method)[0] for model in self.untrained]
         known = [rank_correlation(heat, other) for other in others if other.any()]
         row["random_weights"] = float(np.mean(known)) if known else float("nan")
         mask_file = mask_of(path)
         if mask_file is not None:
             mask = read_image(mask_file, "gray")
             mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 127
-            full = self.predictor.heatmaps([image], class_index, self.layer)[0]
+            full = self.predictor.heatmaps([image], class_index, self.layer, self.method)[0]
             row |= {"inside": energy_inside(full, mask), "inside_chance": float(mask.mean())}
 
     def _score(self, class_index: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -97,7 +98,9 @@ class Measurement:
 
         By class too: hiding parts of an image is no test of a class that means "nothing found".
         """
-        table = PrettyTable(["measure", "class", "Grad-CAM", "chance", "images", "better than chance in"], align="l")
+        table = PrettyTable(
+            ["measure", "class", METHODS[self.method], "chance", "images", "better than chance in"], align="l"
+        )
         classes = sorted({row["class"] for row in self.rows})
         for name, text, lower in MEASURES:
             for shown in [*classes, "all"] if len(classes) > 1 else classes:

@@ -118,6 +118,61 @@ def test_vgg_equals_autograd_image_by_image() -> None:
     np.testing.assert_allclose(gradcam(model, x, "features.22", 1), scaled(np.stack(maps), 64), atol=1e-5)
 
 
+# --- Grad-CAM++ ------------------------------------------------------------------------------------
+
+
+class Given(paddle.nn.Layer):
+    """Its image is the layer's output; the logits are sums of it, weighted cell by cell."""
+
+    def __init__(self, slopes: list) -> None:
+        super().__init__()
+        self.layer = paddle.nn.ReLU()
+        self.slopes = paddle.to_tensor(np.array(slopes, np.float32))  # (outputs, C, h, w)
+
+    def forward(self, x):
+        return (self.layer(x).unsqueeze(1) * self.slopes).sum(axis=[2, 3, 4])
+
+
+def test_gradcam_plus_plus_solved_by_hand() -> None:
+    """Channel 0: sum 4, slopes .5, 0, 0, -1: .5 / (2 + 4 x .5) = 1/8. Channel 1: sum 2, slopes 1, 1: 1/4 + 1/4."""
+    x = np.array([[[[1, 0], [0, 3]], [[0, 2], [0, 0]]]], np.float32)
+    model = Given([[[[0.5, 0], [0, -1]], [[1, 1], [0, 0]]], np.zeros((2, 2, 2))])
+    found = gradcam(model, x, "layer", 0, "gradcam++")[0]
+    np.testing.assert_allclose(found, [[1 / 8, 1], [0, 3 / 8]], atol=1e-6)
+    np.testing.assert_allclose(gradcam(model, x, "layer", 0)[0], [[0, 1], [0, 0]], atol=1e-6)  # mean slopes -1/8, 1/2
+    assert not gradcam(model, x, "layer", 1, "gradcam++").any()
+
+
+def test_gradcam_plus_plus_equals_the_papers_formula() -> None:
+    """Derivatives of exp(logit) by finite differences in a pool-and-linear head, the formula cell by cell."""
+    x, k, h = batch(2, 128), 1, 0.05
+    model = network()
+    weight, bias = model.fc.weight.numpy().astype(np.float64)[:, k] * 40, float(model.fc.bias.numpy()[k])
+    model.fc.weight.set_value((model.fc.weight.numpy() * 40).astype(np.float32))  # so that the 2 is not all there is
+    slow = []
+    for features in features_of(model, x).astype(np.float64):
+        logit = features.mean(axis=(1, 2)) @ weight + bias
+        channels, height, width = features.shape
+        weights = np.zeros(channels)
+        for c in range(channels):
+            steps = np.arange(-2, 3) * h * height * width / abs(weight[c])  # of one cell; the logit moves by h
+            y = np.exp(steps * weight[c] / (height * width))  # exp(logit) after each, over exp(logit) before
+            step = steps[3]
+            first, second = (y[3] - y[1]) / (2 * step), (y[3] - 2 * y[2] + y[1]) / step**2
+            third = (y[4] - 2 * y[3] + 2 * y[1] - y[0]) / (2 * step**3)
+            for _ in range(height * width):
+                weights[c] += second / (2 * second + features[c].sum() * third) * max(first, 0)
+        slow.append(np.einsum("c,chw->hw", weights * np.exp(logit), features))
+    fast = gradcam(model, x, "block.7", k, "gradcam++")
+    np.testing.assert_allclose(fast, scaled(np.stack(slow), 128), atol=2e-3)
+    assert np.abs(fast - gradcam(model, x, "block.7", k)).max() > 0.1  # another map than Grad-CAM's
+
+
+def test_gradcam_plus_plus_needs_a_layer_after_its_relu() -> None:
+    with pytest.raises(RecipeError, match=r"layer 'conv.0' has negative outputs"):
+        gradcam(network(), batch(1), "conv.0", 0, "gradcam++")
+
+
 def test_a_class_for_each_image() -> None:
     model, x = network(), batch(3)
     alone = [gradcam(model, x[n : n + 1], "block.5", k)[0] for n, k in enumerate((2, 0, 3))]

@@ -30,8 +30,9 @@ LAYERS = (
         "gradcam",
         "report",
         "errorpage",
+        "snippets",
     },
-    {"recipes", "recipes.*", "rundir", "predict", "train", "trust"},
+    {"recipes", "recipes.*", "modelcard", "rundir", "predict", "train", "trust"},
     {"benchmark", "export", "reproduce"},
     {"commands", "commands.*"},
 )
@@ -61,6 +62,8 @@ NO_PADDLE += (
     "sidecar",
     "engines",
     "predict",
+    "snippets",
+    "modelcard",
 )
 
 

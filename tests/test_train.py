@@ -125,6 +125,7 @@ def test_the_run_directory(dataset: str, palm_root: Path, covid_root: Path, tmp_
         "steps.csv",
         "timing.csv",
         "metrics.json",
+        "README.md",
         "predictions_val.csv",
         "curves.png",
         "confusion_val.png",

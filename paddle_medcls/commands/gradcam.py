@@ -23,19 +23,28 @@ SHEET = 8
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("gradcam", TEXT)
     p.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders (searched below) or globs")
-    p.add_argument("--weights", type=Path, help="default: the newest run's")
-    p.add_argument("--recipe", help="for a file without a sidecar: the recipe it was trained with")
-    p.add_argument("--output", type=Path, help="folder of the pictures; with --measure also measures.csv")
-    p.add_argument("--layer", help="default: block.15 of ResNet-50, features.29 of VGG-16, and their like")
+    p.add_argument("--weights", type=Path, metavar="FILE", help="default: the newest run's")
+    p.add_argument("--recipe", metavar="NAME", help="for a file without a sidecar: the recipe it was trained with")
+    p.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the pictures; with --measure also measures.csv"
+    )
+    p.add_argument(
+        "--layer", metavar="NAME", help="default: block.15 of ResNet-50, features.29 of VGG-16, and their like"
+    )
+    p.add_argument(
+        "--method", choices=("gradcam", "gradcam++"), default="gradcam", help="gradcam (default), or gradcam++ of 2018"
+    )
     p.add_argument("--class", dest="class_name", metavar="NAME", help="explain this class, not the predicted one")
-    p.add_argument("--measure", action="store_true", help="measure the maps; some 60 passes through the network each")
+    p.add_argument("--measure", action="store_true", help="measure the maps; some 60 passes an image")
     p.add_argument("--list-layers", action="store_true", help="name the layers that --layer takes, and stop")
-    p.add_argument("--batch-size", type=int, default=8)
-    p.add_argument("--workers", type=int, default=2, help="threads that read images")
+    p.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
+    p.add_argument("--workers", type=int, default=2, metavar="N", help="threads that read images (default: 2)")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     args = p.parse_args(argv)
-    if not args.list_layers and not (args.images and (args.output or args.measure)):
-        p.error("images are needed, and --output DIR, --measure or both; or --list-layers")
+    if not args.list_layers and not args.images:
+        p.error("images are needed: files, folders or globs; or --list-layers")
+    if not args.list_layers and not (args.output or args.measure):
+        p.error("--output DIR, --measure or both are needed")
     if args.batch_size < 1:
         p.error("--batch-size must be at least 1")
     return run(_work, args)
@@ -44,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.errors import DataError
     from paddle_medcls.files import write_csv
-    from paddle_medcls.gradcam import default_layer
+    from paddle_medcls.gradcam import METHODS, default_layer
     from paddle_medcls.images import to_rgb, write_png
     from paddle_medcls.plots import heat_sheet, overlay
     from paddle_medcls.predict import Predictor, expand, picture_names
@@ -67,7 +76,7 @@ def _work(args: argparse.Namespace) -> int:
         print(note, file=sys.stderr)
     names = picture_names(paths, "gradcam")
     shown = {paths[k * len(paths) // SHEET] for k in range(SHEET)} if len(paths) > SHEET else set(paths)
-    measurement = Measurement(predictor, layer) if args.measure else None
+    measurement = Measurement(predictor, layer, method=args.method) if args.measure else None
     bar = progress(None, "heat maps", len(paths), "image")
     sheet, empty, failed = [], [], 0
     for group in predictor.read_files(paths, args.batch_size, args.workers):
@@ -82,7 +91,7 @@ def _work(args: argparse.Namespace) -> int:
         images = [image for _, image in good]
         probs = predictor.probabilities(predictor.logits(images))
         classes = predictor.guesses(probs).tolist() if chosen is None else [chosen] * len(good)
-        maps = predictor.heatmaps(images, classes, layer)
+        maps = predictor.heatmaps(images, classes, layer, args.method)
         for (path, image), heat, k, row in zip(good, maps, classes, probs):
             if not heat.any():
                 empty.append(path)
@@ -97,7 +106,7 @@ def _work(args: argparse.Namespace) -> int:
             bar.update()
     bar.close()
     if sheet:
-        title = f"Grad-CAM of {card.recipe}\n{card.network.model}, {layer}"
+        title = f"{METHODS[args.method]} of {card.recipe}\n{card.network.model}, {layer}"
         heat_sheet(args.output / "contact_sheet.png", sheet, title, DRAWN_NOTICE if card.drawn else "")
         print(f"{len(paths) - failed} heat map(s) and contact_sheet.png written to {args.output}")
     if measurement and measurement.rows:

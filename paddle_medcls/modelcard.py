@@ -1,0 +1,348 @@
+"""The model card: `README.md` beside a weight file or an exported model, for whoever gets it without us.
+
+What is known about a data set (where from, licence, known faults) is taken from its card in `datasets/`
+and, for MedMNIST, from `data.medmnist_cards`; the figures from the sidecar, the counts from the run directory.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from paddle_medcls import metrics, report
+from paddle_medcls.data import default_root, medmnist
+from paddle_medcls.errors import DataError
+from paddle_medcls.files import sha256, write_text
+from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes import all_recipes, get_recipe
+from paddle_medcls.sidecar import Sidecar
+from paddle_medcls.snippets import export_code, preprocessing_text, weights_code
+
+FORMS = ("weights", "paddle", "onnx", "openvino")
+MARK = "# written by paddle_medcls, and written again when the model is"
+_PUBLISHED = ("what", "classes", "counts", "splits", "patients", "made by", "from", "to cite")
+"""Rows of a data set's card that a model card repeats."""
+_AUGMENTATION = tuple("crop_scale flip flip_vertical rotate_degrees zoom shift brightness contrast color".split())
+
+
+def run_facts(weights: Path, card: Sidecar) -> dict:
+    """What is known about the making of a weight file, from the run directory that it lies in.
+
+    Returns:
+        `parameters`: number of trainable values of the network; and, where the folder is that of the run and has them,
+        `recipe`, `data`, `environment`, `metrics`: its JSON files; `seconds`: what its epochs took together.
+    """
+    found: dict = {}
+    for name in ("recipe", "data", "environment", "metrics"):
+        try:
+            found[name] = dict(json.loads((weights.parent / f"{name}.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue  # the card says what is not known
+    try:
+        with open(weights.parent / "timing.csv", encoding="utf-8", newline="") as file:
+            found["seconds"] = sum(float(row["epoch_seconds"]) for row in csv.DictReader(file))
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    recipe = found.get("recipe", {})
+    if (recipe.get("name"), recipe.get("dataset")) != (card.recipe, card.dataset):
+        found = {}
+    trainable = [one for one in card.network.build().parameters() if not one.stop_gradient]  # no running statistics
+    return {"parameters": sum(int(one.size) for one in trainable), **found}
+
+
+def write_card(folder: Path, card: Sidecar, form: str, files: Sequence[str], facts: dict) -> Path:
+    """Writes the model card of what lies in a folder.
+
+    Args:
+        folder: of the model.
+        card: its sidecar.
+        form: one of FORMS.
+        files: names in the folder: first what the model is opened by (for "paddle" the program, then the
+            parameters), then others that belong to it.
+        facts: as `run_facts` gives it; what is missing in it is not said.
+
+    Returns:
+        The file: `README.md`, or `MODEL_CARD.md` where the folder has a `README.md` of another origin.
+    """
+    path = folder / "README.md"
+    if path.exists() and not is_card(path):
+        path = folder / "MODEL_CARD.md"
+    write_text(path, card_text(folder, card, form, files, facts))
+    return path
+
+
+def is_card(path: Path) -> bool:
+    """Whether a file is a model card that was written here."""
+    try:
+        return MARK in path.read_text(encoding="utf-8", errors="replace")[:200]
+    except OSError:
+        return False
+
+
+def card_text(folder: Path, card: Sidecar, form: str, files: Sequence[str], facts: dict) -> str:
+    """The model card as Markdown, with the front matter that model hubs read; arguments as of `write_card`."""
+    recipe = Recipe.from_json(facts["recipe"]) if "recipe" in facts else _known_recipe(card)
+    about, faults = ({}, []) if card.drawn else dataset_card(card.dataset)
+    sections = [
+        _front_matter(card, form),
+        f"# {card.network.model} trained on {about.get('title', _cell(card.dataset))}\n\n{_summary(card, about)}",
+        f"## How to use it\n\n{_loading(card, form, files)}",
+        f"## Figures\n\n{_figures(card, recipe, facts)}",
+        f"## Training\n\n{_training(folder, card, recipe, facts)}",
+        f"## Data\n\n{_data(card, about, facts)}",
+        f"## Limits\n\n{_limits(card)}",
+        f"## Licence\n\n{_licence(card, about)}",
+        "## Files\n\n" + _table(["file", "sha256"], [[f"`{name}`", f"`{sha256(folder / name)}`"] for name in files]),
+    ]
+    if not card.drawn:
+        known = _bullets(faults) or "The data set's own card was not at hand when this was written: look there."
+        sections.insert(6, f"## Known faults of the data\n\n{known}")
+    if form != "weights" and card.sha256:
+        sections[-1] += f"\n\nExported from weights with sha256 `{_cell(card.sha256)}`."
+    return "\n\n".join(sections) + "\n"
+
+
+def dataset_card(name: str) -> tuple[dict[str, str], list[str]]:
+    """What `datasets/<name>/README.md` says: `title` and the rows of its table, and its known faults.
+
+    Of a MedMNIST set only its own: its line of `data.medmnist_cards`, and the faults that name it.
+    Both are empty for an unknown set, and where the package was installed without that folder.
+    """
+    try:
+        path = Path(__file__).resolve().parent.parent / default_root(name) / "README.md"
+        head, _, rest = path.read_text(encoding="utf-8").partition("\n## ")
+    except (DataError, OSError):
+        return {}, []
+    cells = [line.strip("| ").split(" | ", 1) for line in head.splitlines() if line.startswith("| ")]
+    rows = {row[0]: row[1] for row in cells if len(row) == 2}
+    rows["title"] = head.partition("\n")[0].lstrip("# ")
+    section = f"\n## {rest}".partition("\n## Known faults\n")[2].partition("\n## ")[0].strip()
+    faults = [" ".join(item.split()) for item in f"\n{section}".split("\n- ")[1:]]
+    if name not in medmnist.NAMES:
+        return rows, faults
+    card, side = medmnist.card_of(name)
+    rows |= {"title": name, "what": f"{card.what}, {side} × {side} pixels (MedMNIST v2)", "licence": card.licence}
+    rows["splits"] = "train / val / test: " + " / ".join(f"{count:,}" for count in card.counts)
+    return rows, [fault for fault in faults if card.flag in fault.lower()]
+
+
+# --- sections ----------------------------------------------------------------------------------------
+
+
+def _front_matter(card: Sidecar, form: str) -> str:
+    tags = ["medical-imaging", card.dataset, card.network.model, "paddlepaddle" if form in FORMS[:2] else form]
+    lines = ["---", MARK, "pipeline_tag: image-classification", "license: other"]
+    lines += ["license_name: see-the-section-licence", "tags:", *(f"- {json.dumps(tag)}" for tag in tags)]
+    if card.metrics and not card.drawn:
+        lines += ["metrics:", "- accuracy", "- roc_auc"]
+    return "\n".join([*lines, "---"])
+
+
+def _summary(card: Sidecar, about: dict[str, str]) -> str:
+    lines = [f"> **{report.NOTICE}** Not a medical device, and not tested in a clinic."]
+    if card.drawn:
+        lines += [">", f"> **{report.DRAWN_NOTICE}**"]
+    what = f" of {about['what']}" if "what" in about else ""
+    names = ", ".join(f"{k} `{_cell(name)}`" for k, name in enumerate(card.classes))
+    kind = {"multi-label": "Findings, each yes or no", "ordinal": "Grades"}.get(card.task, "Classes")
+    return "\n".join(lines) + f"\n\nA {card.task} classifier{what}.\n\n{kind}: {names}."
+
+
+def _figures(card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
+    found = card.metrics
+    if not found.get("per_class"):
+        return "None are known: this file was not scored by the run that made it."
+    split = found.get("split", "val")
+    published = {} if card.drawn or recipe is None else dict(recipe.targets)
+    ranges = found.get("intervals", {})
+    area = "AUC, mean over the classes" if len(card.classes) > 2 else "AUC"
+    rows = [
+        [text, _number(found[name]), _interval(ranges.get(name)), _number(published.get(f"{split}/{name}"))]
+        for name, text in (("accuracy", "accuracy"), ("auc", area), ("quadratic_kappa", "quadratic kappa"))
+        if name in found
+    ]
+    chosen = ", which also chose the epoch: these figures are optimistic" if split == "val" else ""
+    lines = [f"On the {found['n']} images of the split `{split}`{chosen}."]
+    lines.append(_table(["figure", "here", "95% interval", "published"], rows))
+    if recipe is not None and published:
+        other = [name for name in published if not name.startswith(f"{split}/")]
+        text = f"Published figures are those that the recipe compares with ({recipe.source}"
+        text += "; documents are the tutorials that paddle_medcls reproduces)." if "document" in recipe.source else ")."
+        if other:
+            text += " Published but not measured here: "
+            text += ", ".join(f"{name.replace('/', ' ')} {published[name]:.4f}" for name in other)
+            text += " (`tools/eval.py` scores the test split)."
+        if "recipe" in facts and _changes(card, recipe):
+            text += " This model was trained otherwise, see Training."
+        lines.append(text)
+    rows = []
+    for row in found["per_class"]:
+        support, predicted, negatives = row["support"], row.get("predicted"), found["n"] - row["support"]
+        shares = [(row["recall"], support), (row.get("specificity"), negatives), (row["precision"], predicted)]
+        rows.append([f"`{_cell(row['class'])}`", str(support), *(_share(*share) for share in shares)])
+        rows[-1].append(_number(row["f1"], 3))
+    lines.append(_table(["class", "images", "recall (95%)", "specificity (95%)", "precision (95%)", "F1"], rows))
+    scored = facts.get("metrics", {})
+    if scored.get("confusion") and all(scored.get(one) == found.get(one) for one in ("split", "n", "accuracy", "loss")):
+        names = [f"`{_cell(row['class'])}`" for row in found["per_class"]]
+        counts = [[name, *map(str, row)] for name, row in zip(names, scored["confusion"])]
+        lines.append(_table(["true \\ predicted", *names], counts))
+    return "\n\n".join([*lines, _calibration(card)])
+
+
+def _calibration(card: Sidecar) -> str:
+    error = card.metrics.get("calibration_error")
+    lines = [] if error is None else [f"Expected calibration error {error:.4f}."]
+    if card.temperature == 1:
+        lines.append("The probabilities are as the network gives them (temperature 1).")
+    else:
+        lines.append(f"Logits are divided by the temperature {card.temperature:.4f}, fitted on the validation split.")
+    if card.task == "binary":
+        lines.append(f"The answer is `{_cell(card.classes[1])}` where its probability is above {card.threshold:.4g}.")
+    if card.task == "multi-label":
+        lines.append(f"The answer is yes where a finding's probability is above {card.threshold:.4g}.")
+    before = card.metrics.get("temperature", 1.0), card.metrics.get("threshold", 0.5)
+    if before != (card.temperature, card.threshold):
+        lines.append("The figures above are from before this calibration.")
+    return " ".join(lines)
+
+
+def _training(folder: Path, card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
+    network, place = card.network, facts.get("environment", {})
+    size = f", {facts['parameters']:,} parameters" if "parameters" in facts else ""
+    channels = f"{network.in_channels} channel(s) in, {network.num_outputs} logit(s) out"
+    lines = [f"Network: {network.model}, {network.stem} stem, {channels}{size}."]
+    if "recipe" in facts and recipe is not None:
+        start = {"": "random weights", "imagenet": "ImageNet weights"}.get(recipe.pretrained, "other weights")
+        kept = f": {card.metrics['epoch']}" if "epoch" in card.metrics else ""
+        augmented = [f"{name} {getattr(recipe, name):g}" for name in _AUGMENTATION if getattr(recipe, name)]
+        lines += [
+            f"Recipe `{_cell(recipe.name)}` ({recipe.source}), from {start}, seed {recipe.seed}.",
+            f"{recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer}, learning rate {recipe.lr:g} "
+            f"({recipe.schedule}); the best epoch by validation {recipe.monitor} is kept{kept}.",
+            f"Augmentation: {', '.join(augmented) or 'none'}.",
+        ]
+        changes = _changes(card, recipe)
+        lines += [f"Changed from the recipe of that name: {'; '.join(changes)}."] if changes else []
+    else:
+        lines.append(f"Recipe `{_cell(card.recipe)}`; how it was run is not known here.")
+    versions = {**card.versions, **{name: place[name] for name in ("code", "python") if name in place}}
+    if versions:
+        lines.append("Made with " + ", ".join(f"{_cell(name)} {_cell(text)}" for name, text in versions.items()) + ".")
+    when = [f"Started on {place['date']}."] if "date" in place else []
+    if "seconds" in facts and "processor" in place:
+        on = place["processor"] if place.get("device") == "cpu" else place.get("device")
+        when.append(f"{max(1, round(facts['seconds'] / 60))} minutes on {_cell(on)}.")
+    picture = "\n\n![loss and accuracy by epoch](curves.png)" if (folder / "curves.png").is_file() else ""
+    return _bullets([*lines, *([" ".join(when)] if when else [])]) + picture
+
+
+def _changes(card: Sidecar, recipe: Recipe) -> list[str]:
+    """Where a run's recipe differs from the project's of the same name."""
+    known = _known_recipe(card)
+    hidden = {"targets", "pretrained", *(("mean", "std") if recipe.statistics == "train" else ())}
+    found = [] if known is None else known.differences(recipe)
+    return [_cell(line.replace(" -> ", " → ")) for line in found if line.partition(":")[0] not in hidden]
+
+
+def _known_recipe(card: Sidecar) -> Recipe | None:
+    return get_recipe(card.recipe, card.dataset, card.network.model) if card.recipe in all_recipes() else None
+
+
+def _data(card: Sidecar, about: dict[str, str], facts: dict) -> str:
+    counted = facts.get("data", {})
+    splits = [split for split in ("train", "val") if split in counted]
+    lines = []
+    if splits:
+        rows = [
+            [f"`{_cell(name)}`", *(f"{counted[split]['classes'].get(name, 0):,}" for split in splits)]
+            for name in card.classes
+        ]
+        rows.append(["images", *(f"{counted[split]['images']:,}" for split in splits)])
+        names = {"train": "for training", "val": "for validation"}
+        lines.append(_table(["used here", *(names[split] for split in splits)], rows))
+    else:
+        lines.append("How many images were used is not known here.")
+    if counted.get("note"):
+        lines.append(f"**{_cell(counted['note'])}**")
+    rows = [[name, about[name]] for name in _PUBLISHED if name in about]
+    if rows:
+        lines.append(_table(["the data set", "as published"], rows))
+    if card.labels != "default":
+        lines.append(f"Its labels are read as `{_cell(card.labels)}`.")
+    return "\n\n".join(lines)
+
+
+def _limits(card: Sidecar) -> str:
+    people = "How the figures differ among groups of patients (age, sex, origin) was not measured."
+    return _bullets(
+        [
+            "Intended use: research and teaching. Not for diagnosis, screening or triage.",
+            "The figures are those of one run on one data set. Images of another device, hospital, population or "
+            "preparation may be classified much worse, without any sign of it in the probabilities.",
+            "Every image gets an answer, also one of another kind and one to which none of the classes applies.",
+            "It was trained on drawn images: it knows nothing about patients." if card.drawn else people,
+        ]
+    )
+
+
+def _licence(card: Sidecar, about: dict[str, str]) -> str:
+    data = "drawn by paddle_medcls" if card.drawn else about.get("licence", "ask the data set's makers")
+    weights = "chosen by whoever passes them on, within the terms of the data"
+    return _bullets([f"Data: {data}.", "Code (paddle_medcls): Apache-2.0.", f"Weights: {weights}."])
+
+
+def _loading(card: Sidecar, form: str, files: Sequence[str]) -> str:
+    spec, name = card.preprocessing, shlex.quote(files[0])
+    text = preprocessing_text(spec)
+    if form == "weights":
+        return (
+            f"With the Python package paddle_medcls and `{Path(files[0]).stem}.json` beside the weights:\n\n"
+            f"```python\n{weights_code(files[0])}```\n\n"
+            f"or `python tools/predict.py image.png --weights {name}`. The weight file holds arrays and no program; to "
+            f"run it without Paddle: `python tools/export.py --weights {name} --format onnx --output DIR`.\n\n{text}"
+        )
+    module = {"paddle": "Paddle's inference library", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}[form]
+    flips = ", averaged over the image and its flips" if card.flips else ""
+    shape = f"(N, {spec.num_channels}, {spec.size_px}, {spec.size_px})"
+    return (
+        f"With {module}, OpenCV and NumPy alone:\n\n```python\n{export_code(card, form, files)}```\n\n"
+        f"With the Python package paddle_medcls: `python tools/predict.py image.png --weights {name}`.\n\n{text} The "
+        f"model takes `image`, float32 {shape}, and gives `logits`, float32 (N, {card.network.num_outputs}){flips}."
+    )
+
+
+# --- text --------------------------------------------------------------------------------------------
+
+
+def _cell(value: object) -> str:
+    """Text that stays inside a table cell, a line and a code span, whatever a sidecar says."""
+    return " ".join(str(value).split()).replace("|", "/").replace("`", "'").replace("<", "‹").replace(">", "›")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _bullets(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return f"{_number(interval[0])} to {_number(interval[1])}" if interval else "–"
+
+
+def _share(share: float | None, total: int | None) -> str:
+    """A proportion of `total` images with its 95% interval."""
+    if share is None or share != share or not total:
+        return "–"
+    low, high = metrics.wilson(share * total, total)
+    return f"{share:.3f} ({low:.3f} to {high:.3f})"

@@ -1,0 +1,341 @@
+"""Model cards: their figures against the run's own files, their code run as it stands, their words true."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import re
+import runpy
+import sys
+import types
+from pathlib import Path
+
+import fakes
+import numpy as np
+import pytest
+from toynet import toy
+
+from paddle_medcls import rundir
+from paddle_medcls.data import dataset_names, load_index
+from paddle_medcls.data.index import Index
+from paddle_medcls.data.medmnist_cards import CARDS
+from paddle_medcls.files import sha256, write_json
+from paddle_medcls.images import Preprocessing, preprocess, read_image
+from paddle_medcls.metrics import predicted, probabilities, wilson
+from paddle_medcls.modelcard import card_text, dataset_card, is_card, run_facts, write_card
+from paddle_medcls.models import Network
+from paddle_medcls.models.weights import save_weights
+from paddle_medcls.predict import Predictor
+from paddle_medcls.runtime import paddle
+from paddle_medcls.sidecar import Sidecar
+from paddle_medcls.snippets import export_code
+from paddle_medcls.train import Options, train
+
+
+def sidecar(**changes: object) -> Sidecar:
+    spec = Preprocessing(size_px=32, channels="bgr")
+    card = Sidecar(
+        "palm", "palm_tutorial", ("non-pathologic", "pathologic"), "binary", "sigmoid", Network("toy", 1), spec
+    )
+    return dataclasses.replace(card, **changes)
+
+
+def code_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def tables(text: str) -> dict[str, list[list[str]]]:
+    """Tables by their first header cell: rows of cells, header and rule left out."""
+    found = {}
+    for block in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE):
+        rows = [[cell.strip(" `") for cell in line.strip("| \n").split(" | ")] for line in block.strip().splitlines()]
+        found[rows[0][0].strip("| ")] = rows[2:]
+    return found
+
+
+# --- what a run writes -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(palm_root: Path, tmp_path: Path) -> Path:
+    run_dir = tmp_path / "run"
+    recipe = fakes.recipe(model="toy", name="palm_tutorial", lr=0.02, targets=(("val/accuracy", 0.94),))
+    train(recipe, palm_root, run_dir, Options(device="cpu", workers=0, say=lambda line: None))
+    return run_dir
+
+
+def test_the_card_of_a_run_says_what_the_run_knows(trained: Path, palm_root: Path) -> None:
+    text = (trained / "README.md").read_text(encoding="utf-8")
+    found = json.loads((trained / "metrics.json").read_text())
+    known = tables(text)
+    low, high = found["intervals"]["accuracy"]
+    assert known["figure"][0] == ["accuracy", f"{found['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", "0.9400"]
+    assert [row[1:] for row in known["true \\ predicted"]] == [[str(n) for n in row] for row in found["confusion"]]
+    counts = [load_index("palm", palm_root, split).counts() for split in ("train", "val")]
+    assert known["used here"][:2] == [[name, *(str(count[name]) for count in counts)] for name in counts[0]]
+    for row, counted in zip(known["class"], np.array(found["confusion"])[::1]):
+        assert row[1] == str(counted.sum())
+    hits, of = found["confusion"][1][1], sum(found["confusion"][1])
+    low, high = wilson(hits, of)
+    assert known["class"][1][2] == f"{hits / of:.3f} ({low:.3f} to {high:.3f})"
+    assert known["file"] == [["PALM.pdparams", sha256(trained / "PALM.pdparams")]]
+    parameters = 3 * 6 * 25 + 6 + 6 + 6 + 24 + 1  # convolution and its bias, batch norm's two, linear and its bias
+    assert f"{parameters:,} parameters" in text and "batch_size: 10 → 5" in text
+    environment = json.loads((trained / "environment.json").read_text())
+    assert f"Started on {environment['date']}" in text and environment["code"] in text
+    assert "not for diagnosis" in text and "P0056 = V0163" in text and "optimistic" in text
+    assert str(palm_root) not in text and str(palm_root.parent) not in text  # no folder of the maker's machine
+
+
+def test_a_calibration_is_in_the_card(trained: Path, palm_root: Path) -> None:
+    weights = trained / "PALM.pdparams"
+    card, val = Sidecar.read(weights.with_suffix(".json")), load_index("palm", palm_root, "val")
+    logits = Predictor.from_weights(weights).split_logits(val, 5, 0)
+    before = (trained / "README.md").read_text(encoding="utf-8")
+    assert "(temperature 1)" in before and "before this calibration" not in before
+    new = rundir.calibrate(weights, card, 3 * logits + 1, val, 0.9, None)
+    text = (trained / "README.md").read_text(encoding="utf-8")
+    assert f"temperature {new.temperature:.4f}" in text and f"above {new.threshold:.4g}" in text
+    assert "before this calibration" in text and new.temperature != 1
+
+
+def test_a_readme_of_another_origin_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# mine\n")
+    (tmp_path / "w.pdparams").write_bytes(b"w")
+    path = write_card(tmp_path, sidecar(), "weights", ["w.pdparams"], {})
+    assert path.name == "MODEL_CARD.md" and is_card(path) and (tmp_path / "README.md").read_text() == "# mine\n"
+    (tmp_path / "README.md").unlink()
+    for _ in range(2):  # ours is replaced
+        assert write_card(tmp_path, sidecar(), "weights", ["w.pdparams"], {}) == tmp_path / "README.md"
+
+
+def test_a_folder_of_another_run_tells_nothing(trained: Path) -> None:
+    card = Sidecar.read(trained / "PALM.json")
+    assert {"recipe", "data", "environment", "metrics", "seconds"} <= run_facts(trained / "PALM.pdparams", card).keys()
+    other = dataclasses.replace(card, recipe="palm_constant")
+    assert run_facts(trained / "PALM.pdparams", other).keys() == {"parameters"}
+
+
+def test_what_is_not_known_is_said(tmp_path: Path) -> None:
+    (tmp_path / "w.onnx").write_bytes(b"w")
+    text = card_text(tmp_path, sidecar(dataset="unheard", recipe="of"), "onnx", ["w.onnx"], {})
+    assert "None are known" in text and "not known here" in text and "was not at hand" in text
+    drawn = card_text(tmp_path, sidecar(drawn=True), "onnx", ["w.onnx"], {})
+    assert "DRAWN SAMPLE" in drawn and "P0056" not in drawn and "IEEE DataPort" not in drawn
+
+
+@pytest.mark.parametrize("name", ["palm", "softmax", "softmax binary", "labels", "ordinal"])
+def test_every_task_has_its_table(name: str, tmp_path: Path) -> None:
+    """Figures as a run computes them, one class without images."""
+    card = variant("softmax" if name == "ordinal" else name)
+    card = dataclasses.replace(card, task="ordinal") if name == "ordinal" else card
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, (30, 3)) if name == "labels" else rng.integers(0, 2, 30)
+    ids = tuple(map(str, range(30)))
+    index = Index("palm", "val", ids, np.zeros((30, 4, 4), np.uint8), labels, card.classes, card.task)
+    result = rundir.score_split(rng.normal(0, 1, (30, card.network.num_outputs)), index, card.loss)
+    write_json(tmp_path / "M.json", result)  # as a sidecar keeps them: what is not defined is null
+    result = json.loads((tmp_path / "M.json").read_text())
+    (tmp_path / "M.onnx").write_bytes(b"M")
+    text = card_text(tmp_path, dataclasses.replace(card, metrics=result), "onnx", ["M.onnx"], {"metrics": result})
+    known = tables(text)
+    assert [row[:2] for row in known["class"]] == [[row["class"], str(row["support"])] for row in result["per_class"]]
+    assert [row[1] for row in known["figure"]][:2] == [f"{result['accuracy']:.4f}", f"{result['auc']:.4f}"]
+    assert ("true \\ predicted" in known) == (name != "labels")
+    assert not {"nan", "None"} & {
+        word for row in known["class"] + known["figure"] for cell in row for word in cell.split()
+    }
+    assert ("quadratic kappa" in text) == (name == "ordinal")
+
+
+def test_figures_of_another_split_are_not_mixed_in(trained: Path) -> None:
+    """`eval.py --output <run>` replaces metrics.json by another split's."""
+    card = Sidecar.read(trained / "PALM.json")
+    facts = run_facts(trained / "PALM.pdparams", card)
+    facts["metrics"]["split"] = "test"
+    assert "true \\ predicted" not in card_text(trained, card, "weights", ["PALM.pdparams"], facts)
+
+
+def test_hostile_names_stay_in_their_cells(tmp_path: Path) -> None:
+    (tmp_path / "w.onnx").write_bytes(b"w")
+    names = ("a|b\n# head\n<script>", "```\nprint(1)")
+    row = {"precision": 1.0, "recall": None, "f1": 1.0, "support": 3}
+    card = sidecar(
+        classes=names, metrics={"n": 3, "accuracy": None, "auc": None, "per_class": [{"class": names[0], **row}]}
+    )
+    text = card_text(tmp_path, card, "onnx", ["w.onnx"], {})
+    assert "\n# head" not in text and "<script>" not in text.replace(repr(list(names)), "")
+    (code,) = code_blocks(text)
+    assert f"classes = {list(names)!r}" in code
+
+
+# --- the data sets' cards ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in dataset_names() if "_" not in name])
+def test_every_data_set_has_a_licence_and_faults(name: str) -> None:
+    rows, faults = dataset_card(name)
+    assert rows["licence"] and rows["what"] and rows["title"] and rows["from"]
+    if name in CARDS:
+        assert rows["licence"] == CARDS[name].licence
+        others = [flag for flag in CARDS if flag != name]
+        assert not any(flag in rows["what"] for flag in others)
+    if name in ("palm", "covid", "oct", "pneumoniamnist", "dermamnist", "breastmnist", "organamnist"):
+        assert faults and not any(fault.startswith("-") or "\n" in fault for fault in faults)
+
+
+def test_known_faults_reach_the_card_they_belong_to() -> None:
+    assert any("P0056 = V0163" in fault for fault in dataset_card("palm")[1])
+    assert any("outer 10%" in fault for fault in dataset_card("covid")[1])
+    assert dataset_card("dermamnist")[0]["licence"] == "CC BY-NC 4.0"
+    assert any("886 test images" in fault for fault in dataset_card("dermamnist")[1])
+    assert not any("886 test images" in fault for fault in dataset_card("breastmnist")[1])
+
+
+# --- the code in it ----------------------------------------------------------------------------------
+
+VARIANTS = {
+    "palm": {},
+    "float": {"preprocessing": {"resize_dtype": "float32", "interpolation": "linear"}, "temperature": 1.7},
+    "crop": {"preprocessing": {"fit": "crop", "resize_px": 41, "channels": "rgb", "interpolation": "cubic"}},
+    "means": {"preprocessing": {"mean": (1.5, 129.62932943429487, 77.0), "std": (58.3, 57.0, 55.1)}},
+    "gray": {"preprocessing": {"channels": "gray", "interpolation": "area", "mean": (100.25,), "std": (33.3,)}},
+    "gray crop": {
+        "preprocessing": {"channels": "gray", "fit": "crop", "resize_px": 32, "mean": (1.0,), "std": (2.0,)},
+        "threshold": 0.9,
+    },
+    "softmax": {"loss": "softmax", "task": "multi-class", "classes": ("a", "b", "c"), "temperature": 0.6},
+    "softmax binary": {"loss": "softmax", "threshold": 0.123},
+    "labels": {"task": "multi-label", "classes": ("a", "b", "c"), "threshold": 0.4},
+}
+
+
+def variant(name: str) -> Sidecar:
+    changes = dict(VARIANTS[name])
+    spec = Preprocessing(**{"size_px": 32, "channels": "bgr", **changes.pop("preprocessing", {})})
+    outputs = len(changes.get("classes", "ab")) if changes.get("loss") == "softmax" or "task" in changes else 1
+    return sidecar(preprocessing=spec, network=Network("toy", outputs, spec.num_channels), **changes)
+
+
+def picture(folder: Path, suffix: str = ".png") -> Path:
+    rng = np.random.default_rng(5)
+    return fakes.write_image(folder / f"image{suffix}", rng.integers(0, 256, (57, 83, 3), np.uint8))
+
+
+def printed(code: str, folder: Path, monkeypatch, capsys) -> str:
+    """What the code prints when it is run in the folder, as a file of its own."""
+    (folder / "snippet.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    runpy.run_path("snippet.py")
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_code_without_the_package_prepares_and_decides_alike(name, tmp_path, monkeypatch, capsys) -> None:
+    """A stub in the place of ONNX Runtime shows the input and answers with known logits."""
+    card, path = variant(name), picture(tmp_path)
+    logits = np.random.default_rng(len(name)).normal(0, 2, (1, card.network.num_outputs)).astype(np.float32)
+    seen: dict = {}
+
+    class Session:
+        def __init__(self, model: str, providers: list[str]) -> None:
+            seen["model"] = model
+
+        def run(self, outputs: list[str], inputs: dict) -> list[np.ndarray]:
+            seen.update(inputs)
+            assert outputs == ["logits"]
+            return [logits]
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace(InferenceSession=Session))
+    out = printed(export_code(card, "onnx", ["m.onnx"]), tmp_path, monkeypatch, capsys)
+    expected = preprocess(read_image(path, card.preprocessing.channels), card.preprocessing)
+    assert seen["model"] == "m.onnx" and seen["image"].dtype == np.float32
+    assert (seen["image"] == expected[None]).all() and seen["image"].flags.c_contiguous
+    probs = probabilities(logits / card.temperature, card.loss, card.task)
+    decided = predicted(probs, card.task, card.threshold)[0]
+    answer = (
+        [n for n, yes in zip(card.classes, decided) if yes]
+        if card.task == "multi-label"
+        else card.classes[int(decided)]
+    )
+    assert out.startswith(f"{answer} [")
+    np.testing.assert_allclose(json.loads(out[len(str(answer)) :]), probs[0], atol=1e-12)
+
+
+def weights_of(card: Sidecar, folder: Path):
+    """A network with random weights, saved with its sidecar as M."""
+    paddle.seed(1)
+    model = toy(card.network)
+    model.eval()
+    save_weights(model, folder / "M.pdparams")
+    dataclasses.replace(card, sha256=sha256(folder / "M.pdparams")).write(folder / "M.json")
+    return model
+
+
+def test_the_code_with_the_package(tmp_path, monkeypatch, capsys) -> None:
+    card, path = variant("softmax"), picture(tmp_path)
+    weights_of(card, tmp_path)
+    text = write_card(tmp_path, card, "weights", ["M.pdparams"], {}).read_text(encoding="utf-8")
+    (code,) = code_blocks(text)
+    out = printed(code, tmp_path, monkeypatch, capsys)
+    ((_, probs),) = Predictor.from_weights(tmp_path / "M.pdparams").predict_files([path])
+    assert json.loads(out.partition(" ")[2].replace("'", '"')) == dict(zip(card.classes, probs.tolist()))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("form", ["paddle", "onnx", "openvino"])
+def test_the_code_runs_a_real_export(form, suffix, tmp_path, monkeypatch, capsys) -> None:
+    """An export made here by Paddle, and the probabilities of the Predictor."""
+    needed = {"paddle": "paddle", "onnx": "paddle2onnx onnx onnxruntime", "openvino": "paddle2onnx onnx openvino"}[
+        form
+    ].split()
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    card, path = variant("softmax"), picture(tmp_path, suffix)
+    model = weights_of(card, tmp_path)
+    spec = paddle.static.InputSpec([None, 3, 32, 32], "float32", "image")
+    if form == "paddle":
+        paddle.jit.save(paddle.jit.to_static(model, input_spec=[spec], full_graph=True), str(tmp_path / "net"))
+        files = [next(name for name in ("net.json", "net.pdmodel") if (tmp_path / name).exists()), "net.pdiparams"]
+    else:
+        paddle.onnx.export(model, str(tmp_path / "net"), input_spec=[spec], opset_version=17)
+        rename_output(tmp_path / "net.onnx")
+        files = ["net.onnx"]
+    if form == "openvino":
+        import openvino
+
+        openvino.save_model(openvino.convert_model(tmp_path / "net.onnx"), tmp_path / "net.xml", compress_to_fp16=False)
+        files = ["net.xml", "net.bin"]
+    text = card_text(tmp_path, card, form, files, {})
+    (code,) = code_blocks(text)
+    out = printed(code.replace("image.png", path.name), tmp_path, monkeypatch, capsys)
+    ((_, probs),) = Predictor.from_weights(tmp_path / "M.pdparams").predict_files([path])
+    answer, _, found = out.strip().splitlines()[-1].partition(" ")
+    assert answer == card.classes[int(probs.argmax())]
+    np.testing.assert_allclose(json.loads(found), probs, atol=1e-5)
+
+
+def rename_output(path: Path) -> None:
+    """Paddle2ONNX names outputs after tensors; exports of this package name theirs `logits`."""
+    import onnx
+
+    model = onnx.load(str(path))
+    old = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["logits" if name == old else name for name in node.output]
+    model.graph.output[0].name = "logits"
+    onnx.save(model, str(path))
+
+
+def test_the_front_matter_is_plain(tmp_path: Path) -> None:
+    """Keys, and lists whose items are words or JSON strings: YAML, whatever a data set is called."""
+    (tmp_path / "w.onnx").write_bytes(b"w")
+    text = card_text(tmp_path, sidecar(dataset="a: [b"), "onnx", ["w.onnx"], {})
+    empty, front, _ = text.split("---\n", 2)
+    tags = [json.loads(line[2:]) for line in front.splitlines() if line.startswith('- "')]
+    assert not empty and tags == ["medical-imaging", "a: [b", "toy", "onnx"] and "license: other\n" in front
+    assert all(re.fullmatch(r"# .*|[a-z_]+:( [a-z-]+)?|- [a-z_]+|- \".*\"", line) for line in front.splitlines())
+    assert "metrics:" not in front  # none are known
