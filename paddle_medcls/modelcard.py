@@ -225,7 +225,7 @@ def _training(folder: Path, card: Sidecar, recipe: Recipe | None, facts: dict) -
             f"({recipe.schedule}); the best epoch by validation {recipe.monitor} is kept{kept}.",
             f"Augmentation: {', '.join(augmented) or 'none'}.",
         ]
-        changes = _changes(card, recipe)
+        changes = [_cell(line) for line in recipe_changes(card, recipe)]
         lines += [f"Changed from the recipe of that name: {'; '.join(changes)}."] if changes else []
     else:
         lines.append(f"Recipe `{_cell(card.recipe)}`; how it was run is not known here.")
@@ -240,12 +240,12 @@ def _training(folder: Path, card: Sidecar, recipe: Recipe | None, facts: dict) -
     return _bullets([*lines, *([" ".join(when)] if when else [])]) + picture
 
 
-def _changes(card: Sidecar, recipe: Recipe) -> list[str]:
-    """Where a run's recipe differs from the project's of the same name."""
+def recipe_changes(card: Sidecar, recipe: Recipe) -> list[str]:
+    """Where a run's recipe differs from the project's of the same name: "epochs: 50 → 8"."""
     known = _known_recipe(card)
     hidden = {"targets", "pretrained", *(("mean", "std") if recipe.statistics == "train" else ())}
     found = [] if known is None else known.differences(recipe)
-    return [_cell(line.replace(" -> ", " → ")) for line in found if line.partition(":")[0] not in hidden]
+    return [line.replace(" -> ", " → ") for line in found if line.partition(":")[0] not in hidden]
 
 
 def _known_recipe(card: Sidecar) -> Recipe | None:

@@ -23,7 +23,10 @@ def sidecar_of(path: Path) -> Path:
 
 
 def find_model(path: Path) -> Path:
-    """A model's file, where a folder was given that holds one: a run directory or an export."""
+    """A model's file, where its sidecar was given, or a folder that holds one: a run directory or an export."""
+    if path.suffix == ".json" and sidecar_of(path) == path and path.is_file():
+        beside = sorted(p for p in path.parent.iterdir() if p.name.endswith(SUFFIXES))
+        path = next((p for p in beside if sidecar_of(p) == path), path)
     if not path.is_dir():
         return path
     found = sorted({sidecar_of(p) for p in path.iterdir() if p.name.endswith(SUFFIXES) and sidecar_of(p).is_file()})

@@ -108,6 +108,8 @@ def _work(args: argparse.Namespace) -> int:
     if "confusion" in result:
         print(confusion_table(result))
     print(summary(result, targets, args.prevalence))
+    if changes := _recipe_changes(args.weights, card):
+        print(f"trained otherwise than recipe {card.recipe}: {'; '.join(changes)}")
     if args.without_leaks:
         rows = _not_leaked(listed("train"), index, args.workers)
         clean = index.subset(rows)
@@ -132,6 +134,19 @@ def _not_leaked(train, index, workers: int) -> list[int]:
 
     leaked = check([train, index], workers).leaked(index.split)
     return [row for row, name in enumerate(index.ids) if name not in leaked]
+
+
+def _recipe_changes(weights: Path, card) -> list[str]:
+    """Where the run that the weights lie in left the recipe that their sidecar names."""
+    from paddle_medcls.errors import RecipeError
+    from paddle_medcls.modelcard import recipe_changes
+    from paddle_medcls.recipe import Recipe
+
+    try:
+        recipe = Recipe.from_file(weights.parent / "recipe.json")
+    except RecipeError:
+        return []
+    return recipe_changes(card, recipe) if recipe.name == card.recipe else []
 
 
 def _run_data_root(weights: Path) -> Path | None:

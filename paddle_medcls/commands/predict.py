@@ -65,7 +65,7 @@ def _work(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(rows[-1][0], ensure_ascii=False), flush=True)
     if rows and not args.json:
-        print(_table([row for row, _ in rows]))
+        print(_table([row for row, _ in rows], args.topk))
     if args.csv:
         header = ["image", "label", *card.classes]
         write_csv(args.csv, header, [[row["image"], row["label"], *probs] for row, probs in rows])
@@ -115,14 +115,14 @@ def _heat_map(target: Path, path: Path, probs, predictor) -> None:
     write_png(target, overlay(to_rgb(image, channels), heat))
 
 
-def _table(rows: list[dict]) -> str:
+def _table(rows: list[dict], k: int) -> str:
     from prettytable import PrettyTable
 
-    table = PrettyTable(["image", "label", "probability", "most probable classes"], align="l")
+    table = PrettyTable(["image", "label", "probability", *(["most probable classes"] if k > 1 else [])], align="l")
     for row in rows:
         label = row["label"] if isinstance(row["label"], str) else ", ".join(row["label"]) or "none"
         others = ", ".join(f"{item['label']} {item['probability']:.4f}" for item in row["topk"])
-        table.add_row([row["image"], label, f"{row['probability']:.4f}", others])
+        table.add_row([row["image"], label, f"{row['probability']:.4f}", *([others] if k > 1 else [])])
     return str(table)
 
 
