@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a recipe",
     "eval": "score a weight file on a split",
     "predict": "predict images",
+    "app": "the web page",
     "gradcam": "heat maps of images, and whether they are true",
     "reproduce": "run a grid of recipes and seeds, and its table",
     "benchmark": "measure speed, side by side",
