@@ -31,7 +31,12 @@ setup(
         "cpu": ["paddlepaddle", "opencv-python", "setuptools<81"],
         "xlsx": ["openpyxl"],
         "visualdl": ["visualdl"],
-        "dev": ["pytest", "pytest-cov", "hypothesis", "scikit-learn", "openpyxl", "ruff", "mypy"],
+        "app": ["streamlit>=1.50"],
+        "dev": [
+            *("pytest", "pytest-cov", "hypothesis", "scikit-learn", "openpyxl", "ruff", "mypy"),
+            # the page and its tests in a browser; Streamlit's own tests upload files on newer Pythons alone
+            *('streamlit>=1.50; python_version >= "3.10"', 'playwright; python_version >= "3.10"'),
+        ],
     },
     entry_points={"console_scripts": ["medcls=paddle_medcls.commands:medcls"]},
 )

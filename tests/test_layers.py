@@ -22,7 +22,7 @@ LAYERS = (
     {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "frozen", "gradcam", "report", "errorpage"},
     {"recipes", "recipes.*", "rundir", "predict", "train", "trust"},
     {"benchmark", "reproduce"},
-    {"commands", "commands.*"},
+    {"commands", "commands.*", "app", "app.*"},
 )
 NO_PADDLE = (
     "errors",
