@@ -34,8 +34,7 @@ setup(
         "app": ["streamlit>=1.50"],
         "dev": [
             *("pytest", "pytest-cov", "hypothesis", "scikit-learn", "openpyxl", "ruff", "mypy"),
-            # the page and its tests in a browser; Streamlit's own tests upload files on newer Pythons alone
-            *('streamlit>=1.50; python_version >= "3.10"', 'playwright; python_version >= "3.10"'),
+            *("streamlit>=1.50", "playwright"),  # the page, and its test in a browser
         ],
     },
     entry_points={"console_scripts": ["medcls=paddle_medcls.commands:medcls"]},

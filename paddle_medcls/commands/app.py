@@ -44,13 +44,13 @@ def _work(args: argparse.Namespace) -> int:
     _refuse_taken(args.address, args.port)
     import paddle_medcls.runtime  # noqa: F401  Paddle in the main thread, and its faults before the page opens
 
-    host = f"[{args.address}]" if ":" in args.address else args.address
-    print(f"page       http://{host}:{args.port}\n{NOTICE}", flush=True)
+    print(NOTICE, flush=True)  # Streamlit prints the address
     if not is_local(args.address):
         print(f"--address {args.address}: everybody who reaches this machine can use the page", file=sys.stderr)
     options = {
         "server.address": args.address,
         "server.port": args.port,
+        "browser.serverAddress": args.address,  # else Streamlit may ask the internet for ours
         "server.headless": not args.browser,  # not headless, Streamlit opens a browser
         "server.showEmailPrompt": False,
         "server.maxUploadSize": UPLOAD_MB,
@@ -59,10 +59,9 @@ def _work(args: argparse.Namespace) -> int:
         "client.toolbarMode": "minimal",  # no "Deploy" button
         "client.showErrorDetails": "full" if args.debug else "none",
         "runner.magicEnabled": False,
-        "logger.hideWelcomeMessage": True,  # it would ask the internet for our address
-        "theme.light.primaryColor": "#0072B2",  # plots.COLORS
-        "theme.dark.primaryColor": "#56B4E9",
     }
+    for scheme, color in (("LIGHT", "#0072B2"), ("DARK", "#56B4E9")):  # plots.COLORS
+        os.environ.setdefault(f"STREAMLIT_THEME_{scheme}_PRIMARY_COLOR", color)  # no options of every Streamlit
     script = Path(__file__).parent.parent / "app" / "page.py"
     command = ["run", str(script), *(f"--{name}={value}" for name, value in options.items())]
     command += ["--", f"--weights={args.weights or ''}", f"--lang={args.lang or ''}"]
