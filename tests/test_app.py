@@ -239,7 +239,7 @@ def test_an_uploaded_model_is_read_without_running_its_code(apptest, tmp_path: P
     assert give(*pair) == [] and "p, q" in markup(at)
     canary = tmp_path / "canary"
     (hostile,) = give(("x.pdparams", pickle.dumps(Hostile(canary))))
-    assert hostile.startswith("The model cannot be used: model.pdparams: ") and "\n" not in hostile
+    assert hostile.startswith("The model cannot be used: x.pdparams: ") and "\n" not in hostile
     assert not canary.exists()
     assert len(give(pair[1])) == len(give(pair[0], pair[0])) == 1
     (damaged,) = give(pair[0], ("MODEL.json", pair[1][1][:100]))

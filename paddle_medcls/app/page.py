@@ -146,7 +146,8 @@ def _uploaded_model(t: Words) -> Model | None:
         raise WeightsError(t["one_weight_file"])
     digest = repr([(suffix, hashlib.sha256(data).hexdigest()) for suffix, data in sorted(parts.items())])
     with st.spinner(t["loading"]):
-        return Model(digest, _unpack(digest, parts)[0], "")
+        stem = next(Path(file.name).stem for file in files if not file.name.lower().endswith(".json"))
+        return Model(digest, _unpack(digest, stem, parts)[0], "")
 
 
 @st.cache_resource(max_entries=3, show_spinner=False)
@@ -155,14 +156,14 @@ def _load(file: str, stamp: str) -> Predictor:
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _unpack(digest: str, _parts: dict[str, bytes]) -> tuple[Predictor, tempfile.TemporaryDirectory]:
+def _unpack(digest: str, _stem: str, _parts: dict[str, bytes]) -> tuple[Predictor, tempfile.TemporaryDirectory]:
     """An uploaded model, and its folder, which lives as long as the model is kept."""
     folder = tempfile.TemporaryDirectory(prefix="medcls-")
     try:
         for suffix, data in _parts.items():
-            Path(folder.name, f"model{suffix}").write_bytes(data)
+            Path(folder.name, f"{_stem}{suffix}").write_bytes(data)
         weights = next(suffix for suffix in _parts if suffix != ".json")
-        return Predictor.from_weights(Path(folder.name, f"model{weights}")), folder
+        return Predictor.from_weights(Path(folder.name, f"{_stem}{weights}")), folder
     except Exception as error:
         folder.cleanup()
         raise WeightsError(sentence(error).replace(f"{folder.name}{os.sep}", "")) from None

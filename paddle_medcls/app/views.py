@@ -45,7 +45,7 @@ STYLE = """<style>
 .mc table { border-collapse: collapse; margin: .2rem 0 1rem; } .mc .wide { overflow-x: auto; }
 .mc th, .mc td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0;
   font-variant-numeric: tabular-nums; border-bottom: 1px solid rgba(128, 128, 128, .25); }
-.mc th { font-weight: 500; opacity: .75; white-space: nowrap; }
+.mc th { font-weight: 500; opacity: .75; } .mc th, .mc .wide td { white-space: nowrap; }
 .block-container { padding-top: 3.75rem; }
 </style>"""
 
