@@ -33,7 +33,11 @@ setup(
         "engines": ["onnxruntime", "openvino", "onnx", "paddle2onnx>=1.3; python_version < '3.13'"],
         "xlsx": ["openpyxl"],
         "visualdl": ["visualdl"],
-        "dev": ["pytest", "pytest-cov", "hypothesis", "scikit-learn", "openpyxl", "ruff", "mypy"],
+        "app": ["streamlit>=1.50"],
+        "dev": [
+            *("pytest", "pytest-cov", "hypothesis", "scikit-learn", "openpyxl", "ruff", "mypy"),
+            *("streamlit>=1.50", "playwright"),  # the page, and its test in a browser
+        ],
     },
     entry_points={"console_scripts": ["medcls=paddle_medcls.commands:medcls"]},
 )

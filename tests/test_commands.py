@@ -22,7 +22,7 @@ from paddle_medcls.errors import MedclsError, RecipeError
 from paddle_medcls.images import read_image
 from paddle_medcls.report import DRAWN_NOTICE
 
-HEAVY = ("paddle", "matplotlib", "sklearn", "pandas", "cv2", "scipy", "numpy")
+HEAVY = ("paddle", "matplotlib", "sklearn", "pandas", "cv2", "scipy", "numpy", "streamlit")
 
 
 def tool(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- help and usage --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "predict", "gradcam"])
+@pytest.mark.parametrize("name", ["train", "eval", "predict", "gradcam", "app"])
 def test_help_is_quick_and_imports_nothing_heavy(name: str) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(TOOLS.parent)!r})\n"
@@ -63,7 +63,7 @@ def test_help_is_quick_and_imports_nothing_heavy(name: str) -> None:
 
 
 def test_the_tools_answer_help() -> None:
-    for name in ("train", "eval", "predict", "gradcam"):
+    for name in ("train", "eval", "predict", "gradcam", "app"):
         done = tool(name, "--help")
         assert done.returncode == 0 and done.stdout.startswith("usage:") and not done.stderr
 

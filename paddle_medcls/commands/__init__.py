@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "score a weight file on a split",
     "predict": "predict images",
     "export": "a trained model for other programs",
+    "app": "the web page",
     "gradcam": "heat maps of images, and whether they are true",
     "reproduce": "run a grid of recipes and seeds, and its table",
     "benchmark": "measure speed, side by side",

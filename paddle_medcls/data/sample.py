@@ -18,6 +18,7 @@ from paddle_medcls.data.covid import CLASSES, make_lists
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.medmnist import NAMES, SPLITS, card_of, file_of
 from paddle_medcls.data.oct import CLASSES as OCT_CLASSES
+from paddle_medcls.data.palm import CLASSES as PALM_CLASSES
 from paddle_medcls.errors import DataError
 from paddle_medcls.files import atomic_write, write_csv, write_text
 
@@ -40,6 +41,23 @@ def draw(dataset: str, root: Path, seed: int = 0) -> None:
         draw_npz(dataset, root, seed)
     else:
         _DRAWERS[dataset](root, seed)
+
+
+def examples(dataset: str, seed: int = 0) -> dict[str, bytes]:
+    """One drawn image of each class, as a PNG; nothing for a data set that no sample is drawn for."""
+    rng = np.random.default_rng([seed, 4])
+    images: dict[str, np.ndarray] = {}
+    if dataset == "palm":
+        images = {name: fundus(rng, bool(k)) for k, name in enumerate(PALM_CLASSES["default"])}
+    elif dataset == "covid":
+        images = {name: radiograph(rng, name) for name in CLASSES}
+    elif dataset == "oct":
+        images = {name: retina(rng, name) for name in OCT_CLASSES}
+    elif dataset in NAMES:
+        names = card_of(dataset)[0].classes
+        drawn = spots(rng, dataset, np.eye(len(names)))
+        images = {name: image[..., ::-1] if image.ndim == 3 else image for name, image in zip(names, drawn)}
+    return {name: cv2.imencode(".png", np.ascontiguousarray(image))[1].tobytes() for name, image in images.items()}
 
 
 # --- PALM: fundus photographs --------------------------------------------------------------------
@@ -165,14 +183,10 @@ def radiograph(rng: np.random.Generator, name: str) -> np.ndarray:
 
 
 def draw_npz(name: str, root: Path, seed: int = 0, counts: tuple[int, int, int] = (256, 64, 64)) -> None:
-    """A MedMNIST file of any task and size: a bright spot for each label, in a place of its own, on noise."""
-    card, side = card_of(name)
+    """A MedMNIST file of any task and size."""
+    card, _ = card_of(name)
     rng = np.random.default_rng([seed, 3])
     width = len(card.classes)
-    angle = 2 * np.pi * np.arange(width) / width
-    y, x = np.mgrid[:side, :side] / side - 0.5
-    away = [(x - 0.3 * np.cos(a)) ** 2 + (y - 0.3 * np.sin(a)) ** 2 for a in angle]
-    spots = np.exp(-np.stack(away) / (2 * 0.06**2))  # (L, S, S)
     arrays = {}
     for split, count in zip(SPLITS, counts):
         if card.task == "multi-label":
@@ -181,14 +195,31 @@ def draw_npz(name: str, root: Path, seed: int = 0, counts: tuple[int, int, int] 
         else:
             labels = rng.permutation(np.arange(count) % width).astype(np.uint8)[:, None]
             marks = np.eye(width)[labels[:, 0]]
-        images = 60 + 130 * np.tensordot(marks, spots, 1) + rng.normal(0, 20, (count, side, side))
-        if card.channels == 3:
-            images = images[..., None] * np.array([1.0, 0.8, 0.7])
-        arrays[f"{split}_images"] = np.clip(images, 0, 255).astype(np.uint8)
+        arrays[f"{split}_images"] = spots(rng, name, marks)
         arrays[f"{split}_labels"] = labels
     data = io.BytesIO()
     np.savez_compressed(data, **arrays)  # type: ignore[arg-type]
     atomic_write(root / file_of(name), data.getvalue())
+
+
+def spots(rng: np.random.Generator, name: str, marks: np.ndarray) -> np.ndarray:
+    """A bright spot for each label, in a place of its own, on noise.
+
+    Args:
+        marks: (N, L), 1 where an image has a label.
+
+    Returns:
+        uint8 (N, S, S), or (N, S, S, 3) RGB for a set in colour.
+    """
+    card, side = card_of(name)
+    angle = 2 * np.pi * np.arange(marks.shape[1]) / marks.shape[1]
+    y, x = np.mgrid[:side, :side] / side - 0.5
+    away = [(x - 0.3 * np.cos(a)) ** 2 + (y - 0.3 * np.sin(a)) ** 2 for a in angle]
+    places = np.exp(-np.stack(away) / (2 * 0.06**2))  # (L, S, S)
+    images = 60 + 130 * np.tensordot(marks, places, 1) + rng.normal(0, 20, (len(marks), side, side))
+    if card.channels == 3:
+        images = images[..., None] * np.array([1.0, 0.8, 0.7])
+    return np.clip(images, 0, 255).astype(np.uint8)
 
 
 # --- OCT: retinal scans --------------------------------------------------------------------------

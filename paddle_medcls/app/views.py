@@ -1,0 +1,192 @@
+"""How results look: figures, bars, the table, the model's card.
+
+What comes from outside (names of files and classes, the sidecar) is shown as text, never as Markdown or HTML.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from paddle_medcls.errors import MedclsError
+from paddle_medcls.metrics import predicted
+from paddle_medcls.predict import Predictor
+from paddle_medcls.sidecar import Sidecar
+
+Words = dict[str, str]
+
+MOST_BARS = 16
+STYLE = """<style>
+.mc { font-size: .95rem; line-height: 1.5; overflow-wrap: anywhere; }
+.mc h1 { font-size: 1.75rem; font-weight: 650; padding: 0; margin: 0; }
+.mc h2 { font-size: 1.15rem; font-weight: 650; padding: 0; margin: .4rem 0 .2rem; }
+.mc p { margin: .1rem 0; } .mc .soft { opacity: .75; font-size: .875rem; }
+.mc .note { border-left: 4px solid #D55E00; padding: .1rem 0 .1rem .7rem; margin: .6rem 0 0; }
+.mc .verdict { font-size: 1.5rem; font-weight: 650; line-height: 1.25; }
+.mc .bar { display: grid; grid-template-columns: minmax(5rem, 38%) 1fr 3.4rem; gap: .6rem; align-items: center;
+  margin: .3rem 0; }
+.mc .bar span:first-child { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.mc .bar span:last-child { text-align: right; font-variant-numeric: tabular-nums; }
+.mc .bar.yes span { font-weight: 650; }
+.mc .bar div { position: relative; height: .7rem; border-radius: 4px; background: rgba(128, 128, 128, .18); }
+.mc .bar i { display: block; height: 100%; border-radius: 4px; min-width: 2px; background: rgba(128, 128, 128, .75); }
+.mc .bar.yes i { background: #0072B2; }
+.mc .bar u { position: absolute; top: -.2rem; bottom: -.2rem; width: 2px; background: #D55E00; }
+.mc .scale { display: flex; gap: .5rem; align-items: center; font-size: .8rem; }
+.mc .scale i { flex: 1; height: .5rem; border-radius: 3px; background: linear-gradient(90deg, #440154, #3b528b, #21918c,
+  #5ec962, #fde725); }
+.mc table { border-collapse: collapse; margin: .2rem 0 1rem; } .mc .wide { overflow-x: auto; }
+.mc th, .mc td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0;
+  font-variant-numeric: tabular-nums; border-bottom: 1px solid rgba(128, 128, 128, .25); }
+.mc th { font-weight: 500; opacity: .75; } .mc th, .mc .wide td { white-space: nowrap; }
+.block-container { padding-top: 3.75rem; }
+</style>"""
+
+
+def _figure(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, (int, float)) and value == value else "–"
+
+
+def safe(value: object) -> str:
+    """Text from outside, for HTML."""
+    return html.escape(str(value))
+
+
+def plain(text: str) -> str:
+    """Text from outside, for Streamlit's Markdown: every mark is escaped."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
+
+
+def block(*parts: str) -> None:
+    st.html('<div class="mc">' + "".join(parts) + "</div>")
+
+
+def sentence(error: Exception) -> str:
+    return error.what if isinstance(error, MedclsError) else f"{type(error).__name__}: {str(error)[:200]}"
+
+
+# --- predictions ----------------------------------------------------------------------------------
+
+
+def decide(t: Words, card: Sidecar, probs: np.ndarray) -> tuple[list[int], str]:
+    """The classes that an image is decided for, and why."""
+    guess = predicted(probs[None], card.task, card.threshold)[0]
+    limit = f"{card.threshold:.4g}"
+    if card.task == "multi-label":
+        yes = np.flatnonzero(guess).tolist()
+        return yes, t["labels_above"].format(k=len(yes), n=len(probs), threshold=limit)
+    if card.task == "binary":
+        reason = t["above" if guess else "not_above"]
+        return [int(guess)], reason.format(name=card.classes[1], p=f"{probs[1]:.4f}", threshold=limit)
+    return [int(guess)], t["most_probable"].format(n=len(probs))
+
+
+def bars(t: Words, card: Sidecar, probs: np.ndarray, yes: Sequence[int]) -> list[str]:
+    """One bar a class, the most probable first; a mark at the threshold where there is one."""
+    order = np.argsort(-probs, kind="stable")
+    bars = []
+    for k in order[:MOST_BARS]:
+        name, share = safe(card.classes[k]), 100 * probs[k]
+        limited = card.task == "multi-label" or (card.task == "binary" and k == 1)
+        mark = f'<u style="left:{100 * card.threshold:.2f}%"></u>' if limited else ""
+        bars.append(
+            f'<div class="bar{" yes" if k in yes else ""}" title="{name} {probs[k]:.6f}"><span>{name}</span>'
+            f'<div><i style="width:{share:.2f}%"></i>{mark}</div><span>{probs[k]:.4f}</span></div>'
+        )
+    rest = order[MOST_BARS:]
+    if len(rest):
+        text = t["more_classes"].format(n=len(rest), p=f"{probs[order[MOST_BARS - 1]]:.4f}")
+        bars.append(f'<p class="soft">{text}</p>')
+    return bars
+
+
+def show_table(t: Words, card: Sidecar, rows: list[tuple[str, np.ndarray]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "label", *card.classes])
+    lines = []
+    for name, probs in rows:
+        yes, _ = decide(t, card, probs)
+        labels = [card.classes[k] for k in yes]
+        writer.writerow(
+            [name, labels if card.task == "multi-label" else labels[0], *(round(float(p), 8) for p in probs)]
+        )
+        largest = probs.max() if card.task == "multi-label" else probs[yes[0]]
+        lines.append([name, ", ".join(labels) or t["none"], float(largest), *map(float, probs)])
+    columns = [t["image"], t["decision"], t["probability"], *(f"P({name})" for name in card.classes)]
+    bars = {t["probability"]: st.column_config.ProgressColumn(format="%.4f", min_value=0.0, max_value=1.0)}
+    digits = {name: st.column_config.NumberColumn(format="%.4f") for name in columns[3:]}
+    title, button = st.columns([3, 1], vertical_alignment="bottom")
+    with title:
+        block(f"<h2>{t['table']}</h2>")
+    button.download_button(t["download"], text.getvalue(), "predictions.csv", "text/csv", on_click="ignore")
+    st.dataframe(pd.DataFrame(lines, columns=columns), hide_index=True, column_config={**bars, **digits})
+
+
+# --- the card ------------------------------------------------------------------------------------
+
+
+def show_card(t: Words, predictor: Predictor, date: str) -> None:
+    """What the sidecar says: figures with their intervals, then how the model was made."""
+    card = predictor.card
+    figures = card.metrics if isinstance(card.metrics, dict) else {}
+    left, right = st.columns(2, gap="large")
+    with left:
+        if figures:
+            title = t["figures"].format(split=figures.get("split", "?"), n=figures.get("n", "?"))
+            note = t["figures_note"] if figures.get("split") == "val" else ""
+            block(f'<h2>{safe(title)}</h2><p class="soft">{note}</p>', *_figure_tables(t, figures))
+        else:
+            st.info(t["no_figures"])
+    spec, network = card.preprocessing, card.network
+    mean, std = (", ".join(f"{value:.4g}" for value in dict.fromkeys(values)) for values in (spec.mean, spec.std))
+    shape = f"{spec.size_px} × {spec.size_px} px, {spec.fit}, {spec.interpolation}, {spec.channels.upper()}"
+    outputs = t["outputs"].format(n=network.num_outputs, channels=network.in_channels, stem=network.stem)
+    versions = card.versions if isinstance(card.versions, dict) else {}
+    rows = {
+        "data": f"{card.dataset} ({t['drawn']})" if card.drawn else card.dataset,
+        "recipe": card.recipe,
+        "task": card.task,
+        "classes": ", ".join(card.classes),
+        "network": f"{network.model}: {outputs}",
+        "preprocessing": f"{shape}; mean {mean}; std {std}",
+        "flips": ", ".join(card.flips),
+        "temperature": f"{card.temperature:g}",
+        "threshold": f"{card.threshold:g}" if card.task != "multi-class" else "",
+        "date": date,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "assumed": " · ".join(predictor.notes),
+    }
+    lines = [f"<tr><th>{t[key]}</th><td>{safe(value)}</td></tr>" for key, value in rows.items() if value]
+    lines.append(f"<tr><th>SHA-256</th><td>{safe(card.sha256)}</td></tr>" if card.sha256 else "")
+    with right:
+        block(f"<h2>{t['card']}</h2><table>", *lines, "</table>")
+
+
+def _figure_tables(t: Words, figures: dict) -> list[str]:
+    names = ("accuracy", "auc", "sensitivity", "specificity", "quadratic_kappa", "mean_absolute_error")
+    intervals = figures.get("intervals") if isinstance(figures.get("intervals"), dict) else {}
+    lines = [f"<table><tr><th>{t['figure']}</th><th>{t['value']}</th><th>{t['interval']}</th></tr>"]
+    for name in (*names, "calibration_error", "loss"):
+        if name in figures:
+            bounds = intervals.get(name)  # type: ignore[union-attr]
+            between = " – ".join(map(_figure, bounds)) if isinstance(bounds, list) else ""
+            lines.append(f"<tr><td>{t[name]}</td><td>{_figure(figures[name])}</td><td>{between}</td></tr>")
+    rows = figures.get("per_class")
+    if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+        columns = ("precision", "recall", "f1", "specificity")
+        heads = "".join(f"<th>{t[name]}</th>" for name in ("class", *columns, "support"))
+        lines.append(f'</table><div class="wide"><table><tr>{heads}</tr>')
+        for row in rows:
+            cells = [safe(row.get("class")), *(_figure(row.get(name)) for name in columns), safe(row.get("support"))]
+            lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        lines.append("</table></div>")
+        return lines
+    return [*lines, "</table>"]
