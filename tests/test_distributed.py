@@ -83,13 +83,13 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 def test_shares_of_a_batch() -> None:
     """Every image once; a process without one gives its gradient the weight 0."""
-    from paddle_medcls.train import _share
+    from paddle_medcls.distributed import share
 
     rows = np.array([5, 3, 9, 1, 7])
-    (first, share), (second, other) = _share(rows, 0, 2), _share(rows, 1, 2)
-    assert sorted([*first, *second]) == sorted(rows) and (share, other) == (0.6, 0.4)
-    assert _share(rows[:1], 0, 2)[1] == 1.0 and _share(rows[:1], 1, 2)[1] == 0.0
-    assert len(_share(rows[:1], 1, 2)[0]) == 1
+    (first, part), (second, other) = share(rows, 0, 2), share(rows, 1, 2)
+    assert sorted([*first, *second]) == sorted(rows) and (part, other) == (0.6, 0.4)
+    assert share(rows[:1], 0, 2)[1] == 1.0 and share(rows[:1], 1, 2)[1] == 0.0
+    assert len(share(rows[:1], 1, 2)[0]) == 1
 
 
 def test_a_process_that_fails_ends_the_run(tmp_path: Path) -> None:

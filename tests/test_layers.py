@@ -16,11 +16,22 @@ PACKAGE = ROOT / "paddle_medcls"
 # Every module by its layer; a module may import from its own layer and those below, without circles.
 LAYERS = (
     {"", "errors", "cpu", "published"},
-    {"files", "interrupt", "progress", "recipe", "runtime", "metrics", "calibration", "comparison", "safe_pickle"},
+    {
+        "files",
+        "interrupt",
+        "progress",
+        "recipe",
+        "runtime",
+        "distributed",
+        "metrics",
+        "calibration",
+        "comparison",
+        "safe_pickle",
+    },
     {"images", "augment", "plots"},
     {"data", "data.*", "models", "models.*"},
     {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "frozen", "gradcam", "report", "errorpage"},
-    {"recipes", "recipes.*", "rundir", "predict", "train", "trust"},
+    {"recipes", "recipes.*", "rundir", "predict", "assemble", "train", "trust"},
     {"benchmark", "reproduce"},
     {"commands", "commands.*"},
 )
