@@ -14,6 +14,7 @@ from paddle_medcls import __version__, report
 from paddle_medcls.data import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.statistics import scan
+from paddle_medcls.distributed import from_first
 from paddle_medcls.evaluate import flips_of
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash
 from paddle_medcls.images import Preprocessing
@@ -22,7 +23,7 @@ from paddle_medcls.models.pretrained import pretrained_file
 from paddle_medcls.models.weights import load_pretrained
 from paddle_medcls.optim import build_loss, build_optimizer, build_schedule, class_weights
 from paddle_medcls.recipe import Recipe
-from paddle_medcls.runtime import paddle
+from paddle_medcls.runtime import count_gpus, paddle
 from paddle_medcls.sidecar import Sidecar
 
 
@@ -53,10 +54,15 @@ class Learner:
     card: Sidecar  # goes with the weights
 
 
-def read_data(recipe: Recipe, data_root: Path, workers: int) -> Data:
+def read_data(recipe: Recipe, data_root: Path, workers: int, rank: int = 0, world: int = 1) -> Data:
     """Lists the images, then decodes each once, so that a damaged one stops the run here."""
     train_index = load_index(recipe.dataset, data_root, "train", recipe.labels)
     val_index = load_index(recipe.dataset, data_root, "val", recipe.labels)
+    facts = from_first(lambda: _facts(recipe, data_root, train_index, val_index, workers), rank, world)
+    return Data(train_index, val_index, facts, report.DRAWN_NOTICE if train_index.drawn else "")
+
+
+def _facts(recipe: Recipe, data_root: Path, train_index: Index, val_index: Index, workers: int) -> dict:
     facts: dict[str, Any] = {"data_root": str(Path(data_root).resolve()), "drawn": train_index.drawn}
     facts["note"] = train_index.note
     for index in (train_index, val_index):
@@ -66,23 +72,32 @@ def read_data(recipe: Recipe, data_root: Path, workers: int) -> Data:
             "fingerprint": index.fingerprint(),
             "classes": found["classes"],
             # float32 is what the network computes in; rounding here keeps JSON and run the same
-            "per_image": {name: tuple(found["per_image"][name]) for name in ("mean", "std")},
+            "per_image": {name: found["per_image"][name] for name in ("mean", "std")},
         }
-    return Data(train_index, val_index, facts, report.DRAWN_NOTICE if train_index.drawn else "")
+    return facts
 
 
 def build_learner(
-    recipe: Recipe, data: Data, cache: Path, workers: int, amp: bool, resume: bool, say: Callable[[str], None]
+    recipe: Recipe,
+    data: Data,
+    cache: Path,
+    workers: int,
+    amp: bool,
+    resume: bool,
+    say: Callable[[str], None],
+    rank: int = 0,
+    world: int = 1,
 ) -> Learner:
     """Network, optimizer and loss of a recipe, at the start of a run.
 
     Args:
         recipe: with its mean and std filled in.
-        cache: folder of the cached features.
+        cache: folder of the cached features, which process 0 computes.
         workers: threads that read images for these.
         amp: mixed precision, which float16 needs a scaler for.
         resume: the run's state will be restored, so weights that it holds are not loaded.
         say: takes a line on what was loaded.
+        rank, world: this process and the number of all.
     """
     paddle.seed(recipe.seed)
     network = network_for(recipe, len(data.train.classes), data.train.task)
@@ -97,7 +112,10 @@ def build_learner(
         frozen = data.facts["frozen_weights"] = frozen_hash(model)
 
         def features(index: Index, view: int | None) -> np.ndarray:
-            return cached_features(model, frozen, index, recipe, view, cache, workers)
+            def path() -> str:
+                return str(cached_features(model, frozen, index, recipe, view, cache, workers))
+
+            return np.load(from_first(path, rank, world), mmap_mode="r", allow_pickle=False)
 
         views = [features(data.train, view) for view in range(recipe.cache_views)]
         val_features = features(data.val, None)
@@ -135,7 +153,7 @@ def build_learner(
 
 def amp_type() -> str:
     """bfloat16 where the card has it (no scaler needed), else float16."""
-    if not paddle.is_compiled_with_cuda() or paddle.device.cuda.device_count() == 0:
+    if not count_gpus():
         return "bfloat16"
     return "bfloat16" if paddle.device.cuda.get_device_capability()[0] >= 8 else "float16"
 

@@ -20,17 +20,17 @@ from paddle_medcls import metrics, rundir
 from paddle_medcls.assemble import amp_type, build_learner, read_data
 from paddle_medcls.data import weights_name
 from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
-from paddle_medcls.distributed import join, over_processes, share, synchronise, wait_for_all
+from paddle_medcls.distributed import exchange, from_first, join, over_processes, pieces, synchronise
 from paddle_medcls.errors import RunError
 from paddle_medcls.evaluate import evaluate_split, flips_of
 from paddle_medcls.frozen import FeatureDataset, head_logits, start_training
 from paddle_medcls.images import Preprocessing
-from paddle_medcls.interrupt import Interrupt
+from paddle_medcls.interrupt import Interrupt, stopped
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.rundir import HISTORY, STEP_LOG, State
-from paddle_medcls.runtime import environment, paddle, require_gpu, select_device, set_deterministic
+from paddle_medcls.runtime import environment, paddle, require_gpu, select_device, set_deterministic, set_fast
 from paddle_medcls.sidecar import Sidecar
 
 CURVE_SECONDS = 30  # the curves are drawn at most this often
@@ -78,26 +78,28 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     rank, world = join()
     say = options.say if rank == 0 else lambda line: None
 
-    data = read_data(recipe, data_root, options.workers)
+    data = read_data(recipe, data_root, options.workers, rank, world)
     if recipe.statistics == "train" and not resume:
-        recipe = recipe.replace(**data.facts["train"]["per_image"])
+        recipe = recipe.replace(**{name: tuple(of) for name, of in data.facts["train"]["per_image"].items()})
     spec = Preprocessing.of(recipe)
     say(f"{recipe.name}: {len(data.train)} training and {len(data.val)} validation images, {recipe.model}, {device}")
     for line in filter(None, (data.note, data.train.note)):
         say(line)
 
-    learner = build_learner(recipe, data, run_dir.parent / "features", options.workers, options.amp, resume, say)
+    learner = build_learner(
+        recipe, data, run_dir.parent / "features", options.workers, options.amp, resume, say, rank, world
+    )
     model, average = learner.model, learner.average
     schedule, optimizer, scaler = learner.schedule, learner.optimizer, learner.scaler
     parallel = paddle.DataParallel(learner.fed) if world > 1 else learner.fed
 
     state = State()
     if resume:
-        rundir.refuse_changes(run_dir, data.facts, options.force)
+        rundir.refuse_changes(run_dir, data.facts, world, options.force)
         state = rundir.restore(run_dir, learner.parts)
         say(f"resumed after {state.epoch} of {recipe.epochs} epochs and {state.batch} batches")
     elif rank == 0:
-        rundir.describe(run_dir, recipe, data.facts, environment(device))
+        rundir.describe(run_dir, recipe, data.facts, environment(device) | {"processes": world})
 
     weights = run_dir / f"{weights_name(recipe.dataset)}.pdparams"
     board = _open_board(run_dir, options, rank)
@@ -111,7 +113,10 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         return evaluate_split(judged, data.val, spec, recipe.batch_size, options.workers, flips, rank, world)
 
     drawn_at = -math.inf
-    with Interrupt(say, options.deadline, enabled=world == 1) as interrupt:
+    with Interrupt(
+        say,
+        options.deadline,
+    ) as interrupt:
         while state.epoch < recipe.epochs and not _stale(recipe, state):
             started = time.perf_counter()
             waited = 0.0
@@ -123,44 +128,52 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
             else:
                 dataset = ImageDataset(data.train, spec, recipe, recipe.seed, state.epoch)
             batches = cut(epoch_order(len(data.train), recipe.seed, state.epoch), recipe.batch_size)
-            shares = [share(rows, rank, world) for rows in batches]
-            loaded = load_batches(dataset, [rows for rows, _ in shares[state.batch :]], options.workers)
+            work = [pieces(rows, rank, world, recipe.accumulate) for rows in batches]
+            mine = [piece for parts in work[state.batch :] for piece, _ in parts]
+            loaded = load_batches(dataset, mine, options.workers)
             bar = progress(None, f"epoch {state.epoch + 1}/{recipe.epochs}", len(data.train), "image", show=rank == 0)
             bar.update(sum(len(rows) for rows in batches[: state.batch]))
             pending: list[tuple] = []
             saved_at = time.monotonic()
             start_training(model, recipe.freeze)
-            for rows, (_, part) in zip(batches[state.batch :], shares[state.batch :]):
-                mark = time.perf_counter()
-                batch = next(loaded)
-                waited += time.perf_counter() - mark
-                paddle.seed(_step_seed(recipe.seed, state.step))
-                x, labels = paddle.to_tensor(batch.x), paddle.to_tensor(batch.labels)
-                with paddle.amp.auto_cast(enable=options.amp, dtype=amp_type()):
-                    logits = parallel(x)  # (N, outputs)
-                    loss = learner.loss(logits.astype("float32"), labels)
-                # DataParallel averages over processes; the part makes it the mean over the batch's images.
-                scaler.scale(loss * part * world).backward()
+            for rows, parts in zip(batches[state.batch :], work[state.batch :]):
+                paddle.seed(_step_seed(recipe.seed, state.step, rank))
+                figures: list = []  # of each piece: loss and accuracy
+                for _, part in parts:
+                    mark = time.perf_counter()
+                    batch = next(loaded)
+                    waited += time.perf_counter() - mark
+                    x, labels = paddle.to_tensor(batch.x), paddle.to_tensor(batch.labels)
+                    with exchange(parallel, world, last=len(figures) + 1 == len(parts)):
+                        with paddle.amp.auto_cast(enable=options.amp, dtype=amp_type()):
+                            logits = parallel(x)  # (N, outputs)
+                            loss = learner.loss(logits.astype("float32"), labels)
+                        # The part makes the sum over pieces the mean over the batch's images; DataParallel averages.
+                        scaler.scale(loss * part * world).backward()
+                    figures.append(paddle.stack([loss.detach(), _correct(logits, labels, learner.card)]) * part)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.clear_grad()
-                figures = over_processes(loss.detach() * part, _correct(logits, labels, learner.card) * part, world)
-                pending.append((state.step, schedule.get_lr(), figures, rows))
+                whole = over_processes(sum(figures), interrupt.due(), world)
+                pending.append((state.step, schedule.get_lr(), whole, rows))
                 schedule.step()
                 if average is not None:
                     _update_average(learner.parts["average"], learner.parts["model"], recipe.ema_decay, state.step)
                 state.step += 1
                 state.batch += 1
                 bar.update(len(rows))
-                # On a GPU reading a figure waits for the card, so figures are read in groups.
-                late = interrupt.due() or time.monotonic() - saved_at > SAVE_MINUTES * 60
-                if device == "cpu" or len(pending) == 20 or state.batch == len(batches) or late:
-                    _log_steps(pending, state, board)
+                # On a GPU reading a figure waits for the card, so figures are read in groups, by every
+                # process at the same step: that is where they agree to stop.
+                asked = world == 1 and interrupt.due()
+                if asked or device == "cpu" or len(pending) == 20 or state.batch == len(batches):
+                    asked = _log_steps(pending, state, board) or asked
                     bar.set_postfix(loss=f"{state.steps[-1][2]:.4f}", refresh=False)
-                if late and rank == 0:
-                    rundir.save(run_dir, learner.parts, state)
-                    saved_at = time.monotonic()
-                    interrupt.stop_if_requested(run_dir)
+                    if rank == 0 and (asked or time.monotonic() - saved_at > SAVE_MINUTES * 60):
+                        rundir.save(run_dir, learner.parts, state)
+                        saved_at = time.monotonic()
+                if asked:
+                    from_first(lambda: None, rank, world)  # it has saved
+                    raise stopped(run_dir)
             bar.close()
             loaded.close()
             trained = time.perf_counter() - started
@@ -199,13 +212,12 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
                         board.add_scalar(f"epoch/{name}", row[name], state.epoch)
                 rundir.save(run_dir, learner.parts, state)
             say(_epoch_line(row, recipe, improved, trained))
-            if state.epoch < recipe.epochs:
-                interrupt.stop_if_requested(run_dir)
+            if from_first(interrupt.due, rank, world) and state.epoch < recipe.epochs:
+                raise stopped(run_dir)
     if _stale(recipe, state) and state.epoch < recipe.epochs:
         say(f"stopped early: no better {recipe.monitor} in {recipe.patience} epochs")
 
     # The best weights, scored once more with intervals.
-    wait_for_all(world)  # process 0 has written them
     load_strict(model, read_weights(weights), weights)
     logits = judge(model, flips_of(recipe))
     if rank > 0:
@@ -226,14 +238,18 @@ def _start_device(options: Options) -> str:
         require_gpu(device, "--amp")
     if options.deterministic:
         set_deterministic()
+    elif device.startswith("gpu"):
+        set_fast(options.amp)
     return device
 
 
 # --- one step ------------------------------------------------------------------------------------
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0] & 0x7FFFFFFF)
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Processes draw different dropouts; one alone draws what process 0 does."""
+    own = [seed, step, rank] if rank else [seed, step]
+    return int(np.random.SeedSequence(own).generate_state(1)[0] & 0x7FFFFFFF)
 
 
 def _correct(logits, labels, card: Sidecar):
@@ -247,9 +263,11 @@ def _correct(logits, labels, card: Sidecar):
     return (guesses == labels).astype("float32").mean()
 
 
-def _log_steps(pending: list[tuple], state: State, board) -> None:
+def _log_steps(pending: list[tuple], state: State, board) -> bool:
+    """Reads the figures of the steps since the last time; whether any process was asked to stop."""
+    asked = 0.0
     for step, lr, figures, rows in pending:
-        loss, accuracy = figures.numpy().tolist()
+        loss, accuracy, asked = figures.numpy().tolist()
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss is {loss} at step {step}, epoch {state.epoch + 1}",
@@ -261,6 +279,7 @@ def _log_steps(pending: list[tuple], state: State, board) -> None:
             for name, figure in zip(STEP_LOG[1:], state.steps[-1][1:]):
                 board.add_scalar(f"step/{name}", figure, step)
     pending.clear()
+    return asked > 0
 
 
 def _update_average(average, model, decay: float, step: int) -> None:

@@ -16,6 +16,7 @@ import pytest
 import toynet
 
 from paddle_medcls.data import load_index
+from paddle_medcls.distributed import pieces
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.train import Options, train
 
@@ -83,13 +84,15 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 def test_shares_of_a_batch() -> None:
     """Every image once; a process without one gives its gradient the weight 0."""
-    from paddle_medcls.distributed import share
-
     rows = np.array([5, 3, 9, 1, 7])
-    (first, part), (second, other) = share(rows, 0, 2), share(rows, 1, 2)
+    [(first, part)], [(second, other)] = pieces(rows, 0, 2, 1), pieces(rows, 1, 2, 1)
     assert sorted([*first, *second]) == sorted(rows) and (part, other) == (0.6, 0.4)
-    assert share(rows[:1], 0, 2)[1] == 1.0 and share(rows[:1], 1, 2)[1] == 0.0
-    assert len(share(rows[:1], 1, 2)[0]) == 1
+    [(_, part)], [(nothing, other)] = pieces(rows[:1], 0, 2, 1), pieces(rows[:1], 1, 2, 1)
+    assert (part, other) == (1.0, 0.0) and len(nothing) == 1
+    for accumulate in (1, 2, 3, 9):
+        cut = [piece for rank in (0, 1) for piece in pieces(rows, rank, 2, accumulate)]
+        assert sorted(row for mine, _ in cut for row in mine) == sorted(rows)
+        assert all(part == len(mine) / 5 for mine, part in cut)
 
 
 def test_a_process_that_fails_ends_the_run(tmp_path: Path) -> None:

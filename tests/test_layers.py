@@ -23,6 +23,7 @@ LAYERS = (
         "recipe",
         "runtime",
         "distributed",
+        "processes",
         "metrics",
         "calibration",
         "comparison",
@@ -32,12 +33,13 @@ LAYERS = (
     {"data", "data.*", "models", "models.*"},
     {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "frozen", "gradcam", "report", "errorpage"},
     {"recipes", "recipes.*", "rundir", "predict", "assemble", "train", "trust"},
-    {"benchmark", "reproduce"},
+    {"benchmark", "reproduce", "worker"},
     {"commands", "commands.*"},
 )
 NO_PADDLE = (
     "errors",
     "files",
+    "processes",
     "recipe",
     "recipes",
     "metrics",
