@@ -14,7 +14,7 @@ from paddle_medcls import __version__, report
 from paddle_medcls.data import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.statistics import scan
-from paddle_medcls.distributed import from_first
+from paddle_medcls.distributed import from_first, whole_batch_norm
 from paddle_medcls.evaluate import flips_of
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash
 from paddle_medcls.images import Preprocessing
@@ -107,7 +107,9 @@ def build_learner(
     average = _average_of(model, network) if recipe.ema_decay else None
     views: list[np.ndarray] = []
     val_features = None
-    if recipe.freeze:
+    if not recipe.freeze:
+        model = whole_batch_norm(model, world)
+    else:
         freeze(model)
         frozen = data.facts["frozen_weights"] = frozen_hash(model)
 

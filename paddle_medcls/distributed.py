@@ -56,6 +56,17 @@ def exchange(parallel, world: int, last: bool):
     return contextlib.nullcontext() if world == 1 or last else parallel.no_sync()
 
 
+def whole_batch_norm(model, world: int):
+    """The network with batch-norm statistics over all processes' images, where Paddle has that: on GPUs.
+
+    They are exact where the processes' shares are equal; in a last batch that cannot be shared
+    equally each share weighs the same. Parameters and their names stay what they were.
+    """
+    if world > 1 and paddle.get_device().startswith("gpu"):
+        return paddle.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model
+
+
 def synchronise(network, world: int) -> None:
     """Gives every process the batch-norm statistics of process 0, so that all judge the same network."""
     if world > 1:
@@ -89,5 +100,8 @@ def from_first(make: Callable[[], Any], rank: int, world: int) -> Any:
     store = paddle.base.core.create_or_get_global_tcp_store()
     key = f"paddle_medcls/{next(_CALLS)}"
     if rank == 0:
-        store.set(key, json.dumps(make()).encode())
-    return json.loads(store.get(key))
+        text = json.dumps(make())
+        store.set(key, text.encode())
+    else:
+        text = store.get(key)
+    return json.loads(text)

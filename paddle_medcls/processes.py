@@ -2,9 +2,9 @@
 
 The command itself computes nothing. Each process is `worker.main`; through its
 standard input it gets its job, one line of JSON, and through its standard output it sends back one
-line on how it ended. The input stays open as a lifeline: where it closes, the command has died and
-the process stops as on Ctrl-C. The processes are out of the terminal's reach, so Ctrl-C and SIGTERM
-come to the command alone, which passes them on, once.
+line on how it ended. The input stays open: another line, or its end because the command has died,
+stops the process as Ctrl-C does. The processes are out of the terminal's reach, so Ctrl-C and SIGTERM
+come to the command alone; no signal is passed on, since one breaks off what Paddle waits for.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def run_processes(job: dict, count: int, gpus: bool, environ: dict[str, str]) ->
         nonlocal asked
         asked += 1
         for worker in workers:
-            worker.send_signal(signal.SIGINT) if asked == 1 else worker.kill()
+            _tell(worker, b"stop\n") if asked == 1 else worker.kill()
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -125,14 +125,21 @@ def _place(rank: int, addresses: list[str], gpus: bool) -> dict[str, str]:
 
 def _start(job: dict, environ: dict[str, str], stderr) -> subprocess.Popen:
     worker = subprocess.Popen(
-        WORKER, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+        WORKER,
+        bufsize=0,
+        env=environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        start_new_session=True,
     )
-    try:
-        worker.stdin.write(json.dumps(job).encode() + b"\n")  # type: ignore[union-attr]
-        worker.stdin.flush()  # type: ignore[union-attr]
-    except BrokenPipeError:
-        pass  # it is dead already, which its silence will tell
+    _tell(worker, json.dumps(job).encode() + b"\n")
     return worker
+
+
+def _tell(worker: subprocess.Popen, line: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, which its silence tells, or is dismissed
+        worker.stdin.write(line)  # type: ignore[union-attr]
 
 
 def _reports(workers: list[subprocess.Popen]) -> dict[int, dict]:
@@ -159,7 +166,7 @@ def _reports(workers: list[subprocess.Popen]) -> dict[int, dict]:
 
 
 def _dismiss(workers: list[subprocess.Popen]) -> None:
-    """Closes the lifelines and lets the processes leave by themselves, together."""
+    """Closes the inputs and lets the processes leave by themselves, together."""
     for worker in workers:
         worker.stdin.close()  # type: ignore[union-attr]
     for worker in workers:

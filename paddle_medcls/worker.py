@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import os
@@ -17,13 +18,13 @@ def main() -> None:
     os.dup2(2, 1)  # whatever else is printed here is no report
     job = json.loads(_line(0))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    lifeline = threading.Thread(target=_watch, daemon=True)
-    lifeline.start()
+    input_open = threading.Thread(target=_watch, daemon=True)
+    input_open.start()
     end = _end_of(job)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(BrokenPipeError):  # the command has gone
         os.write(report, json.dumps(end).encode() + b"\n")
-    lifeline.join()  # to leave before the others have done would look like a failure to them
+    input_open.join()  # to leave before the others have done would look like a failure to them
 
 
 def _line(file: int) -> bytes:
@@ -38,9 +39,11 @@ def _line(file: int) -> bytes:
 
 
 def _watch() -> None:
-    """Stops this process as Ctrl-C does when the command has gone."""
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGINT)
+    """Stops this process as Ctrl-C does when the command says so, or has gone."""
+    told = True
+    while told:
+        told = bool(os.read(0, 1 << 16))
+        _thread.interrupt_main()  # not a signal: see `processes`
 
 
 def _end_of(job: dict) -> dict:

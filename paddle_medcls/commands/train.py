@@ -94,11 +94,11 @@ def _train(args: argparse.Namespace, recipe, data_root: Path, run_dir: Path) -> 
     if count > 1:
         from paddle_medcls.processes import run_processes
 
-        share = f"{count} processes share each batch of {recipe.batch_size}; batch-norm statistics are "
-        share += (
-            "those of the whole batch" if gpus else "each process's own, so the training is not that of one process"
+        norm = "those of the whole batch" if gpus else "each process's own, so the run differs from one process's"
+        print(
+            f"{count} processes share each batch of {recipe.batch_size}; batch-norm statistics are {norm}",
+            file=sys.stderr,
         )
-        print(share, file=sys.stderr)
         job = {"recipe": recipe.to_json(), "data_root": str(data_root), "run_dir": str(run_dir), "options": options}
         return run_processes({**job, "resume": bool(args.resume), "debug": args.debug}, count, gpus, environ)
     from paddle_medcls.cpu import NOTES
@@ -131,7 +131,10 @@ def _count(args: argparse.Namespace, recipe) -> tuple[int, bool]:
         from paddle_medcls.runtime import count_gpus
 
         gpus = count_gpus()
-    return choose(wanted, gpus, usable_cores(), recipe.batch_size), gpus > 0
+    count = choose(wanted, gpus, usable_cores(), recipe.batch_size)
+    if wanted == "auto" and count == 1:
+        print("one process: there is one core or GPU, or the batch is small", file=sys.stderr)
+    return count, gpus > 0
 
 
 def _processes_of(run_dir: Path) -> int:
