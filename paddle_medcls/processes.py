@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import selectors
 import signal
 import socket
@@ -68,7 +69,7 @@ def run_processes(job: dict, count: int, gpus: bool, environ: dict[str, str]) ->
     """
     addresses = _free_addresses(count)
     workers: list[subprocess.Popen] = []
-    said = tempfile.TemporaryFile()  # what the processes but the first write to standard error
+    said = [tempfile.TemporaryFile() for _ in addresses]  # what each writes to standard error
     asked = 0
 
     def pass_on(*_: object) -> None:
@@ -81,7 +82,7 @@ def run_processes(job: dict, count: int, gpus: bool, environ: dict[str, str]) ->
     try:
         for rank in range(count):
             own = {**environ, **_place(rank, addresses, gpus)}
-            workers.append(_start(job, own, None if rank == 0 else said))
+            workers.append(_start(job, own, said[rank], speaks=rank == 0))
         if asked:  # while they were being started
             raise KeyboardInterrupt
         reports = _reports(workers)
@@ -94,7 +95,8 @@ def run_processes(job: dict, count: int, gpus: bool, environ: dict[str, str]) ->
                 worker.kill()
         for number, handler in previous.items():
             signal.signal(number, handler)
-        said.close()
+        for file in said:
+            file.close()
 
 
 def _free_addresses(count: int) -> list[str]:
@@ -123,17 +125,22 @@ def _place(rank: int, addresses: list[str], gpus: bool) -> dict[str, str]:
     return {**place, "FLAGS_selected_gpus": str(rank)} if gpus else {**place, "PADDLE_DISTRI_BACKEND": "gloo"}
 
 
-def _start(job: dict, environ: dict[str, str], stderr) -> subprocess.Popen:
+def _start(job: dict, environ: dict[str, str], said, speaks: bool) -> subprocess.Popen:
+    """A process; one that speaks has the command's standard error for Python's, other code's is kept apart."""
+    screen = [os.dup(2)] if speaks else []
     worker = subprocess.Popen(
         WORKER,
         bufsize=0,
         env=environ,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=stderr,
+        stderr=said,
+        pass_fds=screen,
         start_new_session=True,
     )
-    _tell(worker, json.dumps(job).encode() + b"\n")
+    for file in screen:
+        os.close(file)
+    _tell(worker, json.dumps({**job, "screen": screen}).encode() + b"\n")
     return worker
 
 
@@ -174,9 +181,9 @@ def _dismiss(workers: list[subprocess.Popen]) -> None:
             worker.wait(GRACE)
 
 
-def _outcome(reports: dict[int, dict], workers: list[subprocess.Popen], asked: bool, said) -> dict:
+def _outcome(reports: dict[int, dict], workers: list[subprocess.Popen], asked: bool, said: list) -> dict:
     """The result of process 0, or the error that says most: a known one, else a silent end, else any other."""
-    ends = {rank: report.get("ended", "silent") for rank, report in sorted(reports.items())}
+    ends = {rank: report.get("ended", "silent") for rank, report in reports.items()}  # as they came
     for wanted in ("failed", "interrupted", "silent", "unexpected"):
         rank = next((rank for rank, end in ends.items() if end == wanted), None)
         if rank is None:
@@ -188,19 +195,21 @@ def _outcome(reports: dict[int, dict], workers: list[subprocess.Popen], asked: b
             raise kind(reports[rank]["text"])
         if wanted == "unexpected":
             raise RunError(f"process {rank} of {len(workers)}: {reports[rank]['text']}")
-        raise _silent_end(rank, workers, said)
+        raise _silent_end([rank for rank, end in ends.items() if end == "silent"], workers, said)
     if "stopped" in ends.values():
         raise Stopped(next(report["text"] for report in reports.values() if report["ended"] == "stopped"))
     return reports[0]["result"]
 
 
-def _silent_end(rank: int, workers: list[subprocess.Popen], said) -> MedclsError:
+def _silent_end(ranks: list[int], workers: list[subprocess.Popen], said: list) -> MedclsError:
+    """About the process that ended first; gloo aborts those that have lost another."""
+    rank = min(ranks, key=lambda rank: workers[rank].wait() == -signal.SIGABRT)
     code = workers[rank].wait()
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    said.seek(0)
-    lines = said.read().decode(errors="replace").splitlines()[-5:] if rank else []
+    said[rank].seek(0)
+    lines = [line for line in said[rank].read().decode(errors="replace").splitlines() if line.strip()][-5:]
     return RunError(
         f"process {rank} of {len(workers)} {how}",
         items=lines,
-        do="look for lack of memory (the system ends the largest process); then go on from the last save with --resume",
+        do="see whether memory was short (the system then ends a process); go on from the last save with --resume",
     )

@@ -17,6 +17,8 @@ def main() -> None:
     report = os.dup(1)
     os.dup2(2, 1)  # whatever else is printed here is no report
     job = json.loads(_line(0))
+    for screen in job["screen"]:
+        sys.stderr = os.fdopen(screen, "w", buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     input_open = threading.Thread(target=_watch, daemon=True)
     input_open.start()

@@ -13,9 +13,10 @@ from pathlib import Path
 import fakes
 import pytest
 
-from paddle_medcls import errors, processes
+from paddle_medcls import errors, processes, rundir, worker
 from paddle_medcls.cpu import prepare_environment
 from paddle_medcls.processes import choose, run_processes
+from paddle_medcls.train import Options, train
 
 PROGRAM = [sys.executable, str(fakes.TOOLS / "train.py")]
 
@@ -68,6 +69,7 @@ def fake(monkeypatch, tmp_path: Path, code: str) -> None:
     start = f"""
 import json, os, signal, sys, time
 rank, job = int(os.environ["PADDLE_TRAINER_ID"]), json.loads(os.read(0, 100000))
+assert len(job.pop('screen')) == (rank == 0)
 open({str(tmp_path)!r} + f"/pid{{rank}}", "w").write(str(os.getpid()))
 def report(**values):
     os.write(1, json.dumps(values).encode() + b"\\n")
@@ -168,6 +170,31 @@ time.sleep(99)
     assert alive(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "error, end",
+    [
+        (errors.Stopped("stopped", do="x"), {"ended": "stopped", "text": "stopped\n  do         x"}),
+        (
+            errors.DataError("empty", where="y"),
+            {"ended": "failed", "kind": "DataError", "text": "empty\n  looked in  y"},
+        ),
+        (KeyboardInterrupt(), {"ended": "interrupted"}),
+        (
+            ValueError("z"),
+            {"ended": "unexpected", "text": "unexpected ValueError: z\n  do         run again with --debug"},
+        ),
+    ],
+)
+def test_how_a_worker_tells_its_end(monkeypatch, error, end) -> None:
+    def fail(job):
+        raise error
+
+    monkeypatch.setattr(worker, "_train", fail)
+    assert worker._end_of({"debug": False}) == end
+    if end["ended"] in ("failed", "unexpected"):
+        assert "Traceback" in worker._end_of({"debug": True})["text"]
+
+
 # --- real runs ---------------------------------------------------------------------------------------
 
 
@@ -205,7 +232,7 @@ def whole(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """A run of two processes that nothing interrupted; its folder also holds the data and the recipe."""
     folder = tmp_path_factory.mktemp("two")
     fakes.palm_tree(folder / "palm", pathologic=7, normal=4, myopic=2)
-    recipe = fakes.recipe(model="resnet18", stem="small", epochs=3, batch_size=4, lr=0.01, flip=0.5)
+    recipe = fakes.recipe(model="resnet18", epochs=3, batch_size=4, lr=0.01, flip=0.5)
     (folder / "recipe.json").write_text(json.dumps(recipe.to_json()))
     process = start(*arguments(folder, "whole"), "--processes", 2)
     output, said = process.communicate(timeout=120)
@@ -239,9 +266,10 @@ def test_interrupted_and_resumed_it_is_the_same_run(whole) -> None:
     assert process.returncode == 1 and len(workers) == 2 and not any(map(running, workers))
     assert said.count("Stopped: stopped; the state is saved") == 1 and "--resume" in said, said
     assert "Traceback" not in said and "Error" not in said
-    other = start("--resume", folder / "parts", "--processes", 1)
-    _, said = other.communicate(timeout=60)
-    assert other.returncode == 1 and "processes: 2 then, 1 now" in said
+    facts = json.loads((folder / "parts" / "data.json").read_text())
+    with pytest.raises(errors.RunError, match="processes: 2 then, 1 now"):
+        rundir.refuse_changes(folder / "parts", facts, 1, force=False)
+    rundir.refuse_changes(folder / "parts", facts, 1, force=True)
     resumed = start("--resume", folder / "parts")
     _, said = resumed.communicate(timeout=120)
     assert resumed.returncode == 0 and "resumed after" in said, said
@@ -250,6 +278,7 @@ def test_interrupted_and_resumed_it_is_the_same_run(whole) -> None:
         assert (folder / "parts" / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run(whole) -> None:
     folder, _ = whole
     process = start(*arguments(folder, "killed"), "--processes", 2)
@@ -273,6 +302,7 @@ def test_processes_outlive_no_command(whole) -> None:
     assert (folder / "orphans" / "last" / "state.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_image_is_told_once(whole) -> None:
     folder, _ = whole
     root = fakes.palm_tree(folder / "damaged")
@@ -285,14 +315,13 @@ def test_a_damaged_image_is_told_once(whole) -> None:
 def test_a_frozen_network_trains_as_in_one_process(whole, tmp_path) -> None:
     """Without batch norm in training: the same figures; the features are computed once, by process 0."""
     folder, _ = whole
-    recipe = fakes.recipe(model="resnet18", freeze=True, cache_views=1, flip=0.5, epochs=2, batch_size=4)
-    for count in (1, 2):
-        (tmp_path / str(count)).mkdir()
-        (tmp_path / str(count) / "recipe.json").write_text(json.dumps(recipe.to_json()))
-        root = ["--data-root", folder / "palm", "--output", tmp_path / str(count) / "run"]
-        process = start("--recipe", tmp_path / str(count) / "recipe.json", *root, "--processes", count)
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+    recipe = fakes.recipe(model="resnet18", freeze=True, cache_views=1, flip=0.5, epochs=1, batch_size=4)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_json()))
+    root = ["--data-root", folder / "palm", "--output", tmp_path / "2" / "run"]
+    process = start("--recipe", tmp_path / "recipe.json", *root, "--processes", 2)
+    train(recipe, folder / "palm", tmp_path / "1" / "run", Options("cpu", 0, say=lambda line: None))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
     one, two = (steps(tmp_path / count / "run").splitlines()[1:] for count in "12")
     for a, b in zip(one, two):
         assert [float(x) for x in a.split(",")] == pytest.approx([float(x) for x in b.split(",")], rel=1e-4)
