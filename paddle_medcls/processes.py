@@ -88,6 +88,8 @@ def run_processes(job: dict, count: int, gpus: bool, environ: dict[str, str]) ->
         reports = _reports(workers)
         if all(report.get("ended") in GOOD_ENDS for report in reports.values()):
             _dismiss(workers)
+        elif sys.stderr.isatty():
+            print(file=sys.stderr)  # leave the line of the bar, which process 0 will not remove
         return _outcome(reports, workers, asked > 0, said)
     finally:
         for worker in workers:

@@ -30,13 +30,13 @@ def main() -> None:
 
 
 def _line(file: int) -> bytes:
-    """A line, and nothing after it, from a file that has no buffer in Python."""
+    """A line, and nothing after it: what follows is for `_watch`."""
     line = b""
     while not line.endswith(b"\n"):
-        more = os.read(file, 1 << 16)
-        if not more:
-            sys.exit(1)
-        line += more
+        byte = os.read(file, 1)
+        if not byte:
+            sys.exit(1)  # the command has gone
+        line += byte
     return line
 
 

@@ -195,6 +195,18 @@ def test_how_a_worker_tells_its_end(monkeypatch, error, end) -> None:
         assert "Traceback" in worker._end_of({"debug": True})["text"]
 
 
+def test_a_worker_reads_its_job_and_no_further() -> None:
+    """A stop that comes at once is not lost in what was read ahead."""
+    reading, writing = os.pipe()
+    os.write(writing, b'{"a": 1}\nstop\n')
+    assert worker._line(reading) == b'{"a": 1}\n' and os.read(reading, 100) == b"stop\n"
+    os.write(writing, b'{"a"')
+    os.close(writing)
+    with pytest.raises(SystemExit):
+        worker._line(reading)
+    os.close(reading)
+
+
 # --- real runs ---------------------------------------------------------------------------------------
 
 
