@@ -1,6 +1,6 @@
 """What makes Paddle fast on a CPU; it must be in the environment before Paddle is imported.
 
-- `OMP_NUM_THREADS`: unset, Paddle runs on one thread.
+- `OMP_NUM_THREADS`: unset, Paddle runs on one thread. Several processes on one run divide the cores.
 - `MKL_DEBUG_CPU_TYPE`: the wheel's matrix library takes its slow path on AMD processors; this
   unofficial switch of it gives 2 to 3 times the speed, and changes rounding in the last digits.
 
@@ -54,7 +54,8 @@ def has_bfloat16() -> bool:
 
 def prepare_environment() -> None:
     """Sets what is not set yet, unless Paddle is already there."""
-    wanted = {"OMP_NUM_THREADS": str(usable_cores()), "MKL_DEBUG_CPU_TYPE": matrix_switch()}
+    processes = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))  # that share this machine, see `processes`
+    wanted = {"OMP_NUM_THREADS": str(max(1, usable_cores() // processes)), "MKL_DEBUG_CPU_TYPE": matrix_switch()}
     if "paddle" in sys.modules:
         late = [f"{name}={value}" for name, value in wanted.items() if value and name not in os.environ]
         if late:

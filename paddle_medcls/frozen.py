@@ -73,8 +73,8 @@ class FeatureDataset:
 
 def cached_features(
     model, weights_hash: str, index: Index, recipe: Recipe, view: int | None, folder: Path, workers: int
-) -> np.ndarray:
-    """Features of every image of an index, from the disk where they are known.
+) -> Path:
+    """The file of the features of every image of an index; it is made where there is none.
 
     Args:
         model: gives `embed(x)`.
@@ -83,7 +83,7 @@ def cached_features(
         folder: where the files are kept.
 
     Returns:
-        (N, D) float32, memory-mapped.
+        A .npy file, (N, D) float32.
     """
     spec = Preprocessing.of(recipe)
     key: list = [weights_hash, spec.to_json(), file_key(index, spec.channels)]
@@ -94,7 +94,7 @@ def cached_features(
         dataset = ImageDataset(index, spec, None if view is None else recipe, recipe.seed, view or 0)
         what = f"features of {index.split}" + ("" if view is None else f", view {view + 1}")
         atomic_write(path, lambda temporary: _compute(model, dataset, temporary, workers, what))
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return path
 
 
 def _compute(model, dataset: ImageDataset, target: str, workers: int, what: str) -> None:

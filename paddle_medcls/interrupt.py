@@ -13,23 +13,20 @@ from paddle_medcls.errors import Stopped
 class Interrupt:
     """Ctrl-C, SIGTERM or the deadline ends the run after the current step; a second one ends it at once.
 
-    With several processes the handlers stay off, since they would not stop at the same step; the
-    state of the last epoch remains.
+    Several processes have to agree on the step: each tells the others whether it is `due`.
     """
 
-    def __init__(self, say: Callable[[str], None], deadline: float, enabled: bool) -> None:
+    def __init__(self, say: Callable[[str], None], deadline: float) -> None:
         self.requested = False
         self.say = say
         self.deadline = deadline
-        self.enabled = enabled
         self.previous: dict = {}
 
     def __enter__(self) -> Interrupt:
-        if self.enabled:
-            try:
-                self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-            except ValueError:
-                pass  # not the main thread: the caller decides about signals
+        try:
+            self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:
+            pass  # not the main thread: the caller decides about signals
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,8 +40,8 @@ class Interrupt:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def due(self) -> bool:
-        return self.requested or (self.enabled and time.monotonic() > self.deadline)
+        return self.requested or time.monotonic() > self.deadline
 
-    def stop_if_requested(self, run_dir: Path) -> None:
-        if self.due():
-            raise Stopped("stopped; the state is saved", do=f"go on with: python tools/train.py --resume {run_dir}")
+
+def stopped(run_dir: Path) -> Stopped:
+    return Stopped("stopped; the state is saved", do=f"go on with: python tools/train.py --resume {run_dir}")

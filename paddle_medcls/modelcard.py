@@ -175,7 +175,7 @@ def _figures(card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
             text += " Published but not measured here: "
             text += ", ".join(f"{name.replace('/', ' ')} {published[name]:.4f}" for name in other)
             text += " (`tools/eval.py` scores the test split)."
-        if "recipe" in facts and _changes(card, recipe):
+        if "recipe" in facts and recipe_changes(card, recipe):
             text += " This model was trained otherwise, see Training."
         lines.append(text)
     rows = []

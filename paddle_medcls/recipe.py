@@ -92,6 +92,7 @@ class Recipe:
     # optimisation
     epochs: int = 10
     batch_size: int = 32
+    accumulate: int = 1  # pieces that a batch is computed in, one after the other, to fit a small GPU
     optimizer: str = "momentum"
     lr: float = 0.01  # peak, after warm-up
     momentum: float = 0.9
@@ -228,7 +229,7 @@ def _faults(recipe: Recipe) -> list[str]:
     check(recipe.crop_scale == 0 or recipe.fit == "crop", "crop_scale", "0 unless fit is crop")
     check(recipe.cache_views == 0 or recipe.freeze, "cache_views", "0 unless freeze is true")
     channels = 1 if recipe.channels == "gray" else 3
-    for field in ("epochs", "batch_size", "size_px", "resize_px"):
+    for field in ("epochs", "batch_size", "accumulate", "size_px", "resize_px"):
         check(getattr(recipe, field) >= 1, field, "at least 1")
     check(recipe.fit == "stretch" or recipe.resize_px >= recipe.size_px, "resize_px", "at least size_px")
     check(0 < recipe.lr < float("inf"), "lr", "a number above 0")

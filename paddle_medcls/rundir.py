@@ -50,7 +50,7 @@ def describe(run_dir: Path, recipe: Recipe, facts: dict, surroundings: dict) -> 
     write_json(run_dir / "environment.json", surroundings)
 
 
-def refuse_changes(run_dir: Path, facts: dict, force: bool) -> None:
+def refuse_changes(run_dir: Path, facts: dict, processes: int, force: bool) -> None:
     before = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
     versions = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
     changes = [
@@ -67,9 +67,10 @@ def refuse_changes(run_dir: Path, facts: dict, force: bool) -> None:
         changes.append("the weights that the run started from and keeps frozen")
     if before.get("note", "") != facts["note"]:
         changes.append(f"files: {before.get('note') or 'as published'} then, {facts['note'] or 'as published'} now")
-    for name, now in (("paddle_medcls", __version__), ("paddle", paddle.__version__)):
-        if versions[name] != now:
-            changes.append(f"{name}: {versions[name]} then, {now} now")
+    current = {"paddle_medcls": __version__, "paddle": paddle.__version__, "processes": processes}
+    for name, now in current.items():
+        if versions.get(name, 1) != now:
+            changes.append(f"{name}: {versions.get(name, 1)} then, {now} now")
     if changes and not force:
         raise RunError(
             f"{run_dir} cannot be resumed as the same run", items=changes, do="restore these, or go on with --force"
@@ -128,7 +129,7 @@ def save(run_dir: Path, parts: dict, state: State) -> None:
 def restore(run_dir: Path, parts: dict) -> State:
     """Reads the state of a run into its parts; files that a killed save left behind are removed."""
     for left in run_dir.glob("last/.state.safetensors.*"):
-        left.unlink()
+        left.unlink(missing_ok=True)  # several processes may be at it
     groups, scalars = load_state(run_dir)
     for name, part in parts.items():
         if part is None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import fakes
@@ -15,8 +16,12 @@ import numpy as np
 import pytest
 import toynet
 
+from paddle_medcls import distributed
 from paddle_medcls.data import load_index
+from paddle_medcls.distributed import from_first, pieces, whole_batch_norm
+from paddle_medcls.models import Network
 from paddle_medcls.models.weights import read_weights
+from paddle_medcls.runtime import paddle
 from paddle_medcls.train import Options, train
 
 # Without batch norm and dropout, whose results depend on how a batch is shared out. 13 images in
@@ -54,9 +59,10 @@ def column(path: Path, name: str) -> list[float]:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Also where each accumulates its share in two pieces, exchanging gradients with the last alone."""
     root = fakes.palm_tree(tmp_path / "palm", pathologic=7, normal=4, myopic=2, val=7)
-    (tmp_path / "recipe.json").write_text(json.dumps(RECIPE.to_json()))
-    done = launch(tmp_path, str(tmp_path / "recipe.json"), str(root), str(tmp_path / "two"))
+    (tmp_path / "pieces.json").write_text(json.dumps(RECIPE.replace(accumulate=2).to_json()))
+    done = launch(tmp_path, str(tmp_path / "pieces.json"), str(root), str(tmp_path / "two"))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stderr.count("epoch   2/2") == 1  # one process speaks
     alone = train(RECIPE, root, tmp_path / "one", Options("cpu", 1, say=lambda line: None))
@@ -81,21 +87,47 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(column(tmp_path / "two" / "predictions_val.csv", "pathologic"), probs, atol=1e-5)
 
 
+def test_process_0_alone_works_for_all(monkeypatch) -> None:
+    """What it makes is what the others get; they make nothing, and calls do not mix up."""
+    told: dict[str, bytes] = {}
+    store = types.SimpleNamespace(set=told.__setitem__, get=told.__getitem__)
+    monkeypatch.setattr(paddle.base.core, "create_or_get_global_tcp_store", lambda: store)
+    calls = list(range(4))
+    monkeypatch.setattr(distributed, "_CALLS", iter(calls))
+    made = [from_first(lambda: {"file": "ä", "x": 0.1 + 0.2}, 0, 2), from_first(lambda: None, 0, 2)]
+    monkeypatch.setattr(distributed, "_CALLS", iter(calls))
+    got = [from_first(lambda: 1 / 0, 1, 2), from_first(lambda: 1 / 0, 1, 2)]
+    assert made == got == [{"file": "ä", "x": 0.1 + 0.2}, None]
+    assert from_first(lambda: (1, 2), 0, 1) == (1, 2)  # alone: as it is
+
+
+def test_shared_batch_norm_is_the_same_network(monkeypatch) -> None:
+    """On GPUs the statistics are shared; names, values and parameters stay. On the CPU Paddle has no such kernel."""
+    model = Network("resnet18", 3).build()
+    assert whole_batch_norm(model, 2) is model and not _shared(model)
+    before = {name: value.numpy().copy() for name, value in model.state_dict().items()}
+    parameters = {name: id(value) for name, value in model.named_parameters()}
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:1")
+    assert not _shared(whole_batch_norm(model, 1))
+    model = whole_batch_norm(model, 2)
+    assert _shared(model) == 20
+    assert {name: id(value) for name, value in model.named_parameters()} == parameters
+    assert list(model.state_dict()) == list(before)
+    assert all(np.array_equal(value.numpy(), before[name]) for name, value in model.state_dict().items())
+
+
+def _shared(model) -> int:
+    return sum(isinstance(layer, paddle.nn.SyncBatchNorm) for layer in model.sublayers())
+
+
 def test_shares_of_a_batch() -> None:
     """Every image once; a process without one gives its gradient the weight 0."""
-    from paddle_medcls.train import _share
-
     rows = np.array([5, 3, 9, 1, 7])
-    (first, share), (second, other) = _share(rows, 0, 2), _share(rows, 1, 2)
-    assert sorted([*first, *second]) == sorted(rows) and (share, other) == (0.6, 0.4)
-    assert _share(rows[:1], 0, 2)[1] == 1.0 and _share(rows[:1], 1, 2)[1] == 0.0
-    assert len(_share(rows[:1], 1, 2)[0]) == 1
-
-
-def test_a_process_that_fails_ends_the_run(tmp_path: Path) -> None:
-    """No hang: an unreadable image stops both, with its name in the log."""
-    root = fakes.palm_tree(tmp_path / "palm")
-    (root / "PALM-Training400" / "P0001.jpg").write_bytes(b"")
-    (tmp_path / "recipe.json").write_text(json.dumps(RECIPE.to_json()))
-    done = launch(tmp_path, str(tmp_path / "recipe.json"), str(root), str(tmp_path / "run"))
-    assert done.returncode != 0 and "P0001.jpg: the file is empty" in done.stderr
+    [(first, part)], [(second, other)] = pieces(rows, 0, 2, 1), pieces(rows, 1, 2, 1)
+    assert sorted([*first, *second]) == sorted(rows) and (part, other) == (0.6, 0.4)
+    [(_, part)], [(nothing, other)] = pieces(rows[:1], 0, 2, 1), pieces(rows[:1], 1, 2, 1)
+    assert (part, other) == (1.0, 0.0) and len(nothing) == 1
+    for accumulate in (1, 2, 3, 9):
+        cut = [piece for rank in (0, 1) for piece in pieces(rows, rank, 2, accumulate)]
+        assert sorted(row for mine, _ in cut for row in mine) == sorted(rows)
+        assert all(part == len(mine) / 5 for mine, part in cut)

@@ -117,7 +117,7 @@ def test_unfrozen_training_does_move_batch_norm() -> None:
 def test_cached_and_uncached_evaluation_agree(palm_root: Path, tmp_path: Path) -> None:
     model, recipe = small_model(), frozen_recipe()
     index = load_index("palm", palm_root, "val")
-    cached = head_logits(model, cached_features(model, "w", index, recipe, None, tmp_path / "features", 0))
+    cached = head_logits(model, np.load(cached_features(model, "w", index, recipe, None, tmp_path / "features", 0)))
     direct = evaluate_split(model, index, Preprocessing.of(recipe), 3, 0)
     np.testing.assert_allclose(cached, direct, atol=1e-5)
     assert np.ptp(direct) > 1e-3
@@ -128,7 +128,7 @@ def test_the_cache_is_never_stale(palm_root: Path, tmp_path: Path) -> None:
     index = load_index("palm", palm_root, "val")
 
     def features(weights="w", recipe=recipe, view=None):
-        return cached_features(model, weights, index, recipe, view, folder, 0)
+        return np.load(cached_features(model, weights, index, recipe, view, folder, 0))
 
     features()
     written = [path.stat().st_mtime_ns for path in folder.iterdir()]

@@ -14,57 +14,25 @@ from fakes import ROOT
 PACKAGE = ROOT / "paddle_medcls"
 
 # Every module by its layer; a module may import from its own layer and those below, without circles.
-LAYERS = (
-    {"", "errors", "cpu", "published"},
-    {"files", "interrupt", "progress", "recipe", "runtime", "metrics", "calibration", "comparison", "safe_pickle"},
-    {"images", "augment", "plots"},
-    {"data", "data.*", "models", "models.*"},
-    {
-        "data.loader",
-        "engines",
-        "sidecar",
-        "optim",
-        "checkpoint",
-        "evaluate",
-        "frozen",
-        "gradcam",
-        "report",
-        "errorpage",
-        "snippets",
-    },
-    {"recipes", "recipes.*", "modelcard", "rundir", "predict", "train", "trust"},
-    {"benchmark", "export", "reproduce"},
-    {"commands", "commands.*"},
+LAYERS = tuple(
+    set(words.split())
+    for words in (
+        "cpu errors published",
+        "calibration comparison distributed files interrupt metrics processes progress recipe runtime safe_pickle",
+        "augment images plots",
+        "data data.* models models.*",
+        "checkpoint data.loader engines errorpage evaluate frozen gradcam optim report sidecar snippets",
+        "assemble modelcard predict recipes recipes.* rundir train trust",
+        "benchmark export reproduce worker",
+        "app app.* commands commands.*",
+    )
 )
 NO_PADDLE = (
-    "errors",
-    "files",
-    "recipe",
-    "recipes",
-    "metrics",
-    "calibration",
-    "comparison",
-    "images",
-    "augment",
-    "plots",
-    "report",
-)
-NO_PADDLE += ("data", "data.palm", "data.covid", "data.oct", "data.medmnist", "data.index", "data.splits")
-NO_PADDLE += (
-    "data.statistics",
-    "data.sample",
-    "data.check",
-    "data.audit",
-    "data.archives",
-    "data.download",
-    "models",
-    "models.layouts",
-    "sidecar",
-    "engines",
-    "predict",
-    "snippets",
-    "modelcard",
-)
+    "augment calibration comparison data data.archives data.audit data.check data.covid data.download "
+    "data.index data.medmnist data.oct data.palm data.sample data.splits data.statistics engines errors files "
+    "images metrics modelcard models models.layouts plots predict processes recipe recipes report sidecar "
+    "snippets"
+).split()
 
 
 def modules() -> dict[str, Path]:
@@ -80,6 +48,8 @@ MODULES = modules()
 
 
 def layer(name: str) -> int:
+    if not name:
+        return 0  # the package itself
     for wanted in (name, f"{name.rpartition('.')[0]}.*"):
         for number, names in enumerate(LAYERS):
             if wanted in names:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -42,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--force", action="store_true", help="with --resume: although data or versions have changed")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
+    p.add_argument(
+        "--processes",
+        type=_processes,
+        metavar="N|auto",
+        help="processes that share each batch, on the CPU or one a GPU (default: 1); auto: several where it is faster",
+    )
     p.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
     p.add_argument("--deterministic", action="store_true", help="deterministic algorithms, on a GPU")
     p.add_argument("--visualdl", action="store_true", help="also log to <run>/visualdl")
@@ -68,19 +76,72 @@ def _work(args: argparse.Namespace) -> int:
     if args.summary:
         return _summary(recipe)
     run_dir, data_root = _places(args, recipe)
-    from paddle_medcls.cpu import NOTES
     from paddle_medcls.report import NOTICE, class_table, summary
-    from paddle_medcls.train import Options, train
 
-    for note in NOTES:
-        print(f"set {note}", file=sys.stderr)
-    options = Options(args.device, args.workers, args.amp, args.deterministic, args.visualdl, args.force)
-    result = train(recipe, data_root, run_dir, options, resume=bool(args.resume))
+    result = _train(args, recipe, data_root, run_dir)
     if result:  # process 0 alone
         print(class_table(result))
         print(summary(result, recipe.targets))
         print(f"best epoch {result['epoch']}; written to {run_dir}\n{NOTICE}")
     return 0
+
+
+def _train(args: argparse.Namespace, recipe, data_root: Path, run_dir: Path) -> dict:
+    names = ("device", "workers", "amp", "deterministic", "visualdl", "force")
+    options = {name: getattr(args, name) for name in names}
+    environ = dict(os.environ)  # before it is made ready for a process that has all cores
+    count, gpus = _count(args, recipe)
+    if count > 1:
+        from paddle_medcls.processes import run_processes
+
+        norm = "those of the whole batch" if gpus else "each process's own, so the run differs from one process's"
+        print(
+            f"{count} processes share each batch of {recipe.batch_size}; batch-norm statistics are {norm}",
+            file=sys.stderr,
+        )
+        job = {"recipe": recipe.to_json(), "data_root": str(data_root), "run_dir": str(run_dir), "options": options}
+        return run_processes({**job, "resume": bool(args.resume), "debug": args.debug}, count, gpus, environ)
+    from paddle_medcls.cpu import NOTES
+    from paddle_medcls.train import Options, train
+
+    for note in NOTES:
+        print(f"set {note}", file=sys.stderr)
+    return train(recipe, data_root, run_dir, Options(**options), resume=bool(args.resume))
+
+
+def _processes(text: str) -> int | str:
+    """An argument's value: "auto", or a number of 1 or more."""
+    if text == "auto" or (text.isdigit() and int(text) >= 1):
+        return text if text == "auto" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number of 1 or more")
+
+
+def _count(args: argparse.Namespace, recipe) -> tuple[int, bool]:
+    """Number of processes, and whether each takes a GPU; a resumed run has as many as it began with."""
+    wanted = args.processes
+    if wanted is None and args.resume:
+        wanted = _processes_of(args.resume)
+    if wanted in (None, 1) or _launched():
+        return 1, False
+    from paddle_medcls.cpu import usable_cores
+    from paddle_medcls.processes import choose
+
+    gpus = 0
+    if args.device != "cpu":
+        from paddle_medcls.runtime import count_gpus
+
+        gpus = count_gpus()
+    count = choose(wanted, gpus, usable_cores(), recipe.batch_size)
+    if wanted == "auto" and count == 1:
+        print("one process: there is one core or GPU, or the batch is small", file=sys.stderr)
+    return count, gpus > 0
+
+
+def _processes_of(run_dir: Path) -> int:
+    try:
+        return int(json.loads((run_dir / "environment.json").read_text(encoding="utf-8")).get("processes", 1))
+    except (OSError, ValueError):
+        return 1  # what is wrong with the run directory is said by what needs the file
 
 
 def _recipe(args: argparse.Namespace):
@@ -116,8 +177,6 @@ def _recipe(args: argparse.Namespace):
 
 def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
     """Run directory and data root; a run directory that is in use is an error."""
-    import json
-
     from paddle_medcls.data import default_root, fetch
     from paddle_medcls.errors import RunError
 
@@ -148,8 +207,6 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
 
 def _launched() -> bool:
     """Whether paddle.distributed.launch started this process, one of several on the same run directory."""
-    import os
-
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1
 
 
