@@ -30,8 +30,9 @@ setup(
     extras_require={
         "cpu": ["paddlepaddle", "opencv-python", "setuptools<81"],
         "xlsx": ["openpyxl"],
+        "dicom": ["pydicom>=2.4"],
         "visualdl": ["visualdl"],
-        "dev": ["pytest", "pytest-cov", "hypothesis", "scikit-learn", "openpyxl", "ruff", "mypy"],
+        "dev": ["pytest", "pytest-cov", "hypothesis", "scikit-learn", "openpyxl", "pydicom", "ruff", "mypy"],
     },
     entry_points={"console_scripts": ["medcls=paddle_medcls.commands:medcls"]},
 )

@@ -5,8 +5,9 @@ Bytes -> `read_image` -> uint8 (H, W, C) -> `fit` -> (size, size, C), values 0..
 
 What the decoder does with each kind of file, at every door the same: EXIF orientation is applied;
 16-bit images keep their high byte; grey images become three equal channels; alpha is dropped;
-palettes are expanded; CMYK is converted. Truncated files are refused (OpenCV alone would return
-the upper half of a truncated JPEG), and the size is checked in the header before anything is decoded.
+palettes are expanded; CMYK is converted; DICOM files are windowed (`dicom`). Truncated files are
+refused (OpenCV alone would return the upper half of a truncated JPEG), and the size is checked in the
+header before anything is decoded.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paddle_medcls.dicom import decode_dicom, dicom_mode, dicom_size, is_dicom
 from paddle_medcls.errors import DataError, SetupError
 from paddle_medcls.files import atomic_write
 from paddle_medcls.recipe import CHOICES, Recipe
@@ -34,7 +36,7 @@ except ImportError as error:  # the wheel is there, a system library is not (ser
 cv2.setNumThreads(1)  # the loader decodes several images at once; OpenCV's own threads would compete
 
 MAX_PIXELS = 100_000_000
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
     "linear": cv2.INTER_LINEAR,
@@ -96,25 +98,9 @@ class Preprocessing:
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
     """Width and height from the header, without decoding; refuses what is no image or too large."""
-    from PIL import Image, UnidentifiedImageError
-
     if not data:
         raise DataError(f"{name}: the file is empty", do="copy or download it again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as header:
-                width, height = header.size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if "bomb" in str(error):
-            raise DataError(
-                f"{name}: the image is too large to decode safely: {error}", expected=f"at most {MAX_PIXELS:,} pixels"
-            ) from None
-        raise DataError(
-            f"{name}: not an image (begins with {data[:16]!r})",
-            expected="PNG, JPEG, BMP, TIFF or WebP",
-            do="open it in a viewer; a download may have saved an error page in its place",
-        ) from None
+    width, height = dicom_size(data, name) if is_dicom(data) else _pillow_size(data, name)
     if width * height > MAX_PIXELS:
         raise DataError(
             f"{name}: {width} x {height} pixels is too large to decode safely",
@@ -124,10 +110,33 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     return width, height
 
 
+def _pillow_size(data: bytes, name: str) -> tuple[int, int]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as header:
+                return header.size
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if "bomb" in str(error):
+            raise DataError(
+                f"{name}: the image is too large to decode safely: {error}", expected=f"at most {MAX_PIXELS:,} pixels"
+            ) from None
+        raise DataError(
+            f"{name}: not an image (begins with {data[:16]!r})",
+            expected="PNG, JPEG, BMP, TIFF, WebP or DICOM",
+            do="open it in a viewer; a download may have saved an error page in its place",
+        ) from None
+
+
 def image_mode(path: str | Path) -> str:
     """Pillow's name for how a readable image file stores its pixels: "L", "RGB", "I;16", …"""
     from PIL import Image
 
+    with open(path, "rb") as file:
+        if is_dicom(file.read(132)):
+            return dicom_mode(Path(path).read_bytes(), str(path))
     with Image.open(path) as header:
         return header.mode
 
@@ -155,6 +164,8 @@ def read_image(path: str | Path, channels: str = "bgr") -> np.ndarray:
 def decode_image(data: bytes, name: str, channels: str = "bgr") -> np.ndarray:
     """Decodes the bytes of one image file; see `read_image`."""
     image_size(data, name)
+    if is_dicom(data):
+        return _to_channels(decode_dicom(data, name), channels)
     image = None
     if not _truncated_jpeg(data):
         flag = cv2.IMREAD_GRAYSCALE if channels == "gray" else cv2.IMREAD_COLOR
@@ -167,6 +178,15 @@ def decode_image(data: bytes, name: str, channels: str = "bgr") -> np.ndarray:
     if channels == "gray":
         return image[:, :, None]
     return image if channels == "bgr" else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _to_channels(image: np.ndarray, channels: str) -> np.ndarray:
+    """Grey (H, W) or RGB (H, W, 3) -> what `read_image` returns."""
+    if image.ndim == 2:
+        return np.repeat(image[:, :, None], 1 if channels == "gray" else 3, axis=2)
+    if channels == "gray":
+        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None]
+    return image if channels == "rgb" else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
 
 
 def _truncated_jpeg(data: bytes) -> bool:

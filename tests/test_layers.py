@@ -17,7 +17,7 @@ PACKAGE = ROOT / "paddle_medcls"
 LAYERS = (
     {"", "errors", "cpu", "published"},
     {"files", "interrupt", "progress", "recipe", "runtime", "metrics", "calibration", "comparison", "safe_pickle"},
-    {"images", "augment", "plots"},
+    {"dicom", "images", "augment", "plots"},
     {"data", "data.*", "models", "models.*"},
     {"data.loader", "sidecar", "optim", "checkpoint", "evaluate", "frozen", "gradcam", "report", "errorpage"},
     {"recipes", "recipes.*", "rundir", "predict", "train", "trust"},
@@ -32,6 +32,7 @@ NO_PADDLE = (
     "metrics",
     "calibration",
     "comparison",
+    "dicom",
     "images",
     "augment",
     "plots",
