@@ -43,8 +43,9 @@ def evaluate_split(
     flips: tuple[str, ...] = (),
     rank: int = 0,
     world: int = 1,
+    fitted: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Logits (N, outputs) of every image of an index, in its order.
+    """Logits (N, outputs) of every image of an index, in its order; `fitted` as in `ImageDataset`.
 
     With several processes each takes every `world`-th batch and all get the whole; the padding that
     gathering needs is cut off again, so no image counts twice.
@@ -53,7 +54,7 @@ def evaluate_split(
     mine = batches[rank::world]
     was_training = model.training
     model.eval()
-    loaded = load_batches(ImageDataset(index, spec), mine, workers)
+    loaded = load_batches(ImageDataset(index, spec, fitted=fitted), mine, workers)
     bar = progress(loaded, f"evaluating {index.split}", len(mine), "batch", show=rank == 0)
     parts = [predict_logits(model, batch.x, flips) for batch in bar]
     if was_training:

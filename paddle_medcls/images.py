@@ -43,6 +43,18 @@ INTERPOLATIONS = {
     "area": cv2.INTER_AREA,
     "cubic": cv2.INTER_CUBIC,
 }
+COLOR_FLAGS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+GRAY_FLAGS = {
+    1: cv2.IMREAD_GRAYSCALE,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,8 @@ class Preprocessing:
         fit: "stretch" scales both sides to `size_px` whatever the aspect; "crop" keeps the aspect.
         channels: "bgr" or "rgb" (3 channels) or "gray" (1 channel).
         interpolation: "nearest", "linear", "area" or "cubic".
+        decode: "exact", or "reduced": JPEGs much larger than the input are decoded at 1/2, 1/4 or 1/8 of
+            their size, see `decode_image`; with the area filter the input differs by less than 0.5 of 255.
         resize_dtype: "uint8" rounds after resizing; "float32" does not (the COVID tutorial).
         mean, std: per channel, in units of pixel values (0..255), in the order of `channels`.
     """
@@ -67,9 +81,10 @@ class Preprocessing:
     resize_dtype: str = "uint8"
     mean: tuple[float, ...] = (127.5, 127.5, 127.5)
     std: tuple[float, ...] = (127.5, 127.5, 127.5)
+    decode: str = "exact"
 
     def __post_init__(self) -> None:
-        for name in ("fit", "channels", "interpolation", "resize_dtype"):
+        for name in ("fit", "channels", "interpolation", "resize_dtype", "decode"):
             if getattr(self, name) not in CHOICES[name]:
                 raise ValueError(f"preprocessing {name}: {getattr(self, name)!r} is not one of {CHOICES[name]}")
         for name in ("size_px", "resize_px"):
@@ -82,6 +97,13 @@ class Preprocessing:
     @property
     def num_channels(self) -> int:
         return 1 if self.channels == "gray" else 3
+
+    @property
+    def least_px(self) -> int:
+        """What `read_image` must leave of each side: twice the size that it is scaled to; 0: the whole image."""
+        if self.decode == "exact":
+            return 0
+        return 2 * (self.resize_px if self.fit == "crop" else self.size_px)
 
     @staticmethod
     def of(recipe: Recipe) -> Preprocessing:
@@ -141,12 +163,14 @@ def image_mode(path: str | Path) -> str:
         return header.mode
 
 
-def read_image(path: str | Path, channels: str = "bgr") -> np.ndarray:
+def read_image(path: str | Path, channels: str = "bgr", least_px: int = 0) -> np.ndarray:
     """Reads one image file.
 
     Args:
         path: any path, non-ASCII names included.
         channels: "bgr", "rgb" or "gray".
+        least_px: 0: the whole image; else a JPEG is decoded at 1/8, 1/4 or 1/2 of its size, the smallest
+            that leaves both sides this many pixels; `Preprocessing.least_px`.
 
     Returns:
         uint8 (H, W, 3), or (H, W, 1) for "gray".
@@ -158,17 +182,20 @@ def read_image(path: str | Path, channels: str = "bgr") -> np.ndarray:
         data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
-    return decode_image(data, str(path), channels)
+    return decode_image(data, str(path), channels, least_px)
 
 
-def decode_image(data: bytes, name: str, channels: str = "bgr") -> np.ndarray:
+def decode_image(data: bytes, name: str, channels: str = "bgr", least_px: int = 0) -> np.ndarray:
     """Decodes the bytes of one image file; see `read_image`."""
-    image_size(data, name)
+    size = image_size(data, name)
     if is_dicom(data):
         return _to_channels(decode_dicom(data, name), channels)
     image = None
     if not _truncated_jpeg(data):
-        flag = cv2.IMREAD_GRAYSCALE if channels == "gray" else cv2.IMREAD_COLOR
+        part = 1
+        if least_px and data[:2] == b"\xff\xd8":
+            part = next((part for part in (8, 4, 2) if min(size) // part >= least_px), 1)
+        flag = (GRAY_FLAGS if channels == "gray" else COLOR_FLAGS)[part]
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
         except cv2.error:

@@ -109,10 +109,11 @@ class Predictor:
         self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
     ) -> Iterable[list[tuple[Path, np.ndarray | DataError]]]:
         """Yields groups of (path, decoded image); for an unreadable file (path, its error)."""
+        spec = self.card.preprocessing
 
         def read(path: Path) -> np.ndarray | DataError:
             try:
-                return read_image(path, self.card.preprocessing.channels)
+                return read_image(path, spec.channels, spec.least_px)
             except DataError as error:
                 return error
 

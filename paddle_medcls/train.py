@@ -19,9 +19,9 @@ import numpy as np
 
 from paddle_medcls import __version__, metrics, report, rundir
 from paddle_medcls.data import load_index, weights_name
+from paddle_medcls.data.cache import scan_cached
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
-from paddle_medcls.data.statistics import scan
 from paddle_medcls.errors import RunError
 from paddle_medcls.evaluate import evaluate_split, flips_of
 from paddle_medcls.frozen import FeatureDataset, cached_features, freeze, frozen_hash, head_logits, start_training
@@ -50,6 +50,7 @@ class Options:
     amp: bool = False
     deterministic: bool = False
     visualdl: bool = False
+    image_cache: Path | None = None  # folder of decoded, scaled images; None: each epoch decodes them again
     force: bool = False  # resume although code or data have changed
     deadline: float = math.inf  # of time.monotonic(): the run stops then, its state saved
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
@@ -84,7 +85,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     # Data: listed, then every image decoded once, so that a damaged one stops the run here.
     train_index = load_index(recipe.dataset, data_root, "train", recipe.labels)
     val_index = load_index(recipe.dataset, data_root, "val", recipe.labels)
-    facts = _data_facts(recipe, data_root, train_index, val_index, options.workers)
+    facts, fitted = _data_facts(recipe, data_root, train_index, val_index, options, say)
     if recipe.statistics == "train" and not resume:
         recipe = recipe.replace(**facts["train"]["per_image"])
     note = report.DRAWN_NOTICE if train_index.drawn else ""
@@ -152,7 +153,9 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         if flips is None and val_features is not None:
             return head_logits(judged, val_features)
         flips = flips or ()
-        return evaluate_split(judged, val_index, spec, recipe.batch_size, options.workers, flips, rank, world)
+        return evaluate_split(
+            judged, val_index, spec, recipe.batch_size, options.workers, flips, rank, world, fitted["val"]
+        )
 
     drawn_at = -math.inf
     with Interrupt(say, options.deadline, enabled=world == 1) as interrupt:
@@ -164,7 +167,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
             if views:
                 dataset = FeatureDataset(views[state.epoch % len(views)], train_index.labels)
             else:
-                dataset = ImageDataset(train_index, spec, recipe, recipe.seed, state.epoch)
+                dataset = ImageDataset(train_index, spec, recipe, recipe.seed, state.epoch, fitted["train"])
             batches = cut(epoch_order(len(train_index), recipe.seed, state.epoch), recipe.batch_size)
             shares = [_share(rows, rank, world) for rows in batches]
             loaded = load_batches(dataset, [rows for rows, _ in shares[state.batch :]], options.workers)
@@ -285,12 +288,20 @@ def _amp_type() -> str:
     return "bfloat16" if paddle.device.cuda.get_device_capability()[0] >= 8 else "float16"
 
 
-def _data_facts(recipe: Recipe, data_root: Path, train_index: Index, val_index: Index, workers: int) -> dict:
-    """Counts, figures and fingerprints of both lists; reading them proves every image readable."""
+def _data_facts(
+    recipe: Recipe, data_root: Path, train_index: Index, val_index: Index, options: Options, say: Callable
+) -> tuple[dict, dict[str, np.ndarray | None]]:
+    """Counts, figures and fingerprints of both lists; reading them proves every image readable.
+
+    Also the decoded and scaled images of each list, where they are cached.
+    """
     facts: dict[str, Any] = {"data_root": str(Path(data_root).resolve()), "drawn": train_index.drawn}
     facts["note"] = train_index.note
+    fitted: dict[str, np.ndarray | None] = {}
     for index in (train_index, val_index):
-        found = scan(index, max(1, workers), recipe.channels)
+        drawn_from = recipe.crop_scale and index is train_index  # random parts: the whole image is needed
+        folder = None if recipe.freeze or drawn_from else options.image_cache
+        found, fitted[index.split] = scan_cached(index, Preprocessing.of(recipe), options.workers, folder, say)
         facts[index.split] = {
             "images": len(index),
             "fingerprint": index.fingerprint(),
@@ -298,7 +309,7 @@ def _data_facts(recipe: Recipe, data_root: Path, train_index: Index, val_index: 
             # float32 is what the network computes in; rounding here keeps JSON and run the same
             "per_image": {name: tuple(found["per_image"][name]) for name in ("mean", "std")},
         }
-    return facts
+    return facts, fitted
 
 
 # --- one step ------------------------------------------------------------------------------------

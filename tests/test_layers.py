@@ -40,6 +40,7 @@ NO_PADDLE = (
 )
 NO_PADDLE += ("data", "data.palm", "data.covid", "data.oct", "data.medmnist", "data.index", "data.splits")
 NO_PADDLE += (
+    "data.cache",
     "data.statistics",
     "data.sample",
     "data.check",

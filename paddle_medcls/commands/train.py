@@ -42,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--force", action="store_true", help="with --resume: although data or versions have changed")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
+    p.add_argument(
+        "--image-cache",
+        metavar="DIR|off",
+        help="keep the decoded, scaled images for later epochs and runs (default: the folder images beside the run)",
+    )
     p.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
     p.add_argument("--deterministic", action="store_true", help="deterministic algorithms, on a GPU")
     p.add_argument("--visualdl", action="store_true", help="also log to <run>/visualdl")
@@ -74,7 +79,8 @@ def _work(args: argparse.Namespace) -> int:
 
     for note in NOTES:
         print(f"set {note}", file=sys.stderr)
-    options = Options(args.device, args.workers, args.amp, args.deterministic, args.visualdl, args.force)
+    cache = None if args.image_cache == "off" else Path(args.image_cache or run_dir.parent / "images")
+    options = Options(args.device, args.workers, args.amp, args.deterministic, args.visualdl, cache, args.force)
     result = train(recipe, data_root, run_dir, options, resume=bool(args.resume))
     if result:  # process 0 alone
         print(class_table(result))

@@ -23,7 +23,18 @@ from types import ModuleType
 from paddle_medcls.data.index import Index
 from paddle_medcls.errors import DataError
 
-_HELPERS = {"archives", "check", "download", "index", "loader", "medmnist_cards", "sample", "splits", "statistics"}
+_HELPERS = {
+    "archives",
+    "cache",
+    "check",
+    "download",
+    "index",
+    "loader",
+    "medmnist_cards",
+    "sample",
+    "splits",
+    "statistics",
+}
 
 
 def _modules() -> dict[str, ModuleType]:
