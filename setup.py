@@ -32,10 +32,12 @@ setup(
         # paddle2onnx makes the files of the other two; below 2 for Paddle 2.6, and none for Python 3.13 yet
         "engines": ["onnxruntime", "openvino", "onnx", "paddle2onnx>=1.3; python_version < '3.13'"],
         "xlsx": ["openpyxl"],
+        "dicom": ["pydicom>=2.4"],
         "visualdl": ["visualdl"],
         "app": ["streamlit>=1.50"],
         "dev": [
-            *("pytest", "pytest-cov", "hypothesis", "scikit-learn", "openpyxl", "ruff", "mypy"),
+            *("pytest", "pytest-cov", "pytest-xdist", "hypothesis", "scikit-learn", "openpyxl", "pydicom"),
+            *("ruff", "mypy"),
             *("streamlit>=1.50", "playwright"),  # the page, and its test in a browser
         ],
     },

@@ -12,8 +12,8 @@ import numpy as np
 
 from paddle_medcls import __version__, report
 from paddle_medcls.data import load_index
+from paddle_medcls.data.cache import mapped, scan_cached
 from paddle_medcls.data.index import Index
-from paddle_medcls.data.statistics import scan
 from paddle_medcls.distributed import from_first, whole_batch_norm
 from paddle_medcls.evaluate import flips_of
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash
@@ -34,6 +34,7 @@ class Data:
     train: Index
     val: Index
     facts: dict
+    fitted: dict[str, np.ndarray | None]  # split -> its images decoded and scaled, see `data.cache`
     note: str  # what pictures of these data must say
 
 
@@ -54,19 +55,50 @@ class Learner:
     card: Sidecar  # goes with the weights
 
 
-def read_data(recipe: Recipe, data_root: Path, workers: int, rank: int = 0, world: int = 1) -> Data:
-    """Lists the images, then decodes each once, so that a damaged one stops the run here."""
+def read_data(
+    recipe: Recipe,
+    data_root: Path,
+    workers: int,
+    image_cache: str,
+    say: Callable[[str], None],
+    rank: int = 0,
+    world: int = 1,
+) -> Data:
+    """Lists the images, then decodes each once, so that a damaged one stops the run here.
+
+    Args:
+        image_cache: folder that the decoded and scaled images are kept in; "": nowhere.
+        rank, world: process 0 reads for all.
+    """
     train_index = load_index(recipe.dataset, data_root, "train", recipe.labels)
     val_index = load_index(recipe.dataset, data_root, "val", recipe.labels)
-    facts = from_first(lambda: _facts(recipe, data_root, train_index, val_index, workers), rank, world)
-    return Data(train_index, val_index, facts, report.DRAWN_NOTICE if train_index.drawn else "")
+
+    def read() -> tuple[dict, dict[str, str]]:
+        return _facts(recipe, data_root, train_index, val_index, workers, image_cache, say)
+
+    facts, caches = from_first(read, rank, world)
+    fitted = {split: mapped(Path(file)) if file else None for split, file in caches.items()}
+    return Data(train_index, val_index, facts, fitted, report.DRAWN_NOTICE if train_index.drawn else "")
 
 
-def _facts(recipe: Recipe, data_root: Path, train_index: Index, val_index: Index, workers: int) -> dict:
+def _facts(
+    recipe: Recipe,
+    data_root: Path,
+    train_index: Index,
+    val_index: Index,
+    workers: int,
+    image_cache: str,
+    say: Callable[[str], None],
+) -> tuple[dict, dict[str, str]]:
+    """Counts, figures and fingerprints of both lists, and the file of each one's cached images, if any."""
+    caches: dict[str, str] = {}
     facts: dict[str, Any] = {"data_root": str(Path(data_root).resolve()), "drawn": train_index.drawn}
     facts["note"] = train_index.note
     for index in (train_index, val_index):
-        found = scan(index, max(1, workers), recipe.channels)
+        parts = recipe.crop_scale and index is train_index  # random parts need the whole image
+        folder = Path(image_cache) if image_cache and not (recipe.freeze or parts) else None
+        found, images = scan_cached(index, Preprocessing.of(recipe), workers, folder, say)
+        caches[index.split] = "" if images is None else str(images.filename)
         facts[index.split] = {
             "images": len(index),
             "fingerprint": index.fingerprint(),
@@ -74,7 +106,7 @@ def _facts(recipe: Recipe, data_root: Path, train_index: Index, val_index: Index
             # float32 is what the network computes in; rounding here keeps JSON and run the same
             "per_image": {name: found["per_image"][name] for name in ("mean", "std")},
         }
-    return facts
+    return facts, caches
 
 
 def build_learner(
@@ -117,7 +149,7 @@ def build_learner(
             def path() -> str:
                 return str(cached_features(model, frozen, index, recipe, view, cache, workers))
 
-            return np.load(from_first(path, rank, world), mmap_mode="r", allow_pickle=False)
+            return mapped(Path(from_first(path, rank, world)))
 
         views = [features(data.train, view) for view in range(recipe.cache_views)]
         val_features = features(data.val, None)

@@ -51,8 +51,9 @@ def evaluate_split(
     flips: tuple[str, ...] = (),
     rank: int = 0,
     world: int = 1,
+    fitted: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Logits (N, outputs) of every image of an index, in its order.
+    """Logits (N, outputs) of every image of an index, in its order; `fitted` as in `ImageDataset`.
 
     With several processes each takes every `world`-th batch and all get the whole; the padding that
     gathering needs is cut off again, so no image counts twice.
@@ -61,7 +62,7 @@ def evaluate_split(
     was_training = model.training
     model.eval()
     parts = forward_split(
-        lambda x: predict_logits(model, x, flips), index, spec, batches[rank::world], workers, show=rank == 0
+        lambda x: predict_logits(model, x, flips), index, spec, batches[rank::world], workers, rank == 0, fitted
     )
     if was_training:
         model.train()
@@ -77,9 +78,10 @@ def forward_split(
     batches: Sequence[range],
     workers: int,
     show: bool = True,
+    fitted: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """What `forward` gives for each of these batches of an index."""
-    loaded = load_batches(ImageDataset(index, spec), batches, workers)
+    """What `forward` gives for each of these batches of an index; `fitted` as in `ImageDataset`."""
+    loaded = load_batches(ImageDataset(index, spec, fitted=fitted), batches, workers)
     return [forward(batch.x) for batch in progress(loaded, f"evaluating {index.split}", len(batches), "batch", show)]
 
 

@@ -11,11 +11,11 @@ image files with their sizes and times), so it is never stale and serves later r
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
+from paddle_medcls.data.cache import keyed_file
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import Batch, ImageDataset, cut, load_batches
 from paddle_medcls.data.statistics import file_key
@@ -89,7 +89,7 @@ def cached_features(
     key: list = [weights_hash, spec.to_json(), file_key(index, spec.channels)]
     if view is not None:
         key += [view, recipe.seed, {name: getattr(recipe, name) for name in AUGMENTATION}]
-    path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npy"
+    path = keyed_file(folder, key)
     if not path.is_file():
         dataset = ImageDataset(index, spec, None if view is None else recipe, recipe.seed, view or 0)
         what = f"features of {index.split}" + ("" if view is None else f", view {view + 1}")

@@ -184,10 +184,11 @@ class Predictor:
         self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
     ) -> Iterable[list[tuple[Path, np.ndarray | DataError]]]:
         """Yields groups of (path, decoded image), the next one read meanwhile; for an unreadable file its error."""
+        spec = self.card.preprocessing
 
         def read(path: Path) -> np.ndarray | DataError:
             try:
-                return read_image(path, self.card.preprocessing.channels)
+                return read_image(path, spec.channels, spec.least_px)
             except DataError as error:
                 return error
 

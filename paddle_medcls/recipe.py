@@ -24,6 +24,7 @@ CHOICES = {
     "channels": ("bgr", "rgb", "gray"),
     "interpolation": ("nearest", "linear", "area", "cubic"),
     "resize_dtype": ("uint8", "float32"),
+    "decode": ("exact", "reduced"),
     "statistics": ("fixed", "train"),
     "optimizer": ("momentum", "adam"),
     "schedule": ("cosine", "polynomial", "step", "constant"),
@@ -74,6 +75,7 @@ class Recipe:
     channels: str = "rgb"
     interpolation: str = "linear"
     resize_dtype: str = "uint8"
+    decode: str = "exact"  # "reduced": JPEGs far larger than the input are decoded at 1/2, 1/4 or 1/8 of their size
     statistics: str = "fixed"  # "train": mean and std are computed from the training list
     mean: tuple[float, ...] = (127.5, 127.5, 127.5)
     std: tuple[float, ...] = (127.5, 127.5, 127.5)
@@ -227,6 +229,8 @@ def _faults(recipe: Recipe) -> list[str]:
             faults.append(f"{field}: {getattr(recipe, field)!r}; expected {expected}")
 
     check(recipe.crop_scale == 0 or recipe.fit == "crop", "crop_scale", "0 unless fit is crop")
+    smooth = recipe.interpolation == "area" and not recipe.crop_scale
+    check(recipe.decode == "exact" or smooth, "decode", "exact, unless interpolation is area and crop_scale 0")
     check(recipe.cache_views == 0 or recipe.freeze, "cache_views", "0 unless freeze is true")
     channels = 1 if recipe.channels == "gray" else 3
     for field in ("epochs", "batch_size", "accumulate", "size_px", "resize_px"):

@@ -20,8 +20,11 @@ def preprocessing_text(spec: Preprocessing) -> str:
     if spec.fit == "crop":
         scaled = f"scaled so that its shorter side has {spec.resize_px} pixels, its middle {size} cut out"
     rounded = "without rounding" if spec.resize_dtype == "float32" else "rounded to whole values"
+    large = (
+        " (JPEGs far larger than that at reduced scale, a difference of under 0.5)" if spec.decode != "exact" else ""
+    )
     return (
-        f"An image is decoded to {channels}, {scaled} (OpenCV's {spec.interpolation} interpolation, {rounded}), then "
+        f"An image is decoded to {channels}{large}, {scaled} (OpenCV's {spec.interpolation} interpolation, {rounded}), then "
         f"(value − mean) / std with mean {_values(spec.mean)}, std {_values(spec.std)} of values 0 to 255."
     )
 

@@ -46,6 +46,7 @@ class Options:
     amp: bool = False
     deterministic: bool = False
     visualdl: bool = False
+    image_cache: str = ""  # folder of decoded, scaled images; "": each epoch decodes them again
     force: bool = False  # resume although code or data have changed
     deadline: float = math.inf  # of time.monotonic(): the run stops then, its state saved
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
@@ -78,7 +79,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     rank, world = join()
     say = options.say if rank == 0 else lambda line: None
 
-    data = read_data(recipe, data_root, options.workers, rank, world)
+    data = read_data(recipe, data_root, options.workers, options.image_cache, say, rank, world)
     if recipe.statistics == "train" and not resume:
         recipe = recipe.replace(**{name: tuple(of) for name, of in data.facts["train"]["per_image"].items()})
     spec = Preprocessing.of(recipe)
@@ -110,13 +111,11 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         if flips is None and learner.val_features is not None:
             return head_logits(judged, learner.val_features)
         flips = flips or ()
-        return evaluate_split(judged, data.val, spec, recipe.batch_size, options.workers, flips, rank, world)
+        size, threads = recipe.batch_size, options.workers
+        return evaluate_split(judged, data.val, spec, size, threads, flips, rank, world, data.fitted["val"])
 
     drawn_at = -math.inf
-    with Interrupt(
-        say,
-        options.deadline,
-    ) as interrupt:
+    with Interrupt(say, options.deadline) as interrupt:
         while state.epoch < recipe.epochs and not _stale(recipe, state):
             started = time.perf_counter()
             waited = 0.0
@@ -126,7 +125,8 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
                 features = learner.views[state.epoch % len(learner.views)]
                 dataset = FeatureDataset(features, data.train.labels)
             else:
-                dataset = ImageDataset(data.train, spec, recipe, recipe.seed, state.epoch)
+                fitted = data.fitted["train"]
+                dataset = ImageDataset(data.train, spec, recipe, recipe.seed, state.epoch, fitted)
             batches = cut(epoch_order(len(data.train), recipe.seed, state.epoch), recipe.batch_size)
             work = [pieces(rows, rank, world, recipe.accumulate) for rows in batches]
             mine = [piece for parts in work[state.batch :] for piece, _ in parts]

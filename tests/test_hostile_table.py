@@ -17,6 +17,7 @@ import pytest
 import test_archives
 import test_comparison
 import test_data
+import test_dicom
 import test_images
 import test_medmnist
 import test_recipe
@@ -115,6 +116,12 @@ def pictures() -> Iterator[Case]:
     for content, _ in parameters(test_images.test_what_is_no_image_is_refused_by_name):
         yield text(content), written("scan.png", content, read_image)
     yield "not there", lambda folder: read_image(folder / "none.png")
+
+
+def dicoms() -> Iterator[Case]:
+    for name, content in test_dicom.FAULTS.items():
+        if "without a decoder" not in name:  # what is installed decides
+            yield name.replace("DICOM, ", ""), written("scan.dcm", content, read_image)
 
 
 def arrays() -> Iterator[Case]:
@@ -255,6 +262,7 @@ def test_the_page_is_what_the_code_does(request: pytest.FixtureRequest, tmp_path
         "Weight files": weights(),
         "Sidecars": sidecars(),
         "Images": pictures(),
+        "DICOM files": dicoms(),
         "MedMNIST files (npz)": arrays(),
         "List files": lists(),
         "Tables (CSV)": tables(),

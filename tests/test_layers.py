@@ -19,7 +19,7 @@ LAYERS = tuple(
     for words in (
         "cpu errors published",
         "calibration comparison distributed files interrupt metrics processes progress recipe runtime safe_pickle",
-        "augment images plots",
+        "augment dicom images plots",
         "data data.* models models.*",
         "checkpoint data.loader engines errorpage evaluate frozen gradcam optim report sidecar snippets",
         "assemble modelcard predict recipes recipes.* rundir train trust",
@@ -28,8 +28,8 @@ LAYERS = tuple(
     )
 )
 NO_PADDLE = (
-    "augment calibration comparison data data.archives data.audit data.check data.covid data.download "
-    "data.index data.medmnist data.oct data.palm data.sample data.splits data.statistics engines errors files "
+    "augment calibration comparison data data.archives data.audit data.cache data.check data.covid data.download "
+    "data.index data.medmnist data.oct data.palm data.sample data.splits data.statistics dicom engines errors files "
     "images metrics modelcard models models.layouts plots predict processes recipe recipes report sidecar "
     "snippets"
 ).split()

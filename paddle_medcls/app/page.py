@@ -205,7 +205,8 @@ def _predict(t: Words, model: Model, images: Sequence[Image]) -> list[np.ndarray
         if bar:
             bar.progress(number / len(todo), t["predicting"].format(n=number + 1, total=len(todo)))
         try:
-            pixels = decode_image(image.read(), image.name, model.predictor.card.preprocessing.channels)
+            spec = model.predictor.card.preprocessing
+            pixels = decode_image(image.read(), image.name, spec.channels, spec.least_px)
             with _lock():
                 kept[model.key, image.key] = model.predictor.probabilities(model.predictor.logits([pixels]))[0]
         except Exception as error:
@@ -275,8 +276,8 @@ def _heat_map(model: Model, image: Image, k: int) -> tuple[np.ndarray, np.ndarra
     kept = st.session_state.get("heat")
     if kept and kept[0] == wanted:
         return kept[1:]
-    channels = model.predictor.card.preprocessing.channels
-    pixels = decode_image(image.read(), image.name, channels)
+    spec = model.predictor.card.preprocessing
+    pixels = decode_image(image.read(), image.name, spec.channels, spec.least_px)
     scale = SHOWN_PX / max(pixels.shape[:2])
     size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
     heat: np.ndarray | str
@@ -287,7 +288,7 @@ def _heat_map(model: Model, image: Image, k: int) -> tuple[np.ndarray, np.ndarra
     except Exception as error:
         heat = sentence(error)
     smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST  # the pixels of a small image may be seen
-    picture = cv2.resize(to_rgb(pixels, channels), size, interpolation=smooth)
+    picture = cv2.resize(to_rgb(pixels, spec.channels), size, interpolation=smooth)
     st.session_state["heat"] = (wanted, picture, heat)
     return picture, heat
 

@@ -49,7 +49,8 @@ def _work(args: argparse.Namespace) -> int:
     paths = expand(args.images) if args.images else []
     if args.images and len(paths) < 5:
         raise DataError(f"--images: {len(paths)} image(s) to compare on", expected="five or more")
-    images = [read_image(path, card.preprocessing.channels) for path in paths] or drawn_images(card)
+    spec = card.preprocessing
+    images = [read_image(path, spec.channels, spec.least_px) for path in paths] or drawn_images(card)
     found = export(predictor, weights, args.format, args.output, args.precision, images)
     size = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
     print(f"{args.format}, {args.precision}: {size:.1f} MB written to {args.output}")

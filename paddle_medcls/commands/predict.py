@@ -109,8 +109,9 @@ def _heat_map(target: Path, path: Path, probs, predictor) -> None:
     from paddle_medcls.images import read_image, to_rgb, write_png
     from paddle_medcls.plots import overlay
 
-    channels = predictor.card.preprocessing.channels
-    image = read_image(path, channels)
+    spec = predictor.card.preprocessing
+    channels = spec.channels
+    image = read_image(path, channels, spec.least_px)
     heat = predictor.heatmaps([image], predictor.guesses(probs[None]))[0]
     write_png(target, overlay(to_rgb(image, channels), heat))
 

@@ -50,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N|auto",
         help="processes that share each batch, on the CPU or one a GPU (default: 1); auto: several where it is faster",
     )
+    p.add_argument(
+        "--image-cache",
+        metavar="DIR|off",
+        help="keep the decoded, scaled images for later epochs and runs (default: the folder images beside the run)",
+    )
     p.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
     p.add_argument("--deterministic", action="store_true", help="deterministic algorithms, on a GPU")
     p.add_argument("--visualdl", action="store_true", help="also log to <run>/visualdl")
@@ -89,6 +94,7 @@ def _work(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, recipe, data_root: Path, run_dir: Path) -> dict:
     names = ("device", "workers", "amp", "deterministic", "visualdl", "force")
     options = {name: getattr(args, name) for name in names}
+    options["image_cache"] = "" if args.image_cache == "off" else args.image_cache or str(run_dir.parent / "images")
     environ = dict(os.environ)  # before it is made ready for a process that has all cores
     count, gpus = _count(args, recipe)
     if count > 1:

@@ -26,6 +26,7 @@ from paddle_medcls.errors import DataError
 _HELPERS = {
     "archives",
     "audit",
+    "cache",
     "check",
     "download",
     "index",

@@ -52,10 +52,10 @@ class Index:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def read(self, row: int, channels: str) -> np.ndarray:
-        """Image `row` as uint8 (H, W, C); `channels` as in `images.read_image`."""
+    def read(self, row: int, channels: str, least_px: int = 0) -> np.ndarray:
+        """Image `row` as uint8 (H, W, C); `channels` and `least_px` as in `images.read_image`."""
         if not isinstance(self.sources, np.ndarray):
-            return read_image(self.sources[row], channels)
+            return read_image(self.sources[row], channels, least_px)
         return self.read_rows(np.array([row]), channels)[0]
 
     def read_rows(self, rows: Sequence[int] | np.ndarray, channels: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from paddle_medcls.augment import augment_batch, augments, random_version
+from paddle_medcls.augment import augment, augment_batch, augments, random_version
 from paddle_medcls.data.index import Index
 from paddle_medcls.images import Preprocessing, fit, normalize
 from paddle_medcls.recipe import Recipe
@@ -35,10 +35,17 @@ class ImageDataset(paddle.io.Dataset):
         spec: preprocessing.
         recipe: its augmentation is applied, for training; None for evaluation.
         seed, epoch: with the row, they seed each image's augmentation.
+        fitted: the images decoded and scaled already, see `data.cache`.
     """
 
     def __init__(
-        self, index: Index, spec: Preprocessing, recipe: Recipe | None = None, seed: int = 0, epoch: int = 0
+        self,
+        index: Index,
+        spec: Preprocessing,
+        recipe: Recipe | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+        fitted: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.index = index
@@ -46,6 +53,7 @@ class ImageDataset(paddle.io.Dataset):
         self.recipe = recipe if recipe is not None and augments(recipe) else None
         self.seed = seed
         self.epoch = epoch
+        self.fitted = fitted
         self.enlarge = _enlargement(index, spec)
 
     def __len__(self) -> int:
@@ -57,12 +65,13 @@ class ImageDataset(paddle.io.Dataset):
         return self.enlarge > 0
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        image = self.index.read(row, self.spec.channels)
-        if self.recipe is None:
-            image = fit(image, self.spec)
+        rng = np.random.default_rng([self.seed, self.epoch, row])
+        if self.fitted is not None:
+            image = np.array(self.fitted[row])
+            image = image if self.recipe is None else augment(image, self.recipe, rng)
         else:
-            rng = np.random.default_rng([self.seed, self.epoch, row])
-            image = random_version(image, self.spec, self.recipe, rng)
+            image = self.index.read(row, self.spec.channels, self.spec.least_px)
+            image = fit(image, self.spec) if self.recipe is None else random_version(image, self.spec, self.recipe, rng)
         return normalize(image, self.spec), self.index.labels[row]
 
     def batch(self, rows: range | np.ndarray) -> Batch:

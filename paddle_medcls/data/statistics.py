@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,13 +23,24 @@ import numpy as np
 
 from paddle_medcls.data.index import Index
 from paddle_medcls.errors import DataError
+from paddle_medcls.images import Preprocessing, fit
 from paddle_medcls.progress import progress
 
 VERSION = 2  # of the cached figures; raised when their meaning changes
 
 
-def scan(index: Index, workers: int, channels: str = "rgb") -> dict:
+def scan(
+    index: Index,
+    workers: int,
+    channels: str = "rgb",
+    spec: Preprocessing | None = None,
+    keep: Callable[[np.ndarray], object] | None = None,
+) -> dict:
     """Decodes every image of an index once.
+
+    Args:
+        spec: decodes as this preprocessing does, which may be at reduced scale.
+        keep: with `spec`, is given each image scaled to the network's size, in order.
 
     Returns:
         `count`, `classes` (images a class), `sizes` ([width, height, images], most frequent first),
@@ -47,11 +59,12 @@ def scan(index: Index, workers: int, channels: str = "rgb") -> dict:
 
     def read(row: int) -> tuple | str:
         try:
-            image = index.read(row, channels)
+            image = index.read(row, channels, spec.least_px if spec else 0)
         except DataError as error:
             return str(error).splitlines()[0]
         mean, std = cv2.meanStdDev(image)  # accumulates in double
-        return (image.shape[1], image.shape[0]), index.mode(row), mean[:, 0], std[:, 0]
+        fitted = fit(image, spec) if spec and keep else None
+        return (image.shape[1], image.shape[0]), index.mode(row), mean[:, 0], std[:, 0], fitted
 
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(read, range(len(index)), chunksize=16)
@@ -59,7 +72,9 @@ def scan(index: Index, workers: int, channels: str = "rgb") -> dict:
             if isinstance(result, str):
                 unreadable.append(result)
                 continue
-            size, mode, mean, std = result
+            size, mode, mean, std, fitted = result
+            if keep:
+                keep(fitted)
             area = size[0] * size[1]
             sums += [mean, std, mean * area, (std**2 + mean**2) * area]
             pixels += area

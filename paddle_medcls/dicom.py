@@ -1,0 +1,298 @@
+"""DICOM files as uint8 images: the part of the decoder (`images`) that needs pydicom.
+
+The steps are those of the standard: stored value -> modality LUT (rescale slope and intercept) -> VOI
+(window, else LUT) -> 0..255, MONOCHROME1 inverted (PS3.3 C.11.1, C.11.2). Without a window or a LUT
+pixels of up to 8 bits keep their shades and deeper ones are spread from the lowest to the highest value.
+Nothing but the image's own attributes is looked at, and no message quotes a value of another one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from paddle_medcls.errors import DataError
+
+GREY = ("MONOCHROME1", "MONOCHROME2")
+COLOUR = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+DEFLATED = "1.2.840.10008.1.2.1.99"
+BASELINE = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+PLUGINS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg pylibjpeg-rle"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """pydicom warns of harmless oddities, and may quote values that are the patient's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"pydicom|paddle_medcls\.dicom")
+        yield
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether the bytes of a file begin as a DICOM file does."""
+    return data[128:132] == b"DICM"
+
+
+def dicom_size(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height from the header; refuses what is not one image of a known kind."""
+    header = _header(data, name, stop_before_pixels=True)
+    return header.Columns, header.Rows
+
+
+def dicom_mode(data: bytes, name: str) -> str:
+    """How the pixels are stored: "MONOCHROME2 12 bit", …"""
+    header = _header(data, name, stop_before_pixels=True)
+    return f"{header.PhotometricInterpretation} {header.BitsStored} bit"
+
+
+@_quiet()
+def decode_dicom(data: bytes, name: str) -> np.ndarray:
+    """Decodes a DICOM file with one image.
+
+    Returns:
+        uint8 (H, W) for grey images, (H, W, 3) RGB for others.
+
+    Raises:
+        DataError: not readable, several frames, no or too few pixels, an attribute out of range, or a
+            compression that nothing installed decodes.
+    """
+    ds = _header(data, name)
+    if "PixelData" not in ds:
+        raise DataError(f"{name}: the DICOM file has no pixel data", expected="an image, not a report or a directory")
+    pixels = _pixels(ds, name)
+    try:
+        if ds.PhotometricInterpretation in GREY:
+            return _grey(pixels, ds, name)
+        return _rgb(pixels, ds, name)
+    except DataError:
+        raise
+    except Exception:  # whatever a faulty attribute leads pydicom to
+        raise DataError(f"{name}: the DICOM file has faulty display attributes (LUT, window or palette)") from None
+
+
+@_quiet()
+def _header(data: bytes, name: str, stop_before_pixels: bool = False):
+    """The data set of a DICOM file, its image attributes checked."""
+    pydicom = _pydicom(name)
+    from pydicom.filereader import read_dataset, read_preamble
+
+    file = io.BytesIO(data)
+    try:
+        read_preamble(file, False)
+        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+        deflated = str(meta.get("TransferSyntaxUID", "")) == DEFLATED
+        if not deflated:
+            ds = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop_before_pixels)
+            faults = _faults(ds)
+    except Exception:  # pydicom's errors are of many kinds and may quote what they stumbled on
+        raise DataError(
+            f"{name}: the DICOM file is truncated or damaged", do="copy or export it again; a DICOM viewer shows more"
+        ) from None
+    if deflated:  # pydicom would inflate it at once, however large it becomes
+        raise DataError(f"{name}: the DICOM file is deflated as a whole", do="save it with another transfer syntax")
+    if faults:
+        raise DataError(f"{name}: the DICOM file does not hold one image that can be read", items=faults)
+    return ds
+
+
+def _faults(ds) -> list[str]:
+    """What keeps a data set from being one image, one line each."""
+    frames, kind = ds.get("NumberOfFrames"), ds.get("PhotometricInterpretation")
+    if frames not in (None, 1):
+        return [f"it has {int(frames)} frames; expected one: export the frame that is meant as a file of its own"]
+    if kind is None and "Rows" not in ds:
+        return ["it has no pixel data: a report, a directory, or cut off"]
+    if kind not in GREY + COLOUR:
+        return [f"PhotometricInterpretation: expected {', '.join(GREY + COLOUR)}"]
+    single = kind in GREY or kind == "PALETTE COLOR"
+    faults: list[str] = []
+
+    def check(attribute: str, allowed: range | tuple) -> None:
+        value = ds.get(attribute)
+        if value not in allowed:
+            shown = int(value) if isinstance(value, int) else "absent or no number"
+            wanted = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else " or ".join(map(str, allowed))
+            faults.append(f"{attribute}: {shown}; expected {wanted}")
+
+    check("Rows", range(1, 65536))
+    check("Columns", range(1, 65536))
+    check("SamplesPerPixel", (1,) if single else (3,))
+    check("PixelRepresentation", (0, 1) if kind in GREY else (0,))
+    check("BitsAllocated", (8, 16) if single else (8,))
+    if not faults:
+        check("BitsStored", range(1, ds.BitsAllocated + 1) if single else (8,))
+    if not faults and "HighBit" in ds:
+        check("HighBit", (ds.BitsStored - 1,))
+    return faults
+
+
+def _pixels(ds, name: str) -> np.ndarray:
+    """Stored values (H, W), or RGB (H, W, 3)."""
+    syntax = getattr(ds.file_meta, "TransferSyntaxUID", None)
+    if syntax is None:
+        raise DataError(f"{name}: the DICOM file does not name its transfer syntax")
+    if not _can_decode(syntax):
+        raise DataError(f"{name}: nothing installed decodes the DICOM transfer syntax {syntax.name}", do=PLUGINS)
+    try:
+        pixels = _jpeg(ds) if syntax.is_compressed else None
+        if pixels is None:
+            pixels = ds.pixel_array
+            if ds.PhotometricInterpretation.startswith("YBR_FULL") and not _decodes_to_rgb():
+                pixels = _functions().convert_color_space(pixels, "YBR_FULL", "RGB")
+    except Exception:
+        raise DataError(
+            f"{name}: the DICOM file's pixel data are truncated or damaged, or do not fit {ds.Columns} x {ds.Rows}",
+            do=f"copy or export it again{'; or try ' + PLUGINS if syntax.is_compressed else ''}",
+        ) from None
+    shape = (ds.Rows, ds.Columns, 3)[: 2 if ds.SamplesPerPixel == 1 else 3]
+    if pixels.shape != shape:
+        raise DataError(f"{name}: the DICOM file's pixel data have shape {pixels.shape}, expected {shape}")
+    return pixels
+
+
+def _jpeg(ds) -> np.ndarray | None:
+    """The pixels of a compressed file with a baseline JPEG in it; None: pydicom decodes it.
+
+    pydicom 3 converts YCbCr twice where Adobe's marker is there, and neither generation reads all RGB ones.
+    A JPEG of another size than the file says is refused before it is decoded.
+    """
+    from PIL import Image, UnidentifiedImageError
+    from pydicom import encaps
+
+    if hasattr(encaps, "generate_frames"):  # pydicom 3
+        frame = next(encaps.generate_frames(ds.PixelData, number_of_frames=1))
+    else:
+        frame = encaps.defragment_data(ds.PixelData)
+    try:
+        image = Image.open(io.BytesIO(frame))
+    except UnidentifiedImageError:  # RLE, JPEG-LS, 12 bit: not Pillow's
+        return None
+    with image:
+        if image.size != (ds.Columns, ds.Rows):
+            raise ValueError("another size")
+        if image.format != "JPEG" or str(ds.file_meta.TransferSyntaxUID) not in BASELINE:
+            return None
+        if ds.SamplesPerPixel == 1:
+            return np.asarray(image)
+        first = image.layer[0][0]  # type: ignore[attr-defined]  # number of its first component
+        named = "adobe_transform" in image.info or first == ord("R")  # the JPEG itself says what it holds
+        if ds.PhotometricInterpretation == "RGB" and not named:
+            image.draft("YCbCr", image.size)  # that is: as it is
+            return np.asarray(image)
+        return np.asarray(image.convert("RGB"))
+
+
+def _grey(pixels: np.ndarray, ds, name: str) -> np.ndarray:
+    unused = ds.BitsAllocated - ds.BitsStored  # may hold an overlay, or no sign
+    if unused:
+        pixels = pixels << unused >> unused
+    if ds.BitsStored <= 8:
+        lowest = -(1 << ds.BitsStored - 1) if ds.PixelRepresentation else 0
+        highest = lowest + (1 << ds.BitsStored) - 1
+    else:
+        lowest, highest = int(pixels.min()), int(pixels.max())
+    shades = _shades(np.arange(lowest, highest + 1), ds, name)
+    if ds.PhotometricInterpretation == "MONOCHROME1":
+        shades = 255 - shades
+    return shades[pixels.astype(np.int32) - lowest]
+
+
+def _shades(values: np.ndarray, ds, name: str) -> np.ndarray:
+    """The shade 0..255, uint8, of each stored value (an ascending range)."""
+    if ds.get("ModalityLUTSequence"):
+        x = _functions().apply_modality_lut(values, ds).astype(np.float64)
+    else:
+        (slope,) = _numbers(ds, "RescaleSlope", name) or [1.0]
+        (intercept,) = _numbers(ds, "RescaleIntercept", name) or [0.0]
+        x = values * slope + intercept
+    centers, widths = _numbers(ds, "WindowCenter", name), _numbers(ds, "WindowWidth", name)
+    if centers and widths:  # several windows are alternatives, the first is the default
+        share = window(x, centers[0], widths[0], ds.get("VOILUTFunction") or "LINEAR", name)
+    elif ds.get("VOILUTSequence"):
+        bits = int(ds.VOILUTSequence[0].LUTDescriptor[2])
+        share = _functions().apply_voi(x.astype(np.int64), ds) / (2.0**bits - 1)
+    else:
+        share = (x - x.min()) / max(x.max() - x.min(), 1e-9)
+    return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+
+
+def window(x: np.ndarray, center: float, width: float, function: str, name: str) -> np.ndarray:
+    """The VOI window: values -> 0 (black) to 1 (white); beyond both for the linear ones, to be cut.
+
+    Source: DICOM PS3.3 C.11.2.1.2.1 and C.11.2.1.3.
+    """
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise DataError(f"{name}: the DICOM file's VOILUTFunction is none of LINEAR, LINEAR_EXACT, SIGMOID")
+    if width < (1 if function == "LINEAR" else 1e-9):
+        raise DataError(f"{name}: the DICOM file's WindowWidth is {width:g}", expected="at least 1 (LINEAR), above 0")
+    if function == "LINEAR":
+        if width == 1:
+            return (x > center - 0.5).astype(np.float64)
+        return (x - (center - 0.5)) / (width - 1) + 0.5
+    if function == "LINEAR_EXACT":
+        return (x - center) / width + 0.5
+    return 1 / (1 + np.exp(np.clip(-4 * (x - center) / width, -700, 700)))
+
+
+def _numbers(ds, attribute: str, name: str) -> list[float]:
+    """The numbers of an attribute; none where it is absent or empty."""
+    value = ds.get(attribute)
+    if value is None or value == "":
+        return []
+    numbers = [float(value)] if isinstance(value, (int, float)) else [float(item) for item in value]
+    if not all(math.isfinite(number) and abs(number) < 1e15 for number in numbers):
+        raise DataError(f"{name}: the DICOM file's {attribute} is not a finite number")
+    return numbers
+
+
+def _rgb(pixels: np.ndarray, ds, name: str) -> np.ndarray:
+    if ds.PhotometricInterpretation != "PALETTE COLOR":
+        return pixels
+    if "RedPaletteColorLookupTableData" not in ds:  # a segmented palette can be a bomb
+        raise DataError(f"{name}: the DICOM file has no palette that can be read", do="export it as RGB")
+    coloured = _functions().apply_color_lut(pixels, ds)[..., :3]
+    return coloured if coloured.dtype == np.uint8 else (coloured >> 8).astype(np.uint8)
+
+
+# --- pydicom, of either generation -----------------------------------------------------------------
+
+
+def _pydicom(name: str):
+    try:
+        import pydicom
+    except ImportError:
+        raise DataError(f"{name}: a DICOM file, and pydicom is not installed", do="pip install pydicom") from None
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # see `_quiet`
+    return pydicom
+
+
+def _decodes_to_rgb() -> bool:
+    """Whether `pixel_array` is RGB already where YBR is stored: from pydicom 3 on."""
+    import pydicom
+
+    return int(pydicom.__version__.split(".")[0]) >= 3
+
+
+def _functions():
+    """The module of apply_modality_lut, apply_voi, apply_color_lut and convert_color_space."""
+    return importlib.import_module("pydicom.pixels" if _decodes_to_rgb() else "pydicom.pixel_data_handlers.util")
+
+
+def _can_decode(syntax) -> bool:
+    """Whether something installed decodes a transfer syntax."""
+    import pydicom
+
+    if _decodes_to_rgb():
+        try:
+            return pydicom.pixels.get_decoder(syntax).is_available
+        except NotImplementedError:
+            return False
+    handlers = [handler for handler in pydicom.config.pixel_data_handlers if handler.supports_transfer_syntax(syntax)]
+    return any(handler.is_available() for handler in handlers)

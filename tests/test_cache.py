@@ -1,0 +1,275 @@
+"""The cache of decoded, scaled images, and decoding at reduced scale."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import toynet  # noqa: F401  its networks
+from fakes import pixels, recipe, write_image
+from PIL import Image, ImageOps
+
+from paddle_medcls import files
+from paddle_medcls.data import cache, load_index
+from paddle_medcls.data.cache import scan_cached
+from paddle_medcls.data.index import Index
+from paddle_medcls.data.sample import draw
+from paddle_medcls.data.statistics import scan
+from paddle_medcls.errors import DataError, RecipeError
+from paddle_medcls.images import Preprocessing, decode_image, fit, read_image
+from paddle_medcls.recipes import get_recipe
+from paddle_medcls.train import Options, train
+
+SPEC = Preprocessing(size_px=16, fit="crop", resize_px=20, channels="bgr")
+
+
+@pytest.fixture
+def index(palm_root: Path) -> Index:
+    return load_index("palm", palm_root, "train")
+
+
+def built(index: Index, folder: Path, spec: Preprocessing = SPEC) -> tuple[dict, np.ndarray | None, list[str]]:
+    said: list[str] = []
+    return *scan_cached(index, spec, 2, folder, said.append), said
+
+
+def forbid_reading(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("paddle_medcls.data.index.read_image", lambda *_: pytest.fail("an image was read"))
+
+
+# --- the cache -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", ["bgr", "gray"])
+def test_holds_what_fit_gives_and_the_same_figures(index: Index, tmp_path: Path, channels: str) -> None:
+    spec = Preprocessing(
+        16,
+        20,
+        "crop",
+        channels,
+        mean=(0.0,) * (1 if channels == "gray" else 3),
+        std=(1.0,) * (1 if channels == "gray" else 3),
+    )
+    figures, images, said = built(index, tmp_path / "images", spec)
+    assert images is not None and images.dtype == np.uint8 and len(said) == 1
+    for row in range(len(index)):
+        np.testing.assert_array_equal(images[row], fit(index.read(row, channels), spec))
+    assert figures == scan(index, 1, channels)
+
+
+def test_a_second_run_reads_nothing(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures, images, _ = built(index, tmp_path / "images")
+    forbid_reading(monkeypatch)
+    again, mapped, _ = built(index, tmp_path / "images")
+    assert again == figures
+    np.testing.assert_array_equal(mapped, images)
+
+
+def test_a_changed_file_list_or_geometry_is_another_cache(index: Index, palm_root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    built(index, folder)
+    built(index.subset(range(11)), folder)
+    built(index, folder, Preprocessing(size_px=16, channels="bgr"))
+    assert len(list(folder.glob("*.npy"))) == 3
+    built(index, folder, Preprocessing(size_px=16, channels="bgr", mean=(1.0, 2.0, 3.0)))
+    assert len(list(folder.glob("*.npy"))) == 3  # mean and std come after it
+    path = Path(index.sources[3])
+    before = path.stat()
+    write_image(path, pixels(99))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    _, images, _ = built(index, folder)
+    np.testing.assert_array_equal(images[3], fit(read_image(path), SPEC))
+
+
+@pytest.mark.parametrize("harm", ["cut", "no figures", "empty", "another shape"])
+def test_a_cache_that_is_not_whole_is_made_again(index: Index, tmp_path: Path, harm: str) -> None:
+    _, images, _ = built(index, tmp_path)
+    expected = np.array(images)
+    (path,) = tmp_path.glob("*.npy")
+    if harm == "no figures":
+        path.with_suffix(".json").unlink()
+    elif harm == "another shape":
+        np.save(path, expected[:5])
+    else:
+        os.truncate(path, 500 if harm == "cut" else 0)
+    _, images, _ = built(index, tmp_path)
+    np.testing.assert_array_equal(images, expected)
+
+
+def test_a_full_disk_while_it_is_built_leaves_a_run_without(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, write) -> None:
+        def narrow(target: str) -> None:
+            write("/dev/full" if os.path.exists("/dev/full") else target)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        files.atomic_write(path, narrow)
+
+    monkeypatch.setattr(cache, "atomic_write", full)
+    figures, images, said = built(index, tmp_path / "images")
+    assert images is None and figures == scan(index, 1, "bgr")
+    assert len(said) == 1 and "no image cache of train" in said[0] and os.strerror(errno.ENOSPC) in said[0]
+    assert list((tmp_path / "images").iterdir()) == []
+
+
+def test_too_little_free_disk_and_a_folder_that_cannot_be_made(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    figures, images, said = built(index, tmp_path / "file")
+    assert images is None and figures["count"] == 12 and "no image cache" in said[0]
+    monkeypatch.setattr(cache, "FREE_SHARE", 0.0)
+    figures, images, said = built(index, tmp_path / "images")
+    assert images is None and figures["count"] == 12 and "GB are free" in said[0]
+
+
+def test_an_unreadable_image_is_the_scans_error_and_nothing_is_kept(index: Index, tmp_path: Path) -> None:
+    Path(index.sources[2]).write_bytes(b"x")
+    with pytest.raises(DataError, match="1 of 12 train image"):
+        built(index, tmp_path / "images")
+    assert list((tmp_path / "images").iterdir()) == []
+
+
+def test_two_at_once_both_end_right(index: Index, tmp_path: Path) -> None:
+    results: list = []
+    threads = [threading.Thread(target=lambda: results.append(built(index, tmp_path / "images")[1])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = np.stack([fit(index.read(row, "bgr"), SPEC) for row in range(len(index))])
+    assert len(results) == 2
+    for images in results:
+        np.testing.assert_array_equal(images, expected)
+    assert len(list((tmp_path / "images").iterdir())) == 2  # one array, its figures
+
+
+@pytest.mark.parametrize("changes", [{}, {"flip": 0.5, "rotate_degrees": 10, "brightness": 0.2, "test_flips": True}])
+def test_training_is_the_same_to_the_bit(
+    palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
+) -> None:
+    monkeypatch.setattr("paddle_medcls.rundir.write_outputs", lambda *_: None)
+    monkeypatch.setattr("paddle_medcls.rundir.write_history", lambda *_: None)
+    own = recipe(model="toy", epochs=2, **changes)
+    folder = tmp_path / "images"
+    quiet = {"device": "cpu", "workers": 1, "say": lambda line: None}
+    plain = train(own, palm_root, tmp_path / "plain", Options(**quiet))
+    cached = train(own, palm_root, tmp_path / "cached", Options(**quiet, image_cache=folder))
+    assert len(list(folder.glob("*.npy"))) == 2 and cached == plain
+    forbid_reading(monkeypatch)
+    again = train(own, palm_root, tmp_path / "again", Options(**quiet, image_cache=folder))
+    assert again == plain
+    first, *others = [(tmp_path / name / "PALM.pdparams").read_bytes() for name in ("plain", "cached", "again")]
+    assert others == [first, first]
+
+
+def test_random_parts_of_an_image_are_drawn_from_the_image(palm_root: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("paddle_medcls.rundir.write_outputs", lambda *_: None)
+    own = recipe(model="toy", epochs=1, fit="crop", resize_px=36, crop_scale=0.5)
+    train(own, palm_root, tmp_path / "run", Options("cpu", 1, image_cache=tmp_path / "images", say=lambda line: None))
+    (only,) = (tmp_path / "images").glob("*.npy")
+    assert len(np.load(only, allow_pickle=False)) == 7  # validation
+
+
+# --- decoding at reduced scale ---------------------------------------------------------------------
+
+
+def big(seed: int, height: int = 1100, width: int = 1300) -> Image.Image:
+    """A smooth drawing with noise, as a camera gives it."""
+    rng = np.random.default_rng(seed)
+    image = cv2.resize(pixels(seed, size=64), (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    return Image.fromarray(np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("least", "shape"),
+    [(0, (1100, 1300)), (551, (1100, 1300)), (550, (550, 650)), (275, (275, 325)), (100, (138, 163))],
+)
+def test_the_smallest_scale_that_leaves_enough(least: int, shape: tuple[int, int]) -> None:
+    assert decode_image(jpeg(big(0)), "big", "rgb", least).shape[:2] == shape
+
+
+def test_only_jpegs_are_reduced(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png", np.asarray(big(0)))
+    assert read_image(path, "rgb", 100).shape == (1100, 1300, 3)
+
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr", "gray"])
+@pytest.mark.parametrize("kind", ["plain", "turned", "grey", "cmyk", "progressive"])
+def test_the_input_differs_invisibly(kind: str, channels: str) -> None:
+    image, options = big(1), {}
+    if kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options = {"exif": exif}
+    if kind in ("grey", "cmyk"):
+        image = image.convert("L" if kind == "grey" else "CMYK")
+    data = jpeg(image, **options, progressive=kind == "progressive")
+    one = (0.0,) * (1 if channels == "gray" else 3)
+    spec = Preprocessing(128, channels=channels, interpolation="area", mean=one, std=one, decode="reduced")
+    exact = fit(decode_image(data, "big", channels), spec).astype(float)
+    reduced = fit(decode_image(data, "big", channels, spec.least_px), spec).astype(float)
+    assert decode_image(data, "big", channels, spec.least_px).shape[:2] == (
+        (325, 275) if kind == "turned" else (275, 325)
+    )
+    assert np.abs(reduced - exact).mean() < 0.5
+    if kind == "turned" and channels == "rgb":
+        with Image.open(io.BytesIO(data)) as again:
+            upright = np.asarray(ImageOps.exif_transpose(again))
+        assert np.abs(fit(upright, spec).astype(float) - reduced).mean() < 1
+
+
+def test_drawn_fundus_images(tmp_path: Path) -> None:
+    draw("palm", tmp_path, 0)
+    index = load_index("palm", tmp_path, "val")
+    for row in range(4):
+        _, encoded = cv2.imencode(
+            ".jpg", cv2.resize(index.read(row, "bgr"), (1024, 1024), interpolation=cv2.INTER_CUBIC)
+        )
+        _differs_invisibly(encoded.tobytes(), 96)
+
+
+@pytest.mark.data
+def test_real_images(real_data: Path) -> None:
+    """Fundus photographs as they were taken, and of 224 pixels; OCT scans of some 500: so for smaller inputs."""
+    for path in (real_data / "palm" / "fullres").glob("*.jpg"):
+        for size_px in (128, 224):
+            _differs_invisibly(path.read_bytes(), size_px)
+    for path in load_index("palm", real_data / "palm", "val").sources[:8]:
+        _differs_invisibly(Path(path).read_bytes(), 56)
+    for path in sorted((real_data / "oct2017").rglob("*.jpeg"))[:8]:
+        _differs_invisibly(path.read_bytes(), 112)
+
+
+def _differs_invisibly(data: bytes, size_px: int) -> None:
+    spec = Preprocessing(size_px, interpolation="area", decode="reduced")
+    whole, part = decode_image(data, "big"), decode_image(data, "big", "bgr", spec.least_px)
+    assert part.shape[0] < whole.shape[0]
+    assert np.abs(fit(part, spec).astype(float) - fit(whole, spec)).mean() < 0.5
+
+
+def test_the_sidecar_carries_it_and_an_old_one_means_exact() -> None:
+    spec = Preprocessing.of(get_recipe("palm").replace(decode="reduced"))
+    assert spec.least_px == 256 and Preprocessing.from_json(spec.to_json()) == spec
+    old = spec.to_json()
+    del old["decode"]
+    assert Preprocessing.from_json(old).least_px == 0
+    assert all(get_recipe(name).decode == "exact" for name in ("palm_tutorial", "covid", "oct"))
+
+
+def test_a_recipe_reduces_with_the_area_filter_alone() -> None:
+    with pytest.raises(RecipeError, match="decode"):
+        get_recipe("palm_tutorial").replace(decode="reduced")
