@@ -24,7 +24,8 @@ def preprocessing_text(spec: Preprocessing) -> str:
         " (JPEGs far larger than that at reduced scale, a difference of under 0.5)" if spec.decode != "exact" else ""
     )
     return (
-        f"An image is decoded to {channels}{large}, {scaled} (OpenCV's {spec.interpolation} interpolation, {rounded}), then "
+        f"An image is decoded to {channels}{large}, {scaled} "
+        f"(OpenCV's {spec.interpolation} interpolation, {rounded}), then "
         f"(value − mean) / std with mean {_values(spec.mean)}, std {_values(spec.std)} of values 0 to 255."
     )
 
