@@ -22,12 +22,14 @@ from paddle_medcls.data import load_index, weights_name
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
 from paddle_medcls.data.statistics import scan
-from paddle_medcls.errors import RunError
+from paddle_medcls.errors import RunError, SetupError
 from paddle_medcls.evaluate import evaluate_split, flips_of
 from paddle_medcls.frozen import FeatureDataset, cached_features, freeze, frozen_hash, head_logits, start_training
 from paddle_medcls.images import Preprocessing
 from paddle_medcls.interrupt import Interrupt
 from paddle_medcls.models import Network, network_for
+from paddle_medcls.models.accelerate import Accelerated, obstacle
+from paddle_medcls.models.onednn import Operators, has_bf16
 from paddle_medcls.models.pretrained import pretrained_file
 from paddle_medcls.models.weights import load_pretrained, load_strict, read_weights
 from paddle_medcls.optim import build_loss, build_optimizer, build_schedule, class_weights
@@ -51,6 +53,8 @@ class Options:
     deterministic: bool = False
     visualdl: bool = False
     force: bool = False  # resume although code or data have changed
+    kernels: str = "paddle"  # whose operators: "paddle", "onednn", or "auto": oneDNN's where they can be had
+    precision: str = "f32"  # of oneDNN's operators, or "bf16"
     deadline: float = math.inf  # of time.monotonic(): the run stops then, its state saved
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
 
@@ -117,6 +121,9 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     optimizer = build_optimizer(recipe, schedule, model)
     loss_function = build_loss(recipe, class_weights(recipe, train_index.labels, len(train_index.classes)))
     fed = model.head if views else model  # what a batch goes through
+    kernels = _choose_kernels(options, fed, device, run_dir if resume else None, say)
+    if kernels != "paddle":
+        fed, judging = Accelerated(model, Operators(bf16=kernels == "onednn bf16")), Operators()
     parallel = paddle.DataParallel(fed) if world > 1 else fed
     scaler = paddle.amp.GradScaler(enable=options.amp and _amp_type() == "float16")
     kept = [whole.head if whole is not None and recipe.freeze else whole for whole in (model, average)]
@@ -128,7 +135,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         state = rundir.restore(run_dir, parts)
         say(f"resumed after {state.epoch} of {recipe.epochs} epochs and {state.batch} batches")
     elif rank == 0:
-        rundir.describe(run_dir, recipe, facts, environment(device))
+        rundir.describe(run_dir, recipe, facts, {**environment(device), "kernels": kernels})
 
     weights = run_dir / f"{weights_name(recipe.dataset)}.pdparams"
     card = Sidecar(
@@ -152,6 +159,8 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         if flips is None and val_features is not None:
             return head_logits(judged, val_features)
         flips = flips or ()
+        if kernels != "paddle":
+            judged = Accelerated(judged, judging)  # in float32, as whoever uses the weights will do
         return evaluate_split(judged, val_index, spec, recipe.batch_size, options.workers, flips, rank, world)
 
     drawn_at = -math.inf
@@ -276,6 +285,36 @@ def _start_device(options: Options) -> tuple[str, int, int]:
     if world > 1:
         dist.init_parallel_env()
     return device, dist.get_rank(), world
+
+
+def _choose_kernels(options: Options, fed, device: str, resumed: Path | None, say: Callable[[str], None]) -> str:
+    """ "paddle", "onednn f32" or "onednn bf16"; a resumed run keeps its own, since others round differently.
+
+    Args:
+        fed: the layer that batches go through.
+        resumed: the run directory of a run that goes on.
+
+    Raises:
+        SetupError: what was asked for, or what the run began with, cannot be had here.
+    """
+    kernels, precision = rundir.kernels_of(resumed) if resumed else (options.kernels, options.precision)
+    if kernels == "paddle":
+        if precision != "f32":
+            raise SetupError(f"--precision {precision} needs --kernels onednn; Paddle's own compute in float32")
+        return "paddle"
+    fault = obstacle(fed, device)
+    if not fault and precision == "bf16" and not has_bf16():
+        fault = "this processor has no instructions for bfloat16"
+    if not fault:
+        say(f"operators: oneDNN's, in {'float32' if precision == 'f32' else 'bfloat16; validation in float32'}")
+        return f"onednn {precision}"
+    if (kernels == "onednn" or precision == "bf16") and not (resumed and options.force):
+        asked = f"the run began with oneDNN's operators, {precision}" if resumed else f"oneDNN's operators, {precision}"
+        do = "go on where it began, or with --force" if resumed else "leave --kernels and --precision out"
+        raise SetupError(f"{asked}: {fault}", do=do)
+    if device == "cpu":
+        say(f"operators: Paddle's own, not oneDNN's, which are faster: {fault}")
+    return "paddle"
 
 
 def _amp_type() -> str:

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from paddle_medcls.commands import parser, run
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--force", action="store_true", help="with --resume: although data or versions have changed")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
+    p.add_argument("--kernels", choices=("auto", "paddle", "onednn"), help="on a CPU, whose operators (default: auto)")
+    p.add_argument("--precision", choices=("f32", "bf16"), help="of oneDNN's operators (default: f32)")
     p.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
     p.add_argument("--deterministic", action="store_true", help="deterministic algorithms, on a GPU")
     p.add_argument("--visualdl", action="store_true", help="also log to <run>/visualdl")
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.workers < 0:
         p.error("--workers must be 0 or more")
     changes = [args.dataset, args.recipe, args.model, args.epochs, args.batch_size, args.lr, args.seed, args.val]
-    changes += [args.cache_views]
+    changes += [args.cache_views, args.kernels, args.precision]
     changes += [args.pretrained, args.set or None, args.output, args.output_root, args.sample or None]
     if args.resume and any(value is not None for value in changes):
         p.error("--resume goes on with the run's own recipe and data; leave the other options out")
@@ -75,6 +78,7 @@ def _work(args: argparse.Namespace) -> int:
     for note in NOTES:
         print(f"set {note}", file=sys.stderr)
     options = Options(args.device, args.workers, args.amp, args.deterministic, args.visualdl, args.force)
+    options = replace(options, kernels=args.kernels or "auto", precision=args.precision or "f32")
     result = train(recipe, data_root, run_dir, options, resume=bool(args.resume))
     if result:  # process 0 alone
         print(class_table(result))
