@@ -174,18 +174,14 @@ class Operators:
         return dx
 
     def add(self, a: np.ndarray, b: np.ndarray, relu: bool = False) -> np.ndarray:
-        """a + b, and ReLU if wanted."""
-        work = self._add(a.shape, relu)
-        y = self._array(a.shape)
-        work({SRC: a, SRC_1: b, DST: y})
-        return y
+        """a + b, and ReLU if wanted; written to `a`."""
+        self._add(a.shape, relu)({SRC: a, SRC_1: b, DST: a})
+        return a
 
     def relu_backward(self, dy: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The gradient of ReLU's input; y is its output."""
-        work = self._relu("backward", y.shape)
-        dx = self._array(y.shape)
-        work({DST: y, DIFF_DST: dy, DIFF_SRC: dx})
-        return dx
+        """The gradient of ReLU's input, written to `dy`; y is its output."""
+        self._relu("backward", y.shape)({DST: y, DIFF_DST: dy, DIFF_SRC: dy})
+        return dy
 
     def max_pool(self, x: np.ndarray, kernel: int, stride: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
         """The pooled activation, and what `max_pool_backward` needs."""
