@@ -140,6 +140,8 @@ def test_add_relu_pool_and_mean(operators: Operators) -> None:
     dy = paddle.randn(mean.shape)
     mean.backward(dy)
 
+    turned = a.transpose([0, 1, 3, 2])  # other strides, which Paddle may keep as a view
+    assert error(nchw(operators.enter(turned)), turned) == 0.0
     inside = operators.add(operators.enter(a), operators.enter(b), relu=True)
     assert error(nchw(inside), total) == 0.0
     found, chosen = operators.max_pool(inside, 3, 2, 1)

@@ -98,6 +98,7 @@ class Operators:
 
     def enter(self, x) -> np.ndarray:
         """x (N, C, H, W) float32, a tensor -> (N, H, W, C)."""
+        x = x.astype("float32").contiguous()  # what follows reads its memory
         n, c, h, w = x.shape
         y = self._array((n, h, w, c))
         return self._reorder(x, self._layout((n, c, h, w), F32, (c * h * w, h * w, w, 1)), y, self._nhwc(y.shape))
