@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 
 from paddle_medcls import __version__, report
+from paddle_medcls.cpu import has_bfloat16
 from paddle_medcls.data import load_index
 from paddle_medcls.data.cache import mapped, scan_cached
 from paddle_medcls.data.index import Index
 from paddle_medcls.distributed import from_first, whole_batch_norm
+from paddle_medcls.errors import SetupError
 from paddle_medcls.evaluate import flips_of
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash
 from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import Network, network_for
+from paddle_medcls.models.accelerate import obstacle
 from paddle_medcls.models.pretrained import pretrained_file
 from paddle_medcls.models.weights import load_pretrained
 from paddle_medcls.optim import build_loss, build_optimizer, build_schedule, class_weights
@@ -183,6 +186,48 @@ def build_learner(
         parts={"model": kept[0], "average": kept[1], "optimizer": optimizer, "scaler": scaler},
         card=card,
     )
+
+
+def choose_kernels(
+    kernels: str,
+    precision: str,
+    began_with: tuple[str, str] | None,
+    force: bool,
+    fed,
+    device: str,
+    say: Callable[[str], None],
+) -> str:
+    """ "paddle", "onednn f32" or "onednn bf16"; a resumed run keeps its own, since others round differently.
+
+    Args:
+        kernels: whose operators: "paddle", "onednn", or "auto": oneDNN's where they can be had.
+        precision: "f32" or "bf16".
+        began_with: both, of a run that goes on; others are used only with `force`.
+        fed: the layer that batches go through.
+
+    Raises:
+        SetupError: what was asked for, or what the run began with, cannot be had here.
+    """
+    kernels, precision = began_with or (kernels, precision)
+    if kernels == "paddle":
+        if precision != "f32":
+            raise SetupError(f"--precision {precision} needs --kernels onednn; Paddle's own compute in float32")
+        return "paddle"
+    fault = obstacle(fed, device)
+    if not fault and precision == "bf16" and not has_bfloat16():
+        fault = "this processor has no instructions for bfloat16"
+    if not fault:
+        say(f"operators: oneDNN's, in {'float32' if precision == 'f32' else 'bfloat16; validation in float32'}")
+        return f"onednn {precision}"
+    if (kernels == "onednn" or precision == "bf16") and not (began_with and force):
+        asked = (
+            f"the run began with oneDNN's operators, {precision}" if began_with else f"oneDNN's operators, {precision}"
+        )
+        do = "go on where it began, or with --force" if began_with else "leave --kernels and --precision out"
+        raise SetupError(f"{asked}: {fault}", do=do)
+    if device == "cpu":
+        say(f"operators: Paddle's own, not oneDNN's, which are faster: {fault}")
+    return "paddle"
 
 
 def amp_type() -> str:

@@ -27,7 +27,7 @@ from paddle_medcls.predict import Predictor
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.rundir import score_split, write_outputs
+from paddle_medcls.rundir import kernels_of, score_split, write_outputs
 from paddle_medcls.train import Options, train
 
 SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
@@ -121,7 +121,7 @@ def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell
         MedclsError: data, a recipe or a run that cannot be used; interrupted (`Stopped`).
     """
     for cell in cells:
-        _refuse_other_recipe(cell)
+        _refuse_other_recipe(cell, options)
     remaining = [cell for cell in cells if cell.result() is None]
     for root, dataset in dict.fromkeys((cell.data_root, cell.recipe.dataset) for cell in remaining):
         load_index(dataset, root, dataset_module(dataset).SPLITS[-1])  # faulty data stop a grid at once
@@ -184,8 +184,8 @@ def _run_cell(cell: Cell, options: Options) -> None:
     write_json(folder / "cell.json", row)
 
 
-def _refuse_other_recipe(cell: Cell) -> None:
-    """A cell that was begun, or finished, must have been so with the recipe that is asked for now."""
+def _refuse_other_recipe(cell: Cell, options: Options) -> None:
+    """A cell that was begun, or finished, must have been so with the recipe and precision that are asked for now."""
     if not (cell.folder / "recipe.json").exists():
         return
     begun = Recipe.from_file(cell.folder / "recipe.json")
@@ -193,6 +193,10 @@ def _refuse_other_recipe(cell: Cell) -> None:
     if wanted.statistics == "train":  # the run has put in what it computed
         wanted = wanted.replace(mean=begun.mean, std=begun.std)
     changes = begun.differences(wanted)
+    if (cell.folder / "environment.json").exists():
+        kernels, precision = kernels_of(cell.folder)
+        if precision != options.precision or options.kernels not in ("auto", kernels):
+            changes = [*changes, f"operators: {kernels} {precision} then, {options.kernels} {options.precision} now"]
     if changes:
         raise RunError(
             f"{cell.name} was run with another recipe",

@@ -77,6 +77,13 @@ def refuse_changes(run_dir: Path, facts: dict, processes: int, force: bool) -> N
         )
 
 
+def kernels_of(run_dir: Path) -> tuple[str, str]:
+    """Whose operators a run was begun with, "paddle" or "onednn", and in which precision, "f32" or "bf16"."""
+    surroundings = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
+    kernels, _, precision = surroundings.get("kernels", "paddle").partition(" ")
+    return kernels, precision or "f32"
+
+
 def history_row(state: State, batches: int, result: dict) -> dict:
     steps = np.array(state.steps[-batches:])
     return {

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls import metrics, modelcard, rundir
-from paddle_medcls.assemble import amp_type, build_learner, read_data
+from paddle_medcls.assemble import amp_type, build_learner, choose_kernels, read_data
 from paddle_medcls.data import weights_name
 from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
 from paddle_medcls.distributed import exchange, from_first, join, over_processes, pieces, synchronise
@@ -26,6 +26,8 @@ from paddle_medcls.evaluate import evaluate_split, flips_of
 from paddle_medcls.frozen import FeatureDataset, head_logits, start_training
 from paddle_medcls.images import Preprocessing
 from paddle_medcls.interrupt import Interrupt, stopped
+from paddle_medcls.models.accelerate import Accelerated
+from paddle_medcls.models.onednn import Operators
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
@@ -48,6 +50,8 @@ class Options:
     visualdl: bool = False
     image_cache: str = ""  # folder of decoded, scaled images; "": each epoch decodes them again
     force: bool = False  # resume although code or data have changed
+    kernels: str = "paddle"  # whose operators: "paddle", "onednn", or "auto": oneDNN's where they can be had
+    precision: str = "f32"  # of oneDNN's operators, or "bf16"
     deadline: float = math.inf  # of time.monotonic(): the run stops then, its state saved
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
 
@@ -92,7 +96,12 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     )
     model, average = learner.model, learner.average
     schedule, optimizer, scaler = learner.schedule, learner.optimizer, learner.scaler
-    parallel = paddle.DataParallel(learner.fed) if world > 1 else learner.fed
+    began_with = rundir.kernels_of(run_dir) if resume else None
+    kernels = choose_kernels(options.kernels, options.precision, began_with, options.force, learner.fed, device, say)
+    fed, judging = learner.fed, None
+    if kernels != "paddle":
+        fed, judging = Accelerated(model, Operators(bf16=kernels == "onednn bf16")), Operators()
+    parallel = paddle.DataParallel(fed) if world > 1 else fed
 
     state = State()
     if resume:
@@ -100,7 +109,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         state = rundir.restore(run_dir, learner.parts)
         say(f"resumed after {state.epoch} of {recipe.epochs} epochs and {state.batch} batches")
     elif rank == 0:
-        rundir.describe(run_dir, recipe, data.facts, environment(device) | {"processes": world})
+        rundir.describe(run_dir, recipe, data.facts, environment(device) | {"processes": world, "kernels": kernels})
 
     weights = run_dir / f"{weights_name(recipe.dataset)}.pdparams"
     board = _open_board(run_dir, options, rank)
@@ -111,6 +120,8 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         if flips is None and learner.val_features is not None:
             return head_logits(judged, learner.val_features)
         flips = flips or ()
+        if judging is not None:
+            judged = Accelerated(judged, judging)  # in float32, as whoever uses the weights will do
         size, threads = recipe.batch_size, options.workers
         return evaluate_split(judged, data.val, spec, size, threads, flips, rank, world, data.fitted["val"])
 

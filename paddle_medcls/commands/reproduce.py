@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--budget-minutes", type=float, default=math.inf, help="stop then; the same command goes on")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
+    p.add_argument("--kernels", choices=("auto", "paddle", "onednn"), default="auto", help="see train")
+    p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="of oneDNN's operators (default: f32)")
     p.add_argument("--deterministic", action="store_true", help="deterministic algorithms, on a GPU")
     args = p.parse_args(argv)
     if args.seeds < 1 or args.workers < 0 or not args.budget_minutes > 0 or (args.epochs or 1) < 1:
@@ -52,6 +54,8 @@ def _work(args: argparse.Namespace) -> int:
         device=args.device,
         workers=args.workers,
         deterministic=args.deterministic,
+        kernels=args.kernels,
+        precision=args.precision,
         deadline=began + 60 * args.budget_minutes,
     )
     remaining = run_grid(cells, output, options)

@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR|off",
         help="keep the decoded, scaled images for later epochs and runs (default: the folder images beside the run)",
     )
+    p.add_argument("--kernels", choices=("auto", "paddle", "onednn"), help="on a CPU, whose operators (default: auto)")
+    p.add_argument("--precision", choices=("f32", "bf16"), help="of oneDNN's operators (default: f32)")
     p.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
     p.add_argument("--deterministic", action="store_true", help="deterministic algorithms, on a GPU")
     p.add_argument("--visualdl", action="store_true", help="also log to <run>/visualdl")
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.workers < 0:
         p.error("--workers must be 0 or more")
     changes = [args.dataset, args.recipe, args.model, args.epochs, args.batch_size, args.lr, args.seed, args.val]
-    changes += [args.cache_views]
+    changes += [args.cache_views, args.kernels, args.precision]
     changes += [args.pretrained, args.set or None, args.output, args.output_root, args.sample or None]
     if args.resume and any(value is not None for value in changes):
         p.error("--resume goes on with the run's own recipe and data; leave the other options out")
@@ -94,6 +96,7 @@ def _work(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, recipe, data_root: Path, run_dir: Path) -> dict:
     names = ("device", "workers", "amp", "deterministic", "visualdl", "force")
     options = {name: getattr(args, name) for name in names}
+    options |= {"kernels": args.kernels or "auto", "precision": args.precision or "f32"}
     options["image_cache"] = "" if args.image_cache == "off" else args.image_cache or str(run_dir.parent / "images")
     environ = dict(os.environ)  # before it is made ready for a process that has all cores
     count, gpus = _count(args, recipe)

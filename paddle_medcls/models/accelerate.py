@@ -1,0 +1,151 @@
+"""A ResNet on oneDNN's operators: the same parameters, running statistics and gradients, computed faster.
+
+The network stays as `resnet` has built it, and with it names, weight files, optimizer state and Grad-CAM. Only
+the pass of a batch through its convolutions is carried out here. Every operator gives its output and, as a
+function, the way back: gradient of the output -> gradient of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from paddle_medcls.errors import SetupError
+from paddle_medcls.models.onednn import Operators, open_library
+from paddle_medcls.models.resnet import ResNet
+from paddle_medcls.runtime import paddle
+
+Back = Callable[[np.ndarray], np.ndarray]
+
+
+def obstacle(model, device: str) -> str:
+    """Why oneDNN's operators cannot be used here; "" if they can."""
+    if not device.startswith("cpu"):
+        return f"they need a CPU; this run is on the {device}"
+    if not isinstance(model, ResNet):
+        return f"they are for whole ResNets, not for a {type(model).__name__}"
+    try:
+        open_library()
+    except SetupError as error:
+        return error.what
+    return ""
+
+
+class Accelerated(paddle.nn.Layer):
+    """Computes what the network does: x (N, C, H, W) float32 -> logits (N, outputs).
+
+    Args:
+        model: a ResNet on the CPU.
+        operators: float32 or bfloat16; several networks may share them.
+    """
+
+    def __init__(self, model: ResNet, operators: Operators) -> None:
+        super().__init__()
+        self.model = model
+        self.operators = operators
+        self.training = model.training
+
+    def forward(self, x):
+        head = {id(parameter) for parameter in self.model.head.parameters()}
+        wanted = [p for p in self.model.parameters() if not p.stop_gradient and id(p) not in head]
+        if wanted and paddle.is_grad_enabled():
+            return self.model.head(_Features.apply(self, x, *wanted))
+        return self.model.head(paddle.to_tensor(_Pass(self, keep=False).forward(x)))
+
+
+class _Features(paddle.autograd.PyLayer):
+    """All but the head, as one function of x and the parameters that want a gradient."""
+
+    @staticmethod
+    def forward(ctx, layer: Accelerated, x, *wanted):
+        ctx.work, ctx.wanted = _Pass(layer, keep=True), wanted
+        return paddle.to_tensor(ctx.work.forward(x))
+
+    @staticmethod
+    def backward(ctx, dy):
+        work, ctx.work = ctx.work, None  # its activations are gone after one way back
+        work.backward(dy.numpy())
+        return (None, *(work.gradients[id(parameter)] for parameter in ctx.wanted))
+
+
+class _Pass:
+    """One batch on its way through the network.
+
+    Args:
+        keep: activations, for the way back.
+    """
+
+    def __init__(self, layer: Accelerated, keep: bool) -> None:
+        self.model, self.operators, self.keep = layer.model, layer.operators, keep
+        self.ways: list[Back] = []
+        self.gradients: dict[int, object] = {}
+
+    def forward(self, x) -> np.ndarray:
+        """x (N, C, H, W), a tensor -> features (N, channels) float32."""
+        self.operators.shapes_are(tuple(x.shape))
+        y = self.operators.enter(x)
+        steps = [(self.conv_bn, self.model.conv), (self.max_pool, self.model.max_pool)]
+        steps += [(self.block, block) for block in self.model.block]
+        for step, layer in steps:
+            y, back = step(layer, y)
+            if self.keep:
+                self.ways.append(back)
+        shape = y.shape
+        self.ways.append(lambda dy: self.operators.leave_backward(dy, shape))
+        return self.operators.leave(y)
+
+    def backward(self, dy: np.ndarray) -> None:
+        """The gradient of the features (N, channels) -> those of the parameters, in `gradients`."""
+        while self.ways:
+            dy = self.ways.pop()(dy)
+
+    def conv_bn(self, layer, x: np.ndarray) -> tuple[np.ndarray, Back]:
+        """ConvBNLayer: convolution, batch normalisation and, where it has one, ReLU."""
+        operators, conv, norm, relu = self.operators, layer[0], layer[1], len(layer) == 3
+        weight, window, training = conv.weight, (conv._stride[0], conv._padding), norm.training
+        z = operators.conv(x, weight, *window)
+        y, kept = operators.batch_norm(z, norm, relu, training, self.keep)
+
+        def back(dy):
+            scale, shift = self.gradient_of(norm.weight), self.gradient_of(norm.bias)
+            dz = operators.batch_norm_backward(dy, z, norm, relu, training, kept, scale, shift)
+            if not weight.stop_gradient:
+                operators.conv_weight_gradient(dz, x, self.gradient_of(weight), *window)
+            return dz if layer is self.model.conv else operators.conv_data_gradient(dz, x.shape, weight, *window)
+
+        return y, back
+
+    def max_pool(self, layer, x: np.ndarray) -> tuple[np.ndarray, Back]:
+        """The stem's max-pool; the small stem has none."""
+        if isinstance(layer, paddle.nn.Sequential):
+            return x, lambda dy: dy
+        y, chosen = self.operators.max_pool(x, 3, 2, 1)
+        shape = x.shape
+        return y, lambda dy: self.operators.max_pool_backward(dy, shape, 3, 2, 1, chosen)
+
+    def block(self, layer, x: np.ndarray) -> tuple[np.ndarray, Back]:
+        """BasicBlock or BottleneckBlock."""
+        branch, shortcut, y, z = [], [], x, x
+        for name in ("conv1", "conv2", "conv3"):
+            if hasattr(layer, name):
+                y, back = self.conv_bn(getattr(layer, name), y)
+                branch.append(back)
+        if len(layer.shortcut):
+            z, back = self.conv_bn(layer.shortcut, x)
+            shortcut.append(back)
+        total = self.operators.add(y, z, relu=True)
+
+        def whole(dy):
+            dy = dx = self.operators.relu_backward(dy, total)
+            for back in shortcut:
+                dx = back(dx)
+            while branch:
+                dy = branch.pop()(dy)
+            return self.operators.add(dy, dx)
+
+        return total, whole
+
+    def gradient_of(self, parameter):
+        """An empty tensor for the gradient of a parameter."""
+        return self.gradients.setdefault(id(parameter), paddle.empty(parameter.shape))

@@ -1,0 +1,421 @@
+"""oneDNN's operators, called in the library that comes inside Paddle's wheel: nothing to install or compile.
+
+Paddle's own operators on a CPU are slow: convolution is im2col and a matrix product, batch norm and ReLU are
+plain loops. oneDNN has good ones, also in bfloat16, but dygraph Paddle uses them nowhere. Its C interface is
+stable within a major version, so a few calls through ctypes reach them.
+
+Activations are NumPy arrays (N, H, W, C), float32 or, as bit patterns in uint16, bfloat16. Weights, their
+gradients and batch-norm statistics are Paddle's own float32 tensors, read and written in place.
+
+Source: oneDNN 3.x, include/oneapi/dnnl/dnnl.h and dnnl_types.h, for the names and numbers below.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections import defaultdict
+from collections.abc import Mapping
+from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
+from pathlib import Path
+
+import numpy as np
+
+from paddle_medcls.errors import SetupError
+from paddle_medcls.runtime import paddle
+
+MAJOR = 3  # of oneDNN: names and numbers are its
+BF16, F32 = 2, 3  # data types
+TRAINING, INFERENCE, BACKWARD = 64, 96, 128
+CONVOLUTION, MAX_POOL, ADD, RELU = 0x1, 0x1FF, 0x1FFF0, 0x100  # RELU: whose gradient is told by its output
+GLOBAL_STATISTICS, SCALE_AND_SHIFT, FUSED_RELU = 1, 2 | 4, 8
+SRC, SRC_1, DST, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 1, 2, 17, 33, 49, 50, 51, 52, 64
+DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_SCALE, DIFF_SHIFT = 129, 145, 161, 255, 256
+Shape = tuple[int, ...]
+
+
+class _Version(ctypes.Structure):
+    _fields_ = [("major", c_int), ("minor", c_int), ("patch", c_int)]
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = [("index", c_int), ("memory", c_void_p)]
+
+
+def open_library() -> ctypes.CDLL:
+    """oneDNN as Paddle brings it.
+
+    Raises:
+        SetupError: this Paddle brings none, or one of another generation.
+    """
+    path = Path(paddle.__file__).parent / "libs" / "libdnnl.so.3"
+    try:
+        library = ctypes.CDLL(str(path))
+        library.dnnl_version.restype = ctypes.POINTER(_Version)
+        major = library.dnnl_version().contents.major
+    except (OSError, AttributeError) as error:
+        raise SetupError(f"this Paddle brings no oneDNN that can be called: {error}") from None
+    if major != MAJOR:
+        raise SetupError(f"this Paddle brings oneDNN {major}", expected=f"oneDNN {MAJOR}")
+    library.dnnl_memory_set_data_handle.argtypes = [c_void_p, c_void_p]
+    library.dnnl_memory_desc_get_size.restype = c_size_t
+    library.dnnl_primitive_desc_query_md.restype = c_void_p
+    return library
+
+
+class Operators:
+    """Forward and backward operators of a ResNet.
+
+    What oneDNN prepares for a shape is kept and used again, and so is the memory of activations.
+
+    Args:
+        bf16: activations and the products of convolutions in bfloat16; their sums, all statistics and
+            the gradients of parameters stay float32.
+    """
+
+    def __init__(self, bf16: bool = False) -> None:
+        self.library = open_library()
+        self.type = BF16 if bf16 else F32
+        self.engine, self.stream = c_void_p(), c_void_p()
+        self.call("dnnl_engine_create", byref(self.engine), c_int(1), c_size_t(0))
+        self.call("dnnl_stream_create", byref(self.stream), self.engine, c_uint(1))
+        self._layouts: dict[tuple, c_void_p] = {}
+        self._prepared: dict[tuple, _Prepared] = {}
+        self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._shape: Shape = ()
+
+    # --- operators -------------------------------------------------------------------------------
+
+    def enter(self, x) -> np.ndarray:
+        """x (N, C, H, W) float32, a tensor -> (N, H, W, C)."""
+        x = x.astype("float32").contiguous()  # what follows reads its memory
+        n, c, h, w = x.shape
+        y = self._array((n, h, w, c))
+        return self._reorder(x, self._layout((n, c, h, w), F32, (c * h * w, h * w, w, 1)), y, self._nhwc(y.shape))
+
+    def leave(self, x: np.ndarray) -> np.ndarray:
+        """The mean over H and W: (N, H, W, C) -> (N, C) float32."""
+        if self.type == BF16:
+            x = (x.astype(np.uint32) << 16).view(np.float32)
+        return x.mean(axis=(1, 2))
+
+    def leave_backward(self, dy: np.ndarray, shape: Shape) -> np.ndarray:
+        """Gradient of `leave`: (N, C) float32 -> (N, H, W, C)."""
+        n, h, w, c = shape
+        even = np.ascontiguousarray(np.broadcast_to((dy / (h * w))[:, None, None], shape), np.float32)
+        return self._reorder(even, self._nhwc(shape, F32), self._array(shape), self._nhwc(shape))
+
+    def conv(self, x: np.ndarray, weight, stride: int, padding: int) -> np.ndarray:
+        """x (N, H, W, C), weight (O, C, K, K) -> (N, H', W', O)."""
+        work = self._conv("forward", x.shape, tuple(weight.shape), stride, padding)
+        y = self._array(_after(x.shape, weight.shape[0], weight.shape[2], stride, padding))
+        work({SRC: x, WEIGHTS: self._blocked(weight, work), DST: y})
+        return y
+
+    def conv_data_gradient(self, dy: np.ndarray, shape: Shape, weight, stride: int, padding: int) -> np.ndarray:
+        """The gradient of x, whose shape is given."""
+        work = self._conv("data", shape, tuple(weight.shape), stride, padding)
+        dx = self._array(shape)
+        work({DIFF_DST: dy, WEIGHTS: self._blocked(weight, work), DIFF_SRC: dx})
+        return dx
+
+    def conv_weight_gradient(self, dy: np.ndarray, x: np.ndarray, dw, stride: int, padding: int) -> None:
+        """The gradient of the weight, written to the float32 tensor `dw` (O, C, K, K)."""
+        work = self._conv("weights", x.shape, tuple(dw.shape), stride, padding)
+        blocked = self._bytes(work.size(DIFF_WEIGHTS))
+        work({SRC: x, DIFF_DST: dy, DIFF_WEIGHTS: blocked})
+        self._reorder(blocked, work.layouts[DIFF_WEIGHTS], dw, self._oihw(tuple(dw.shape)))
+
+    def batch_norm(
+        self, x: np.ndarray, norm, relu: bool, training: bool, keep: bool
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Batch normalisation and, if wanted, ReLU.
+
+        In training the running statistics of `norm` move, as Paddle has it: by the biased variance.
+
+        Args:
+            norm: paddle.nn.BatchNorm2D.
+            training: normalise by the batch's own statistics.
+            keep: whether a gradient will be asked for.
+
+        Returns:
+            (N, H, W, C), and what `batch_norm_backward` needs.
+        """
+        work = self._batch_norm("forward", x.shape, norm._epsilon, relu, training, keep)
+        y = self._array(x.shape)
+        running = norm._mean, norm._variance
+        mean, variance = (np.empty(x.shape[3], np.float32) for _ in running) if training else map(floats, running)
+        mask = self._bytes(work.size(WORKSPACE))
+        given = {SRC: x, SCALE: norm.weight, SHIFT: norm.bias, DST: y, MEAN: mean, VARIANCE: variance, WORKSPACE: mask}
+        work(given)
+        if training:
+            for old, new in zip(map(floats, running), (mean, variance)):
+                old[:] = old * np.float32(norm._momentum) + new * np.float32(1 - norm._momentum)
+        return y, (mean, variance, mask)
+
+    def batch_norm_backward(
+        self, dy: np.ndarray, x: np.ndarray, norm, relu: bool, training: bool, kept: tuple, dscale, dshift
+    ) -> np.ndarray:
+        """The gradient of x; those of scale and shift are written to the float32 tensors (C,)."""
+        work = self._batch_norm("backward", x.shape, norm._epsilon, relu, training, True)
+        dx = self._array(x.shape)
+        mean, variance, mask = kept
+        given = {SRC: x, MEAN: mean, VARIANCE: variance, WORKSPACE: mask, SCALE: norm.weight, DIFF_DST: dy}
+        work({**given, DIFF_SRC: dx, DIFF_SCALE: dscale, DIFF_SHIFT: dshift})
+        return dx
+
+    def add(self, a: np.ndarray, b: np.ndarray, relu: bool = False) -> np.ndarray:
+        """a + b, and ReLU if wanted; written to `a`."""
+        self._add(a.shape, relu)({SRC: a, SRC_1: b, DST: a})
+        return a
+
+    def relu_backward(self, dy: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The gradient of ReLU's input, written to `dy`; y is its output."""
+        self._relu("backward", y.shape)({DST: y, DIFF_DST: dy, DIFF_SRC: dy})
+        return dy
+
+    def max_pool(self, x: np.ndarray, kernel: int, stride: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pooled activation, and what `max_pool_backward` needs."""
+        work = self._max_pool("forward", x.shape, kernel, stride, padding)
+        y = self._array(_after(x.shape, x.shape[3], kernel, stride, padding))
+        chosen = self._bytes(work.size(WORKSPACE))
+        work({SRC: x, DST: y, WORKSPACE: chosen})
+        return y, chosen
+
+    def max_pool_backward(
+        self, dy: np.ndarray, shape: Shape, kernel: int, stride: int, padding: int, chosen: np.ndarray
+    ) -> np.ndarray:
+        """The gradient of x, whose shape is given."""
+        work = self._max_pool("backward", shape, kernel, stride, padding)
+        dx = self._array(shape)
+        work({DIFF_DST: dy, DIFF_SRC: dx, WORKSPACE: chosen})
+        return dx
+
+    # --- what oneDNN prepares for a shape --------------------------------------------------------
+
+    def _conv(self, part: str, shape: Shape, weight: Shape, stride: int, padding: int) -> _Prepared:
+        key = ("conv", part, shape, weight, stride, padding)
+        if key in self._prepared:
+            return self._prepared[key]
+        x, y = self._nhwc(shape), self._nhwc(_after(shape, weight[0], weight[2], stride, padding))
+        w = self._layout(weight, self.type)
+        sizes = _dims(stride, stride), _dims(), _dims(padding, padding), _dims(padding, padding)
+        name = "dnnl_convolution_{}_primitive_desc_create".format
+        if part == "forward":
+            made = self._describe(name("forward"), c_int(TRAINING), c_int(CONVOLUTION), x, w, None, y, *sizes, None)
+            arguments = {SRC: x, WEIGHTS: None, DST: y}
+        else:
+            hint = self._conv("forward", shape, weight, stride, padding).description
+            if part == "data":
+                made = self._describe(name("backward_data"), c_int(CONVOLUTION), x, w, y, *sizes, hint, None)
+                arguments = {DIFF_DST: y, WEIGHTS: None, DIFF_SRC: x}
+            else:
+                made = self._describe(name("backward_weights"), c_int(CONVOLUTION), x, w, None, y, *sizes, hint, None)
+                arguments = {SRC: x, DIFF_DST: y, DIFF_WEIGHTS: None}
+        self._prepared[key] = _Prepared(self, made, arguments)
+        return self._prepared[key]
+
+    def _batch_norm(self, part: str, shape: Shape, epsilon: float, relu: bool, training: bool, keep: bool) -> _Prepared:
+        key = ("batch_norm", part, shape, epsilon, relu, training, keep)
+        if key in self._prepared:
+            return self._prepared[key]
+        x, c = self._nhwc(shape), self._layout((shape[3],), F32, (1,))
+        flags = SCALE_AND_SHIFT | (FUSED_RELU if relu else 0) | (0 if training else GLOBAL_STATISTICS)
+        numbers = c_float(epsilon), c_uint(flags)
+        name = "dnnl_batch_normalization_{}_primitive_desc_create".format
+        arguments = {SRC: x, MEAN: c, VARIANCE: c, SCALE: c, WORKSPACE: None}
+        if part == "forward":
+            kind = TRAINING if training or keep else INFERENCE
+            made = self._describe(name("forward"), c_int(kind), x, x, *numbers, None)
+            arguments |= {SHIFT: c, DST: x}
+        else:
+            hint = self._batch_norm("forward", shape, epsilon, relu, training, keep).description
+            made = self._describe(name("backward"), c_int(BACKWARD), x, x, x, *numbers, hint, None)
+            arguments |= {DIFF_DST: x, DIFF_SRC: x, DIFF_SCALE: c, DIFF_SHIFT: c}
+        self._prepared[key] = _Prepared(self, made, arguments)
+        return self._prepared[key]
+
+    def _add(self, shape: Shape, relu: bool) -> _Prepared:
+        key = ("add", shape, relu)
+        if key not in self._prepared:
+            x, attributes, after = self._nhwc(shape), c_void_p(), c_void_p()
+            self.call("dnnl_primitive_attr_create", byref(attributes))
+            self.call("dnnl_post_ops_create", byref(after))
+            if relu:
+                self.call("dnnl_post_ops_append_eltwise", after, c_int(RELU), c_float(0), c_float(0))
+            self.call("dnnl_primitive_attr_set_post_ops", attributes, after)
+            made = self._describe("dnnl_binary_primitive_desc_create", c_int(ADD), x, x, x, attributes)
+            self._prepared[key] = _Prepared(self, made, {SRC: x, SRC_1: x, DST: x})
+        return self._prepared[key]
+
+    def _relu(self, part: str, shape: Shape) -> _Prepared:
+        key = ("relu", part, shape)
+        if key in self._prepared:
+            return self._prepared[key]
+        x, numbers = self._nhwc(shape), (c_float(0), c_float(0))
+        name = "dnnl_eltwise_{}_primitive_desc_create".format
+        if part == "forward":
+            made = self._describe(name("forward"), c_int(TRAINING), c_int(RELU), x, x, *numbers, None)
+            arguments = {SRC: x, DST: x}
+        else:
+            hint = self._relu("forward", shape).description
+            made = self._describe(name("backward"), c_int(RELU), x, x, x, *numbers, hint, None)
+            arguments = {DST: x, DIFF_DST: x, DIFF_SRC: x}
+        self._prepared[key] = _Prepared(self, made, arguments)
+        return self._prepared[key]
+
+    def _max_pool(self, part: str, shape: Shape, kernel: int, stride: int, padding: int) -> _Prepared:
+        key = ("max_pool", part, shape, kernel, stride, padding)
+        if key in self._prepared:
+            return self._prepared[key]
+        x, y = self._nhwc(shape), self._nhwc(_after(shape, shape[3], kernel, stride, padding))
+        pads = _dims(padding, padding)
+        sizes = _dims(stride, stride), _dims(kernel, kernel), _dims(), pads, pads
+        name = "dnnl_pooling_{}_primitive_desc_create".format
+        if part == "forward":
+            made = self._describe(name("forward"), c_int(TRAINING), c_int(MAX_POOL), x, y, *sizes, None)
+            arguments = {SRC: x, DST: y, WORKSPACE: None}
+        else:
+            hint = self._max_pool("forward", shape, kernel, stride, padding).description
+            made = self._describe(name("backward"), c_int(MAX_POOL), x, y, *sizes, hint, None)
+            arguments = {DIFF_DST: y, DIFF_SRC: x, WORKSPACE: None}
+        self._prepared[key] = _Prepared(self, made, arguments)
+        return self._prepared[key]
+
+    def _reorder(self, source, source_layout: c_void_p, target, target_layout: c_void_p):
+        """Copies into another layout or type, and returns the target."""
+        key = ("reorder", source_layout.value, target_layout.value)
+        if key not in self._prepared:
+            engine = self.engine
+            made = c_void_p()
+            name = "dnnl_reorder_primitive_desc_create"
+            self.call(name, byref(made), source_layout, engine, target_layout, engine, None)
+            self._prepared[key] = _Prepared(self, made, {SRC: source_layout, DST: target_layout})
+        self._prepared[key]({SRC: source, DST: target})
+        return target
+
+    def _blocked(self, weight, work: _Prepared) -> np.ndarray:
+        """A weight in the layout and type that a convolution works with."""
+        blocked = self._bytes(work.size(WEIGHTS))
+        return self._reorder(weight, self._oihw(tuple(weight.shape)), blocked, work.layouts[WEIGHTS])
+
+    # --- layouts, memory, calls ------------------------------------------------------------------
+
+    def _layout(self, shape: Shape, kind: int, strides: Shape | None = None) -> c_void_p:
+        """Sizes in oneDNN's order (N, C, H, W), with strides; without: the layout is oneDNN's choice."""
+        key = (shape, kind, strides)
+        if key not in self._layouts:
+            made, start = c_void_p(), (c_int(len(shape)), _dims(*shape), c_int(kind))
+            if strides is None:
+                self.call("dnnl_memory_desc_create_with_tag", byref(made), *start, c_int(1))
+            else:
+                self.call("dnnl_memory_desc_create_with_strides", byref(made), *start, _dims(*strides))
+            self._layouts[key] = made
+        return self._layouts[key]
+
+    def _nhwc(self, shape: Shape, kind: int | None = None) -> c_void_p:
+        n, h, w, c = shape
+        return self._layout((n, c, h, w), kind or self.type, (h * w * c, 1, w * c, c))
+
+    def _oihw(self, shape: Shape) -> c_void_p:
+        o, i, h, w = shape
+        return self._layout(shape, F32, (i * h * w, h * w, w, 1))
+
+    def _array(self, shape: Shape) -> np.ndarray:
+        """An activation, not initialised."""
+        kind = np.dtype(np.float32 if self.type == F32 else np.uint16)
+        return self._bytes(int(np.prod(shape)) * kind.itemsize).view(kind).reshape(shape)
+
+    def _bytes(self, size: int) -> np.ndarray:
+        """Memory that comes back for the next of its size as soon as nothing refers to it.
+
+        Fresh pages from the system would cost as much time as some of the operators.
+        """
+        free = self._free[size]
+        block = free.pop() if free else _aligned(size)
+        lent = np.frombuffer(block.data, np.uint8)  # views of it refer to it, not to the block
+        weakref.finalize(lent, free.append, block).atexit = False
+        return lent
+
+    def shapes_are(self, shape: Shape) -> None:
+        """Gives kept memory back where another batch size needs other sizes."""
+        if shape != self._shape:
+            self._shape = shape
+            for blocks in self._free.values():
+                blocks.clear()
+
+    def _describe(self, name: str, *arguments: object) -> c_void_p:
+        made = c_void_p()
+        self.call(name, byref(made), self.engine, *arguments)
+        return made
+
+    def call(self, name: str, *arguments: object) -> None:
+        """A function of oneDNN; a status other than success is an error."""
+        status = getattr(self.library, name)(*arguments)
+        if status != 0:
+            raise SetupError(f"oneDNN: {name} failed with status {status}", do="use --kernels paddle")
+
+
+class _Prepared:
+    """An operator for one shape.
+
+    Args:
+        operators: whose engine and stream it uses.
+        description: oneDNN's primitive descriptor.
+        layouts: of each argument; None: as the descriptor chose.
+    """
+
+    def __init__(self, operators: Operators, description: c_void_p, layouts: Mapping[int, c_void_p | None]) -> None:
+        self.library, self.stream, self.description = operators.library, operators.stream, description
+        self.layouts = {index: layout or self._chosen(index) for index, layout in layouts.items()}
+        self.primitive = c_void_p()
+        operators.call("dnnl_primitive_create", byref(self.primitive), description)
+        self.memories = {}
+        for index, layout in self.layouts.items():
+            memory = self.memories[index] = c_void_p()
+            operators.call("dnnl_memory_create", byref(memory), layout, operators.engine, None)
+        pairs = [_Argument(index, memory) for index, memory in self.memories.items()]
+        self.arguments = (_Argument * len(pairs))(*pairs)
+        self.call = operators.call
+
+    def _chosen(self, index: int) -> c_void_p:
+        query = 255  # dnnl_query_exec_arg_md
+        return c_void_p(self.library.dnnl_primitive_desc_query_md(self.description, c_int(query), c_int(index)))
+
+    def size(self, index: int) -> int:
+        """Bytes of an argument; 0 where the operator does without it."""
+        return self.library.dnnl_memory_desc_get_size(self.layouts[index])
+
+    def __call__(self, given: dict) -> None:
+        for index, memory in self.memories.items():
+            self.library.dnnl_memory_set_data_handle(memory, _address(given[index]))
+        count = c_int(len(self.arguments))
+        self.call("dnnl_primitive_execute", self.primitive, self.stream, count, self.arguments)
+        self.call("dnnl_stream_wait", self.stream)
+
+
+def floats(tensor) -> np.ndarray:
+    """The memory of a float32 tensor on the CPU: what is written here is in the tensor."""
+    return np.ctypeslib.as_array((c_float * tensor.size).from_address(tensor.data_ptr()))
+
+
+def _address(array) -> int:
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Uninitialised bytes that start at a cache line."""
+    block = np.empty(size + 64, np.uint8)
+    start = -block.ctypes.data % 64
+    return block[start : start + size]
+
+
+def _after(shape: Shape, channels: int, kernel: int, stride: int, padding: int) -> Shape:
+    """(N, H', W', channels) of a window that moves over (N, H, W, C)."""
+    n, h, w, _ = shape
+    return (n, *((side + 2 * padding - kernel) // stride + 1 for side in (h, w)), channels)
+
+
+def _dims(*sizes: int):
+    """dnnl_dims_t."""
+    return (c_int64 * 12)(*sizes)

@@ -1,0 +1,340 @@
+"""oneDNN's operators against Paddle's own: every layer of ResNet-18 (28 pixels) and ResNet-50 (224 pixels)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toynet  # noqa: F401  its networks are no ResNets
+from fakes import recipe
+
+from paddle_medcls import rundir
+from paddle_medcls.commands import train as train_command
+from paddle_medcls.cpu import has_bfloat16
+from paddle_medcls.errors import RunError, SetupError, Stopped
+from paddle_medcls.models import Network, accelerate, onednn
+from paddle_medcls.models.accelerate import Accelerated, obstacle
+from paddle_medcls.models.onednn import Operators
+from paddle_medcls.models.weights import read_weights
+from paddle_medcls.predict import Predictor
+from paddle_medcls.runtime import paddle
+from paddle_medcls.train import Options, train
+
+SMALL = Network("resnet18", 3, 1, "small")
+missing = obstacle(SMALL.build(), "cpu")
+pytestmark = pytest.mark.skipif(bool(missing), reason=missing or "")
+needs_bf16 = pytest.mark.skipif(not has_bfloat16(), reason="this processor has no instructions for bfloat16")
+
+functional = paddle.nn.functional
+
+
+@pytest.fixture(scope="module")
+def operators() -> Operators:
+    return Operators()
+
+
+def error(found: object, wanted: object) -> float:
+    """Relative, in the Euclidean norm."""
+    found, wanted = (np.asarray(a.numpy() if hasattr(a, "numpy") else a, np.float64) for a in (found, wanted))
+    assert found.shape == wanted.shape
+    return float(np.linalg.norm(found - wanted) / (np.linalg.norm(wanted) or 1.0))
+
+
+def nchw(array: np.ndarray) -> np.ndarray:
+    return array.transpose(0, 3, 1, 2)
+
+
+def leaf(*shape: int):
+    tensor = paddle.randn(list(shape))
+    tensor.stop_gradient = False
+    return tensor
+
+
+def shapes_of(network: Network, side: int, kind: type) -> list[tuple]:
+    """The different (channels, side, then for a convolution outputs, kernel, stride) that a network has."""
+    model, found = network.build(), {}
+    for layer in model.sublayers():
+        if isinstance(layer, kind):
+            layer.register_forward_post_hook(lambda layer, given, _: found.setdefault(shape(layer, given[0])))
+    model.eval()
+    with paddle.no_grad():
+        model(paddle.zeros([1, network.in_channels, side, side]))
+    return list(found)
+
+
+def shape(layer, x) -> tuple[int, ...]:
+    window = (*layer.weight.shape[::2][:2], layer._stride[0]) if isinstance(layer, paddle.nn.Conv2D) else ()
+    return (x.shape[1], x.shape[2], *window)
+
+
+NETWORKS = {
+    "resnet18, 28 px, 1 channel": (SMALL, 28),
+    "resnet18, 28 px, 3 channels": (Network("resnet18", 3, 3, "small"), 28),
+    "resnet50, 224 px": (Network("resnet50", 3), 224),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_convolutions(name: str, operators: Operators) -> None:
+    paddle.seed(1)
+    shapes = shapes_of(*NETWORKS[name], paddle.nn.Conv2D)
+    assert len(shapes) == {"resnet18": 11, "resnet50": 23}[name.partition(",")[0]]
+    for channels, side, outputs, kernel, stride in shapes:
+        case = f"{channels} channels of {side} px to {outputs}, {kernel}x{kernel}, stride {stride}"
+        x, weight, padding = leaf(3, channels, side, side), leaf(outputs, channels, kernel, kernel), kernel // 2
+        y = functional.conv2d(x, weight, stride=stride, padding=padding)
+        dy = paddle.randn(y.shape)
+        y.backward(dy)
+
+        inside, way_back = operators.enter(x), operators.enter(dy)
+        assert error(nchw(operators.conv(inside, weight, stride, padding)), y) < 1e-5, case
+        dw = paddle.empty(weight.shape)
+        operators.conv_weight_gradient(way_back, inside, dw, stride, padding)
+        assert error(dw, weight.grad) < 1e-5, case
+        dx = operators.conv_data_gradient(way_back, inside.shape, weight, stride, padding)
+        assert error(nchw(dx), x.grad) < 1e-5, case
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["resnet18, 28 px, 1 channel", "resnet50, 224 px"])
+def test_batch_norm(name: str, training: bool, relu: bool, operators: Operators) -> None:
+    """Outputs, gradients and the running statistics; the inputs have means and scales of their own."""
+    paddle.seed(2)
+    for channels, side in shapes_of(*NETWORKS[name], paddle.nn.BatchNorm2D):
+        theirs, ours = (paddle.nn.BatchNorm2D(channels) for _ in range(2))
+        for norm in (theirs, ours):
+            paddle.seed(channels)
+            for value in (norm.weight, norm.bias, norm._mean, norm._variance):
+                value.set_value(paddle.rand(value.shape) + 0.5)
+            norm.train() if training else norm.eval()
+        x = (
+            paddle.randn([2, channels, side, side]) * 3
+            + paddle.arange(channels, dtype="float32").reshape([1, -1, 1, 1]) % 5
+        )
+        x.stop_gradient = False
+        y = functional.relu(theirs(x)) if relu else theirs(x)
+        dy = paddle.randn(y.shape)
+        y.backward(dy)
+
+        inside = operators.enter(x)
+        found, kept = operators.batch_norm(inside, ours, relu, training, keep=True)
+        assert error(nchw(found), y) < 1e-5
+        scale, shift = paddle.empty([channels]), paddle.empty([channels])
+        dx = operators.batch_norm_backward(operators.enter(dy), inside, ours, relu, training, kept, scale, shift)
+        # A value that rounding moves across ReLU's corner counts in one gradient alone.
+        assert error(nchw(dx), x.grad) < (1e-3 if relu else 1e-5)
+        assert error(scale, theirs.weight.grad) < 1e-4 and error(shift, theirs.bias.grad) < 1e-4
+        assert error(ours._mean, theirs._mean) < 1e-6 and error(ours._variance, theirs._variance) < 1e-6
+        if not training:
+            assert error(nchw(operators.batch_norm(inside, ours, relu, False, keep=False)[0]), y) < 1e-5
+
+
+def test_add_relu_pool_and_mean(operators: Operators) -> None:
+    paddle.seed(3)
+    a, b = leaf(3, 64, 13, 14), leaf(3, 64, 13, 14)
+    total = functional.relu(a + b)
+    pooled = functional.max_pool2d(total, 3, 2, 1)
+    mean = pooled.mean([2, 3])
+    dy = paddle.randn(mean.shape)
+    mean.backward(dy)
+
+    turned = a.transpose([0, 1, 3, 2])  # other strides, which Paddle may keep as a view
+    assert error(nchw(operators.enter(turned)), turned) == 0.0
+    inside = operators.add(operators.enter(a), operators.enter(b), relu=True)
+    assert error(nchw(inside), total) == 0.0
+    found, chosen = operators.max_pool(inside, 3, 2, 1)
+    assert error(nchw(found), pooled) == 0.0
+    assert error(operators.leave(found), mean) < 1e-6
+    back = operators.max_pool_backward(operators.leave_backward(dy.numpy(), found.shape), inside.shape, 3, 2, 1, chosen)
+    assert error(nchw(operators.relu_backward(back, inside)), a.grad) < 1e-6
+    assert error(nchw(operators.add(operators.enter(a), operators.enter(b))), a + b) == 0.0
+
+
+# --- whole networks --------------------------------------------------------------------------------
+
+
+def step(layer, model, x, labels) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Logits and the gradients of one batch."""
+    logits = layer(x)
+    functional.cross_entropy(logits, labels).backward()
+    gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if not p.stop_gradient}
+    model.clear_gradients()
+    return logits.numpy(), gradients
+
+
+@pytest.mark.parametrize("network, side", [(SMALL, 20), (Network("resnet50", 3), 64)])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network(network: Network, side: int, training: bool, operators: Operators) -> None:
+    """Bounds allow for float32: Paddle's gradients differ as much from those in float64."""
+    paddle.seed(4)
+    theirs, ours = network.build(), network.build()
+    ours.set_state_dict(theirs.state_dict())
+    x, labels = paddle.randn([6, network.in_channels, side, side]), paddle.arange(6) % 3
+    for model in (theirs, ours):
+        model.train() if training else model.eval()
+    logits, wanted = step(theirs, theirs, x, labels)
+    found, gradients = step(Accelerated(ours, operators), ours, x, labels)
+    assert error(found, logits) < 1e-3
+    assert gradients.keys() == wanted.keys()
+    assert all(error(gradients[name], wanted[name]) < 0.15 for name in wanted)
+    assert error(gradients["fc.weight"], wanted["fc.weight"]) < 1e-3
+    for name, value in theirs.state_dict().items():
+        assert error(ours.state_dict()[name], value) < 1e-3, name
+    with paddle.no_grad():
+        assert error(Accelerated(ours.eval() or ours, operators)(x), theirs.eval() or theirs(x)) < 1e-3
+
+
+def test_frozen_parameters_and_repeats(operators: Operators) -> None:
+    """Frozen weights get no gradient, the others the same as before; equal batches give equal bits."""
+    paddle.seed(5)
+    model = SMALL.build()
+    layer, x, labels = Accelerated(model, operators), paddle.randn([5, 1, 16, 16]), paddle.arange(5) % 3
+    logits, whole = step(layer, model, x, labels)
+    for part in (model.conv, model.block[0], model.block[3].conv1[0]):
+        for parameter in part.parameters():
+            parameter.stop_gradient = True
+    again, rest = step(layer, model, x, labels)
+    assert again.tobytes() == logits.tobytes()
+    assert whole.keys() - rest.keys() == {name for name in whole if name.startswith(("conv.", "block.0."))} | {
+        "block.3.conv1.0.weight"
+    }
+    assert all(rest[name].tobytes() == whole[name].tobytes() for name in rest)
+
+
+def test_memory_does_not_grow(operators: Operators) -> None:
+    """Also with a smaller batch now and then, as at the end of an epoch."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    model = SMALL.build()
+    layer = Accelerated(model, operators)
+    batches = [(paddle.randn([n, 1, 12, 12]), paddle.arange(n) % 3) for n in (8, 8, 8, 5)]
+
+    def epoch() -> None:
+        for x, labels in batches:
+            step(layer, model, x, labels)
+
+    for _ in range(2):
+        epoch()
+    before = resident()
+    for _ in range(5):
+        epoch()
+    assert resident() - before < 20 * 2**20  # weights and gradients of one step are 90 MB
+
+
+@needs_bf16
+def test_bfloat16_is_near(operators: Operators) -> None:
+    paddle.seed(6)
+    model = SMALL.build()
+    x, labels = paddle.randn([8, 1, 20, 20]), paddle.arange(8) % 3
+    logits, wanted = step(Accelerated(model, operators), model, x, labels)
+    found, gradients = step(Accelerated(model, Operators(bf16=True)), model, x, labels)
+    assert 0 < error(found, logits) < 0.1
+    assert 0 < error(gradients["fc.weight"], wanted["fc.weight"]) < 0.1
+    for name, value in gradients.items():
+        assert value.dtype == np.float32 and np.sum(value * wanted[name]) > 0, name
+
+
+# --- runs ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("curves", "confusion", "roc"):
+        monkeypatch.setattr(rundir.plots, name, lambda *_: None)
+
+
+def go(root: Path, run_dir: Path, resume: bool = False, **options: object) -> list[str]:
+    said: list[str] = []
+    own = recipe(size_px=16, stem="small", lr=0.01, epochs=1)
+    train(own, root, run_dir, Options("cpu", 0, say=said.append, **options), resume)
+    return said
+
+
+@pytest.mark.parametrize("precision", ["f32", pytest.param("bf16", marks=needs_bf16)])
+def test_a_run_repeats_resumes_and_is_read(precision: str, palm_root: Path, tmp_path: Path, no_pictures: None) -> None:
+    """Bit-identical with an interruption between; a resume takes the run's own operators."""
+    chosen = {"kernels": "onednn", "precision": precision}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    said = go(palm_root, whole, **chosen)
+    assert sum(line.startswith("operators: oneDNN's") for line in said) == 1
+    with pytest.raises(Stopped):
+        go(palm_root, parts, **chosen, deadline=-1.0)
+    go(palm_root, parts, resume=True)
+    for name in ("steps.csv", "history.csv", "predictions_val.csv", "PALM.pdparams", "metrics.json"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+    assert json.loads((parts / "environment.json").read_text())["kernels"] == f"onednn {precision}"
+
+    # Paddle's own operators read the weights and give the same figures.
+    predictor = Predictor.from_weights(whole / "PALM.pdparams")
+    assert read_weights(whole / "PALM.pdparams").keys() == predictor.model.state_dict().keys()
+    paddles = tmp_path / "paddle"
+    go(palm_root, paddles)
+    assert json.loads((paddles / "environment.json").read_text())["kernels"] == "paddle"
+    assert read_weights(paddles / "PALM.pdparams").keys() == predictor.model.state_dict().keys()
+
+
+def test_what_cannot_be_had(
+    palm_root: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(palm_root, tmp_path / "run", kernels="onednn")
+
+    def fail() -> None:
+        raise SetupError("this Paddle brings no oneDNN that can be called: gone")
+
+    monkeypatch.setattr(accelerate, "open_library", fail)
+    said = go(palm_root, tmp_path / "auto", kernels="auto")
+    assert [line for line in said if "Paddle's own" in line and "gone" in line]
+    with pytest.raises(SetupError, match="gone"):
+        go(palm_root, tmp_path / "asked", kernels="onednn")
+    with pytest.raises(SetupError, match="began with oneDNN"):
+        go(palm_root, tmp_path / "run", resume=True)
+    go(palm_root, tmp_path / "run", resume=True, force=True)
+
+
+def test_bfloat16_needs_its_instructions(palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SetupError, match="float32"):
+        go(palm_root, tmp_path / "run", kernels="paddle", precision="bf16")
+    monkeypatch.setattr("paddle_medcls.assemble.has_bfloat16", lambda: False)
+    with pytest.raises(SetupError, match="no instructions for bfloat16"):
+        go(palm_root, tmp_path / "run", kernels="auto", precision="bf16")
+
+
+def test_other_networks_and_devices() -> None:
+    assert "ResNet" in obstacle(Network("toy", 2).build(), "cpu")
+    assert "gpu:0" in obstacle(SMALL.build(), "gpu:0")
+
+
+def test_another_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(onednn, "MAJOR", 99)
+    with pytest.raises(SetupError, match="brings oneDNN 3"):
+        onednn.open_library()
+    monkeypatch.setattr(onednn.paddle, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(SetupError, match="no oneDNN"):
+        onednn.open_library()
+
+
+def test_a_refusal_of_the_library_is_an_error(operators: Operators) -> None:
+    with pytest.raises(SetupError, match="convolution_forward_primitive_desc_create failed with status"):
+        operators.conv(np.zeros((1, 8, 8, 3), np.float32), paddle.zeros([4, 5, 3, 3]), 1, 1)  # 3 channels, not 5
+
+
+def test_a_resume_takes_no_operators(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        train_command.main(["--resume", "run", "--kernels", "paddle"])
+    assert "run's own" in capsys.readouterr().err
+
+
+def test_a_grid_keeps_its_precision(palm_root: Path, tmp_path: Path) -> None:
+    from paddle_medcls.reproduce import Cell, run_grid
+
+    own = recipe()
+    (tmp_path / "cell").mkdir()
+    rundir.describe(tmp_path / "cell", own, {}, {"kernels": "onednn bf16"})
+    with pytest.raises(RunError, match="another recipe") as fault:
+        run_grid([Cell(own, palm_root, tmp_path / "cell")], tmp_path, Options("cpu", kernels="auto"))
+    assert "onednn bf16 then, auto f32 now" in str(fault.value)
