@@ -32,7 +32,7 @@ LAYERS = (
         "errorpage",
     },
     {"recipes", "recipes.*", "rundir", "predict", "train", "trust"},
-    {"benchmark", "export", "reproduce"},
+    {"benchmark", "benchmark.*", "export", "reproduce"},
     {"commands", "commands.*"},
 )
 NO_PADDLE = (
