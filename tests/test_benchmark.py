@@ -158,7 +158,7 @@ def test_training_steps_run():
 def test_reading_runs():
     job = Job("reading", "", seconds=0.0)
     assert system.read_mapped(job) > 0 and system.read_radiograph(job) > 0
-    assert system.read_medmnist(job) > 0 and system.read_photograph(job, reduce=8) > 0
+    assert system.read_medmnist(job) > 0 and system.read_photograph(job) > 0
 
 
 def test_statistics_and_evaluation_of_generated_images_run():

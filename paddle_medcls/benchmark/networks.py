@@ -87,9 +87,13 @@ def step_seconds(job: Job, work: Work) -> float:
     return work.smaller(job).batch / training(job, work, "auto")
 
 
+def _has_own_operators() -> bool:
+    return importlib.util.find_spec("paddle_medcls.models.accelerate") is not None
+
+
 def _on_onednn(model, kernels: str):
     """The network on this package's own operators."""
-    if importlib.util.find_spec("paddle_medcls.models.accelerate") is None:
+    if not _has_own_operators():
         fault = "this version has no operators of its own"
     else:
         accelerate = importlib.import_module("paddle_medcls.models.accelerate")
@@ -123,7 +127,7 @@ def processes(job: Job, work: Work, count: int, kernels: str = "auto") -> float:
             Path(folder) / "run",
             *("--dataset", name, "--recipe", "medmnist_sgd", "--model", work.model, "--data-root", str(root)),
             *("--epochs", "2", "--batch-size", str(work.batch), "--processes", str(count)),
-            *(("--kernels", kernels) if kernels != "auto" else ()),
+            *(("--kernels", kernels) if _has_own_operators() else ()),
             *("--set", *settings),
         )
     return row["images_per_second"]

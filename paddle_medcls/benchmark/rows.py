@@ -74,8 +74,8 @@ ROWS: dict[str, Variants] = {
     },
     "reading": {
         "JPEG 2124x2056": system.read_photograph,
-        "JPEG at 1/4": partial(system.read_photograph, reduce=4),
-        "mapped uint8": system.read_mapped,
+        "JPEG, reduced": partial(system.read_photograph, decode="reduced"),
+        "cached uint8": system.read_mapped,
         "grey PNG 299x299": system.read_radiograph,
         "MedMNIST 28x28": system.read_medmnist,
     },

@@ -46,76 +46,81 @@ def _repeated(command: list[str]) -> float:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def read_photograph(job: Job, reduce: int = 1) -> float:
-    """Milliseconds from the bytes of a drawn fundus photograph, 2124 x 2056, to 224 pixels.
+def read_photograph(job: Job, decode: str = "exact") -> float:
+    """Milliseconds from the file of a drawn fundus photograph, 2124 x 2056, to the network's input.
 
     Args:
-        reduce: decode at 1/2, 1/4 or 1/8 of the size; 1: wholly, as the tutorials do.
+        decode: "exact", or "reduced", see `images.Preprocessing`.
     """
-    import cv2
     import numpy as np
 
     from paddle_medcls.data.sample import fundus
-    from paddle_medcls.images import Preprocessing, decode_image, fit
 
-    large = cv2.resize(fundus(np.random.default_rng(0), True), (2124, 2056), interpolation=cv2.INTER_CUBIC)
-    data = cv2.imencode(".jpg", large)[1]
-    if reduce == 1:
-        whole = data.tobytes()
-        return _milliseconds(job, lambda: fit(decode_image(whole, "drawn", "bgr"), Preprocessing(channels="bgr")))
-    flag = getattr(cv2, f"IMREAD_REDUCED_COLOR_{reduce}")
-
-    def reduced() -> np.ndarray:
-        return cv2.resize(np.asarray(cv2.imdecode(data, flag)), (224, 224), interpolation=cv2.INTER_AREA)
-
-    return _milliseconds(job, reduced)
+    return _read_file(job, fundus(np.random.default_rng(0), True), (2124, 2056), ".jpg", decode)
 
 
 def read_radiograph(job: Job) -> float:
-    """Milliseconds from the bytes of a drawn grey PNG, 299 x 299, to 224 pixels."""
-    import cv2
+    """Milliseconds from the file of a drawn grey PNG, 299 x 299, to the network's input."""
     import numpy as np
 
     from paddle_medcls.data.sample import radiograph
-    from paddle_medcls.images import Preprocessing, decode_image, fit
 
-    large = cv2.resize(radiograph(np.random.default_rng(0), "Normal"), (299, 299))
-    data = cv2.imencode(".png", large)[1].tobytes()
-    return _milliseconds(job, lambda: fit(decode_image(data, "drawn", "bgr"), Preprocessing(channels="bgr")))
+    return _read_file(job, radiograph(np.random.default_rng(0), "Normal"), (299, 299), ".png", "exact")
+
+
+def _read_file(job: Job, image, size: tuple[int, int], suffix: str, decode: str) -> float:
+    import cv2
+
+    from paddle_medcls.errors import SetupError
+    from paddle_medcls.images import Preprocessing
+
+    spec = {"channels": "bgr", "interpolation": "linear" if decode == "exact" else "area"}
+    if decode != "exact":
+        if "decode" not in Preprocessing.__dataclass_fields__:
+            raise SetupError("this version decodes whole images alone")
+        spec["decode"] = decode
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"drawn{suffix}"
+        cv2.imwrite(str(path), cv2.resize(image, size, interpolation=cv2.INTER_CUBIC))
+        return _read(job, [path], Preprocessing.from_json({**Preprocessing().to_json(), **spec}))
 
 
 def read_mapped(job: Job) -> float:
-    """Milliseconds of taking one image of 224 pixels out of an uint8 array on disk, mapped into memory."""
+    """Milliseconds of one image of 224 pixels out of an uint8 array on disk that is mapped into memory."""
     import numpy as np
 
-    count = 64
+    from paddle_medcls.images import Preprocessing
+
+    shape = (64, 224, 224, 3)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images"
-        path.write_bytes(np.full(count * 224 * 224 * 3, 7, np.uint8).tobytes())
-        array = np.memmap(path, np.uint8, "r", shape=(count, 224, 224, 3))
-        return _milliseconds(job, lambda: [np.array(image) for image in array], count)
+        path.write_bytes(bytes(int(np.prod(shape))))
+        return _read(job, np.memmap(path, np.uint8, "r", shape=shape), Preprocessing())
 
 
 def read_medmnist(job: Job) -> float:
-    """Milliseconds an image of batches of 128 of a drawn MedMNIST set, augmented and normalised."""
-    from paddle_medcls.data.index import DRAWN_MARK
-    from paddle_medcls.data.loader import ImageDataset, epoch_order
-    from paddle_medcls.data.medmnist import load
-    from paddle_medcls.data.sample import draw_npz
+    """Milliseconds an image of batches of 128 images of 28 pixels in memory."""
+    import numpy as np
+
     from paddle_medcls.images import Preprocessing
-    from paddle_medcls.recipes import get_recipe
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / DRAWN_MARK).touch()
-        draw_npz("bloodmnist", Path(folder), 0, (512, 8, 8))
-        recipe = get_recipe("medmnist_best", "bloodmnist")
-        dataset = ImageDataset(load("bloodmnist", Path(folder), "train"), Preprocessing.of(recipe), recipe)
-    rows = epoch_order(512, 0, 0)[:128]
-    return _milliseconds(job, lambda: dataset.batch(rows), 128)
+    return _read(job, np.zeros((128, 28, 28, 3), np.uint8), Preprocessing(size_px=28))
 
 
-def _milliseconds(job: Job, call, images: int = 1) -> float:
-    return 1000 / rate(call, images, job.seconds)
+def _read(job: Job, sources, spec) -> float:
+    """Milliseconds an image, from its source to the network's input, in one thread."""
+    import numpy as np
+
+    from paddle_medcls.data.index import Index
+    from paddle_medcls.data.loader import ImageDataset
+
+    count = len(sources)
+    ids = tuple(str(row) for row in range(count))
+    dataset = ImageDataset(
+        Index("drawn", "train", ids, sources, np.zeros(count, np.int64), ("a",), "multi-class"), spec
+    )
+    rows = np.random.default_rng(0).permutation(count)
+    return 1000 / rate(lambda: dataset.batch(rows) if dataset.whole_batches else dataset[0], count, job.seconds)
 
 
 def waiting(job: Job, dataset: str) -> float:
