@@ -244,6 +244,7 @@ def growth(
     for axis, (name, cost, sizes, costs, text) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         axis.loglog(sizes, costs, "o-", color=COLORS[0])
         axis.set_xticks(sizes, [f"{size:g}" for size in sizes], rotation=45, fontsize=8)
+        axis.set_yticks(costs, [f"{value:.3g}" for value in costs], fontsize=8)
         axis.minorticks_off()
         axis.set(xlabel=name, ylabel=cost, title=text)
         axis.grid(alpha=0.3)

@@ -11,6 +11,8 @@ from pathlib import Path
 from paddle_medcls.benchmark.rows import GFLOP, GROWTH, INSTALLED, ROWS
 from paddle_medcls.commands import parser, run
 
+QUICK = "quick: small batches, one round"
+
 TEXT = """Measures speed and memory on this machine's CPU: each figure in a fresh process, rounds interleaved,
 medians; beside Paddle as installed and the programs that are here. Ratios hold better than figures; let
 nothing else run meanwhile. All rows take about a quarter of an hour on two cores."""
@@ -53,7 +55,7 @@ def _work(args: argparse.Namespace) -> int:
     print(_table(figures))
     print(_machine_line(about))
     if args.picture:
-        _draw(args.picture, figures, args.growth, _machine_line(about))
+        _draw(args.picture, figures, args.growth, about)
     return 0
 
 
@@ -75,19 +77,21 @@ def _table(figures: list[dict]) -> str:
 
 def _machine_line(about: dict) -> str:
     versions = ", ".join(f"{name} {text}" for name, text in about["versions"].items() if text != "not installed")
-    quick = "quick: small batches, one round; " if about["quick"] else ""
+    quick = f"{QUICK}; " if about["quick"] else ""
     return f"{quick}{about['machine']['processor']}, {about['machine']['cores']} cores; {versions}"
 
 
-def _draw(path: Path, figures: list[dict], growth: bool, note: str) -> None:
+def _draw(path: Path, figures: list[dict], growth: bool, about: dict) -> None:
     from paddle_medcls import plots
     from paddle_medcls.benchmark import power
 
+    note = QUICK if about["quick"] else ""
+    place = f"{about['machine']['processor']}, {about['machine']['cores']} cores"
     measured = [figure for figure in figures if "value" in figure]
     by_row = {row: [figure for figure in measured if figure["row"] == row] for row in ROWS}
     if not growth:
         panels = [(row, [_bar(figure) for figure in by_row[row]]) for row in GFLOP if by_row[row]]
-        title = f"Times as fast as {INSTALLED}; black: that, blue: this package, orange: other programs"
+        title = f"Times as fast as {INSTALLED}, on {place}\nblack: that, blue: this package, orange: other programs"
         plots.ratios(path, panels, title, note)
         return
     curves = []
@@ -97,7 +101,7 @@ def _draw(path: Path, figures: list[dict], growth: bool, note: str) -> None:
         if len(sizes) > 1:
             text = f"grows with power {power(sizes, costs):.2f}"
             curves.append((name, by_row[row][0]["unit"], sizes, costs, text))
-    plots.growth(path, curves, "Cost of training ResNet-50; of statistics and evaluation of images", note)
+    plots.growth(path, curves, f"Cost of training ResNet-50, and of evaluating images, on {place}", note)
 
 
 def _bar(figure: dict) -> tuple[str, float, str, int]:
