@@ -8,7 +8,7 @@
 | `start`, `help` | wall time of `predict.py` on one image; of every command's --help |
 | `reading`, `waiting` | an image from its bytes to 224 pixels; the share of training that waits for images |
 | `memory` | statistics and evaluation of a growing number of images |
-| `limit` | a matrix product, which no network can beat |
+| `limit` | a matrix product: about the most that a network can reach (oneDNN's direct convolutions pass it a little) |
 | `batch`, `side`, `processes` | how the cost of training ResNet-50 grows |
 
 What is not installed is named, not left out. Images are drawn, and weights are random.
@@ -87,7 +87,7 @@ def compare(figures: Sequence[dict]) -> list[dict]:
     """Figures with their comparisons, where they can be made.
 
     Adds `ratio` (to the row's first variant), `to_peer` (to the row's peer, see `rows.PEERS`) and `limit_share` (of
-    what the measured matrix product would allow).
+    what the measured matrix product would allow; a little above 1 is possible).
     """
     known = {(figure["row"], figure["variant"]): figure.get("value") for figure in figures}
     compared = []
