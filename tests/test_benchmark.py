@@ -1,33 +1,188 @@
-"""The benchmark's arithmetic and its faults; never its times."""
+"""The benchmark's arithmetic, its faults, and that each kind of row runs; never its times."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from fakes import TOOLS
 
 from paddle_medcls import benchmark
-from paddle_medcls.errors import RunError
+from paddle_medcls.benchmark import cell, networks, system
+from paddle_medcls.benchmark.__main__ import measure
+from paddle_medcls.benchmark.cell import Job
+from paddle_medcls.benchmark.networks import RESNET18
+from paddle_medcls.benchmark.rows import GFLOP, GROWTH, LIMITS, ONCE, PEERS, ROWS, UNITS
+from paddle_medcls.commands.benchmark import main
+from paddle_medcls.errors import RunError, SetupError
+
+TINY = replace(RESNET18, side=8, batch=2)
+
+
+def made_up(monkeypatch, figures: dict[str, list[float]]) -> list[str]:
+    """Replaces measuring by these figures of each variant; returns the variants in the order of measuring."""
+    order, left = [], {variant: iter(values) for variant, values in figures.items()}
+
+    def found(job):
+        order.append(job.variant)
+        if job.variant not in left:
+            return {"not_measured": f"{job.variant} is not installed"}
+        return {"value": next(left[job.variant]), "peak_mb": 100.0 + len(order)}
+
+    monkeypatch.setattr(benchmark, "fresh_process", found)
+    return order
 
 
 def test_medians_ratios_and_interleaving(monkeypatch):
-    order, figures = [], {"uncached": iter([2.0, 4.0, 3.0]), "cached": iter([30.0, 600.0, 60.0])}
+    monkeypatch.setitem(ROWS, "training", dict.fromkeys(("a", "PyTorch f32", "b bf16")))
+    order = made_up(monkeypatch, {"a": [2.0, 4.0, 3.0], "b bf16": [30.0, 600.0, 60.0], "PyTorch f32": [12.0] * 3})
+    (rows,) = benchmark.run_rows(["training"], 3, False, sys.executable)
+    assert order == ["a", "PyTorch f32", "b bf16"] * 3
+    limits = [
+        {"row": "limit", "variant": name, "value": value} for name, value in zip(LIMITS.values(), (492.0, 2952.0))
+    ]
+    a, torch, b, *_ = benchmark.compare(rows + limits)
+    assert (a["value"], a["ratio"], a["to_peer"], a["rounds"]) == (3.0, 1.0, 0.25, [2.0, 4.0, 3.0])
+    assert (b["value"], b["ratio"], b["to_peer"], b["unit"]) == (60.0, 20.0, 5.0, "images/s")
+    assert b["peak_mb"] == 109.0  # the most of its rounds, 3, 6 and 9
+    assert a["limit_share"] == pytest.approx(3 * 24.6 / 492)  # ResNet-50: 3 x 8.2 GFLOP an image
+    assert b["limit_share"] == pytest.approx(60 * 24.6 / 2952)
+    assert torch["to_peer"] == 1.0
 
-    def measured(row, variant):
-        order.append(variant)
-        return next(figures[variant])
 
-    monkeypatch.setattr(benchmark, "_fresh_process", measured)
-    slow, fast = benchmark.run_rows(["head"], 3)
-    assert order == ["uncached", "cached"] * 3
-    assert (slow["images_per_second"], slow["ratio"]) == (3.0, 1.0)
-    assert (fast["images_per_second"], fast["ratio"], fast["rounds"]) == (60.0, 20.0, [30.0, 600.0, 60.0])
+def test_what_is_missing_is_named_once(monkeypatch):
+    monkeypatch.setitem(ROWS, "training", dict.fromkeys(("a", "PyTorch f32")))
+    order = made_up(monkeypatch, {"a": [2.0, 4.0]})
+    (rows,) = benchmark.run_rows(["training"], 2, False, sys.executable)
+    a, torch = benchmark.compare(rows)
+    assert torch["not_measured"] == "PyTorch f32 is not installed" and "value" not in torch
+    assert "to_peer" not in a and "limit_share" not in a and order == ["a", "PyTorch f32", "a"]
+
+
+def test_a_missing_program_is_told_from_a_failure(tmp_path):
+    job = Job("training", "PyTorch f32", torch_python=str(tmp_path / "no-such-python"))
+    assert "no-such-python cannot be run" in measure(job)["not_measured"]
+    empty = tmp_path / "python"
+    empty.write_text('#!/bin/sh\necho \'{"missing": "PyTorch is not installed"}\'\n')
+    empty.chmod(0o755)
+    assert measure(replace(job, torch_python=str(empty))) == {"not_measured": "PyTorch is not installed"}
+    empty.write_text("#!/bin/sh\necho no memory >&2; exit 3\n")
+    with pytest.raises(RunError, match="PyTorch: exit code 3: no memory"):
+        measure(replace(job, torch_python=str(empty)))
 
 
 def test_a_process_that_fails_is_one_clear_error():
     with pytest.raises(RunError, match="benchmark nothing, cached: exit code 1: KeyError: 'nothing'"):
-        benchmark._fresh_process("nothing", "cached")
+        benchmark.fresh_process(Job("nothing", "cached"))
 
 
 def test_rate_counts_images_over_time(monkeypatch):
     clock = iter([0.0, 1.0, 2.0, 4.0, 4.0])
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(cell.time, "perf_counter", lambda: next(clock))
     calls = []
-    assert benchmark._rate(lambda: calls.append(1), images=8, seconds=3.0) == 4 * 8 / 4.0
-    assert len(calls) == 5  # one to warm up
+    assert cell.rate(lambda: calls.append(1), images=8, seconds=3.0) == 3 * 8 / 4.0
+    assert len(calls) == 4  # one to warm up
+
+
+def test_a_slow_call_is_measured_once(monkeypatch):
+    clock = iter([0.0, 10.0, 10.0])
+    monkeypatch.setattr(cell.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert cell.rate(lambda: calls.append("whole"), 5, 3.0, lambda: calls.append("few")) == 0.5
+    assert calls == ["few", "whole"]
+
+
+@pytest.mark.parametrize(("costs", "expected"), [([2, 4, 8, 16, 32], 1.0), ([9, 9, 9, 36, 144], 2.0)])
+def test_power_of_growth_is_that_of_the_larger_half(costs, expected):
+    assert benchmark.power([1, 2, 4, 8, 16], costs) == pytest.approx(expected, abs=0.01)
+
+
+def test_tables_name_rows_and_variants_that_exist():
+    named = {*UNITS, *PEERS, *GFLOP, *GROWTH, *ONCE, *benchmark.PREPARED}
+    assert named <= ROWS.keys()
+    assert all(peer in ROWS[row] for row, peer in PEERS.items())
+    assert set(LIMITS.values()) <= ROWS["limit"].keys()
+
+
+def test_rows_are_added_to_a_file_of_the_same_machine(monkeypatch, tmp_path, capsys):
+    about = {"machine": {"processor": "P", "cores": 2, "platform": "L"}, "versions": {"paddle": "3"}, "code": "c"}
+    monkeypatch.setattr(benchmark, "describe", lambda torch_python: about)
+    monkeypatch.setitem(ROWS, "head", dict.fromkeys(("uncached", "cached", "other")))
+    made_up(monkeypatch, {"uncached": [2.0, 8.0], "cached": [10.0, 16.0]})
+    file, picture = tmp_path / "figures.json", tmp_path / "growth.png"
+    assert main(["--rows", "head", "--output", str(file)]) == 0
+    for row in GROWTH:
+        monkeypatch.setitem(ROWS, row, dict.fromkeys(("1", "2", "4")) if row == "batch" else {})
+    made_up(monkeypatch, {"1": [1.0], "2": [2.0], "4": [4.0]})
+    assert main(["--rows", "batch", "--output", str(file), "--growth", "--picture", str(picture)]) == 0
+    figures = json.loads(file.read_text())["figures"]
+    assert [f.get("ratio") for f in figures if f["row"] == "head"] == [1.0, 5.0, None]
+    assert [f["ratio"] for f in figures if f["row"] == "batch"] == [1.0, 2.0, 4.0]
+    assert picture.stat().st_size > 5000
+    said = capsys.readouterr()
+    assert "| head" in said.out and "P, 2 cores; paddle 3" in said.out
+    assert "head, other: not measured: other is not installed" in said.err
+
+    made_up(monkeypatch, {"uncached": [4.0], "cached": [4.0]})
+    assert main(["--rows", "head", "--output", str(file)]) == 0  # measured again: replaced
+    figures = json.loads(file.read_text())["figures"]
+    assert [f["value"] for f in figures if f["row"] == "head" and "value" in f] == [4.0, 4.0]
+
+    monkeypatch.setattr(benchmark, "describe", lambda torch_python: {**about, "versions": {"paddle": "2"}})
+    assert main(["--rows", "head", "--output", str(file)]) == 1
+    assert "measured otherwise: versions differ" in capsys.readouterr().err
+    file.write_text("[]")
+    assert main(["--rows", "head", "--output", str(file)]) == 1
+    assert "something else" in capsys.readouterr().err
+
+
+def test_a_picture_of_ratios(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "describe", lambda _: {"machine": {"processor": "P", "cores": 2}, "versions": {}})
+    made_up(monkeypatch, {variant: [2.0 + k] for k, variant in enumerate(ROWS["inference1"])} | {"": [0.0]})
+    picture = tmp_path / "ratios.png"
+    assert main(["--rows", "inference1", "--quick", "--picture", str(picture)]) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+# --- rows that run --------------------------------------------------------------------------------
+
+
+def test_training_steps_run():
+    job = Job("training", "", seconds=0.0)
+    assert networks.training(job, TINY, "paddle") > 0
+    assert networks.step_seconds(job, TINY) > 0
+
+
+def test_reading_runs():
+    job = Job("reading", "", seconds=0.0)
+    assert system.read_mapped(job) > 0 and system.read_radiograph(job) > 0
+    assert system.read_medmnist(job) > 0 and system.read_photograph(job) > 0
+
+
+def test_statistics_and_evaluation_of_generated_images_run():
+    assert system.many_images(Job("memory", ""), 40) > 0
+
+
+def test_a_command_in_a_fresh_process():
+    assert set(system.commands()) == {path.stem for path in TOOLS.glob("*.py")}
+    assert cell.run(cell.medcls("benchmark", "--help")) > 0
+    with pytest.raises(RunError, match="exit code 2: benchmark: error: .*--rounds"):
+        cell.run(cell.medcls("benchmark", "--rounds", "0"))
+
+
+def test_a_network_without_its_export_is_named(tmp_path):
+    with pytest.raises(SetupError, match="could not be exported"):
+        networks._export(Job("inference1", "", str(tmp_path)), "*.xml")
+
+
+def test_the_file_for_pytorch_needs_nothing_of_this_package(tmp_path):
+    script = Path(networks.__file__).with_name("pytorch.py")
+    job = {"what": "training", "model": "resnet18", "stem": "small", "side": 8, "batch": 2, "precision": "f32"}
+    job |= {"seconds": 0.0, "threads": 1}
+    done = subprocess.run(
+        [sys.executable, "-I", str(script), json.dumps(job)], capture_output=True, text=True, cwd=tmp_path
+    )
+    found = json.loads(done.stdout)
+    assert found.get("value", 0) > 0 or "PyTorch is not installed" in found["missing"]

@@ -23,7 +23,7 @@ LAYERS = tuple(
         "data data.* models models.*",
         "checkpoint data.loader engines errorpage evaluate frozen gradcam optim report sidecar snippets",
         "assemble modelcard predict recipes recipes.* rundir train trust",
-        "benchmark export reproduce worker",
+        "benchmark benchmark.* export reproduce worker",
         "app app.* commands commands.*",
     )
 )

@@ -67,7 +67,8 @@ def scan(
         return (image.shape[1], image.shape[0]), index.mode(row), mean[:, 0], std[:, 0], fitted
 
     with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(read, range(len(index)), chunksize=16)
+        groups = (range(start, min(start + 512, len(index))) for start in range(0, len(index), 512))
+        results = (result for rows in groups for result in pool.map(read, rows))  # all at once would fill the memory
         for result in progress(results, f"reading {index.dataset} {index.split}", len(index), "image"):
             if isinstance(result, str):
                 unreadable.append(result)

@@ -1,0 +1,29 @@
+"""The fresh process of one measurement: takes a job as JSON, prints what it found as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from paddle_medcls.benchmark.cell import Job, peak_mb
+from paddle_medcls.errors import SetupError
+
+
+def measure(job: Job) -> dict:
+    """`value` and `peak_mb`; or `not_measured`, why the variant cannot be measured here."""
+    if job.row == "machine":
+        from paddle_medcls.runtime import environment
+
+        return environment("cpu")
+    from paddle_medcls.benchmark.networks import prepare
+    from paddle_medcls.benchmark.rows import ROWS
+
+    try:
+        value = prepare(job) if job.row == "prepare" else ROWS[job.row][job.variant](job)
+    except SetupError as error:
+        return {"not_measured": error.what}
+    return {"value": value, "peak_mb": peak_mb()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Job(**json.loads(sys.argv[1])))))

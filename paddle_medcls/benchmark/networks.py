@@ -1,0 +1,258 @@
+"""Rows that compute: training steps, inference, and the limit that a matrix product sets."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import subprocess
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from paddle_medcls.benchmark.cell import Job, rate, train_command
+from paddle_medcls.cpu import usable_cores
+from paddle_medcls.errors import RunError, SetupError
+
+CLASSES = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """A network and the batches it is given.
+
+    Attributes:
+        model, stem: see `models.Network`.
+        side: of the images, pixels.
+        gflop: of one image's way through it; training takes three times that.
+    """
+
+    model: str
+    stem: str
+    side: int
+    batch: int
+    gflop: float
+
+    def smaller(self, job: Job) -> Work:
+        return replace(self, batch=max(1, self.batch // job.divide))
+
+
+RESNET50 = Work("resnet50", "imagenet", 224, 16, 8.2)
+RESNET18 = Work("resnet18", "small", 28, 128, 0.914)
+
+
+def import_as_installed() -> None:
+    """Paddle before `runtime`, so that nothing is set up."""
+    importlib.import_module("zlib")  # before Paddle 2.6.2, whatever the variant
+    importlib.import_module("paddle")
+
+
+def training(job: Job, work: Work, kernels: str) -> float:
+    """Images a second of training steps.
+
+    Args:
+        kernels: "as installed" (Paddle's, nothing set up), "paddle" (Paddle's, as `cpu` sets it up), "onednn f32" or
+            "onednn bf16" (this package's), "auto" (oneDNN's where they can be had).
+    """
+    if kernels == "as installed":
+        import_as_installed()
+    from paddle_medcls.models import Network
+    from paddle_medcls.runtime import paddle
+
+    work = work.smaller(job)
+    paddle.seed(0)
+    model = Network(work.model, CLASSES, stem=work.stem).build()
+    fed = model if kernels in ("as installed", "paddle") else _on_onednn(model, kernels)
+    optimizer = paddle.optimizer.Momentum(0.001, parameters=model.parameters())
+
+    def step(x, labels) -> None:
+        loss = paddle.nn.functional.cross_entropy(fed(x), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        loss.item()
+
+    def batch(size: int) -> tuple:
+        return paddle.randn([size, 3, work.side, work.side]), paddle.arange(size) % CLASSES
+
+    whole, few = batch(work.batch), batch(2)
+    # A step as installed takes many seconds and prepares nothing for its shapes: two images warm it up.
+    warm_up = (lambda: step(*few)) if kernels == "as installed" else None
+    return rate(lambda: step(*whole), work.batch, job.seconds, warm_up)
+
+
+def step_seconds(job: Job, work: Work) -> float:
+    """Seconds a training step, on the kernels that `train.py` chooses."""
+    return work.smaller(job).batch / training(job, work, "auto")
+
+
+def _has_own_operators() -> bool:
+    return importlib.util.find_spec("paddle_medcls.models.accelerate") is not None
+
+
+def _on_onednn(model, kernels: str):
+    """The network on this package's own operators."""
+    if not _has_own_operators():
+        fault = "this version has no operators of its own"
+    else:
+        accelerate = importlib.import_module("paddle_medcls.models.accelerate")
+        onednn = importlib.import_module("paddle_medcls.models.onednn")
+        fault = accelerate.obstacle(model, "cpu")
+        if not fault:
+            return accelerate.Accelerated(model, onednn.Operators(bf16=kernels == "onednn bf16"))
+    if kernels == "auto":
+        return model
+    raise SetupError(fault)
+
+
+def processes(job: Job, work: Work, count: int, kernels: str = "auto") -> float:
+    """Images a second of `train.py --processes`, in its second epoch of four batches, on drawn images in memory."""
+    if importlib.util.find_spec("paddle_medcls.processes") is None:
+        raise SetupError("this version has no --processes")
+    if count > usable_cores():
+        raise SetupError(f"{usable_cores()} core(s) here")
+    from paddle_medcls.data.index import DRAWN_MARK
+    from paddle_medcls.data.sample import draw_npz
+
+    work = work.smaller(job)
+    name = "bloodmnist" if work.side == 28 else f"bloodmnist_{work.side}"
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "data"
+        root.mkdir()
+        (root / DRAWN_MARK).touch()
+        draw_npz(name, root, 0, (4 * work.batch, 16, 16))
+        settings = [f"stem={work.stem}", f"size_px={work.side}", "lr=0.0001", "monitor=accuracy"]
+        row = train_command(
+            Path(folder) / "run",
+            *("--dataset", name, "--recipe", "medmnist_sgd", "--model", work.model, "--data-root", str(root)),
+            *("--epochs", "2", "--batch-size", str(work.batch), "--processes", str(count)),
+            *(("--kernels", kernels) if _has_own_operators() else ()),
+            *("--set", *settings),
+        )
+    return row["images_per_second"]
+
+
+# --- inference -----------------------------------------------------------------------------------
+
+
+def prepare(job: Job) -> float:
+    """Writes what inference and `predict.py` take into the job's folder: a network, its exports, an image."""
+    import cv2
+    import numpy as np
+
+    from paddle_medcls.data.sample import radiograph
+    from paddle_medcls.engines import FORMS
+    from paddle_medcls.files import sha256
+    from paddle_medcls.images import Preprocessing
+    from paddle_medcls.models import Network
+    from paddle_medcls.models.weights import save_weights
+    from paddle_medcls.predict import Predictor
+    from paddle_medcls.runtime import paddle
+    from paddle_medcls.sidecar import Sidecar
+
+    folder = Path(job.folder)
+    picture = cv2.resize(radiograph(np.random.default_rng(0), "Normal"), (299, 299))
+    (folder / "image.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    paddle.seed(0)
+    network = Network("resnet50", CLASSES)
+    model = network.build()
+    for layer in model.sublayers():
+        if isinstance(layer, paddle.nn.BatchNorm2D):
+            layer._momentum = 0.0  # statistics of the one batch that follows, so that values keep their size
+    model(paddle.randn([4, 3, 224, 224]))
+    save_weights(model, folder / "NET.pdparams")
+    classes = tuple(f"class {k}" for k in range(CLASSES))
+    card = Sidecar("covid", "covid", classes, "multi-class", "softmax", network, Preprocessing(), drawn=True)
+    replace(card, sha256=sha256(folder / "NET.pdparams")).write(folder / "NET.json")
+    for engine in FORMS.values():
+        with contextlib.suppress(SetupError):  # not installed: named when it is to be measured
+            Predictor.from_weights(folder / "NET.pdparams", engine=engine)
+    return 0.0
+
+
+def inference(job: Job, batch: int, engine: str, precision: str = "f32") -> float:
+    """Images a second of ResNet-50 at 224 pixels through a Predictor.
+
+    Args:
+        engine: of `predict.Predictor.from_weights`, or "as installed".
+    """
+    if engine == "as installed":
+        import_as_installed()
+    from paddle_medcls.predict import Predictor
+
+    name = None if engine == "as installed" else engine
+    predictor = Predictor.from_weights(Path(job.folder) / "NET.pdparams", engine=name, precision=precision)
+    x, few = _noise(job, batch), _noise(job, 1)
+    warm_up = (lambda: predictor.forward(few)) if engine == "as installed" else None
+    return rate(lambda: predictor.forward(x), len(x), job.seconds, warm_up)
+
+
+def openvino_alone(job: Job, batch: int, precision: str) -> float:
+    """OpenVINO without this package: its own settings but for the precision."""
+    openvino = _module("openvino")
+    settings = {"INFERENCE_PRECISION_HINT": precision}
+    model = openvino.Core().compile_model(str(_export(job, "*.xml")), "CPU", settings)
+    x = _noise(job, batch)
+    return rate(lambda: model(x), len(x), job.seconds)
+
+
+def onnxruntime_alone(job: Job, batch: int) -> float:
+    """ONNX Runtime without this package, as it comes."""
+    session = _module("onnxruntime").InferenceSession(str(_export(job, "*.onnx")))
+    x = _noise(job, batch)
+    return rate(lambda: session.run(None, {"image": x}), len(x), job.seconds)
+
+
+def _noise(job: Job, batch: int):
+    import numpy as np
+
+    size = max(1, batch // job.divide)
+    return np.random.default_rng(0).standard_normal((size, 3, 224, 224)).astype(np.float32)
+
+
+def _module(name: str):
+    if importlib.util.find_spec(name) is None:
+        raise SetupError(f"{name} is not installed")
+    return importlib.import_module(name)
+
+
+def _export(job: Job, pattern: str) -> Path:
+    found = next(iter(Path(job.folder).rglob(pattern)), None)
+    if found is None:
+        raise SetupError("the network could not be exported (is paddle2onnx installed?)")
+    return found
+
+
+# --- PyTorch, and the limit ----------------------------------------------------------------------
+
+
+def pytorch(job: Job, what: str, work: Work, precision: str) -> float:
+    """Images (or GFLOP) a second of PyTorch, in its own interpreter; see `pytorch.py`."""
+    work = replace(work, batch=max(1, work.batch // job.divide))
+    task = {"what": what, "model": work.model, "stem": work.stem, "side": work.side, "batch": work.batch}
+    task |= {"precision": precision, "seconds": job.seconds, "threads": usable_cores()}
+    script = Path(__file__).with_name("pytorch.py")
+    try:  # -I: none of this interpreter's paths
+        command = [job.torch_python, "-I", str(script), json.dumps(task)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+    except OSError as error:
+        raise SetupError(f"{job.torch_python} cannot be run: {error.strerror}") from None
+    except (IndexError, ValueError):
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise RunError(f"PyTorch: exit code {done.returncode}: {last[0]}") from None
+    if "missing" in found:
+        raise SetupError(found["missing"])
+    return found["value"]
+
+
+def product(job: Job, as_installed: bool = False) -> float:
+    """GFLOP/s of square float32 matrix products in Paddle."""
+    if as_installed:
+        import_as_installed()
+    from paddle_medcls.runtime import paddle
+
+    side = 2048
+    a, b = paddle.randn([side, side]), paddle.randn([side, side])
+    return rate(lambda: paddle.matmul(a, b), 2 * side**3 / 1e9, job.seconds)
