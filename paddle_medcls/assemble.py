@@ -101,7 +101,7 @@ def _facts(
         parts = recipe.crop_scale and index is train_index  # random parts need the whole image
         folder = Path(image_cache) if image_cache and not (recipe.freeze or parts) else None
         found, images = scan_cached(index, Preprocessing.of(recipe), workers, folder, say)
-        caches[index.split] = "" if images is None else str(images.filename)
+        caches[index.split] = "" if images is None else str(getattr(images, "filename", ""))
         facts[index.split] = {
             "images": len(index),
             "fingerprint": index.fingerprint(),

@@ -12,8 +12,10 @@ from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import Network
 
 KIND = "paddle_medcls weights"
-SUFFIXES = (".pdparams", ".safetensors", ".onnx", ".xml", ".bin")
-SUFFIXES += (".inference.json", ".inference.pdmodel", ".inference.pdiparams")
+SUFFIXES = (
+    *(".pdparams", ".safetensors", ".onnx", ".xml", ".bin"),
+    *(".inference.json", ".inference.pdmodel", ".inference.pdiparams"),
+)
 
 
 def sidecar_of(path: Path) -> Path:
