@@ -83,7 +83,7 @@ def test_convolutions(name: str, operators: Operators) -> None:
     assert len(shapes) == {"resnet18": 11, "resnet50": 23}[name.partition(",")[0]]
     for channels, side, outputs, kernel, stride in shapes:
         case = f"{channels} channels of {side} px to {outputs}, {kernel}x{kernel}, stride {stride}"
-        x, weight, padding = leaf(3, channels, side, side), leaf(outputs, channels, kernel, kernel), kernel // 2
+        x, weight, padding = leaf(2, channels, side, side), leaf(outputs, channels, kernel, kernel), kernel // 2
         y = functional.conv2d(x, weight, stride=stride, padding=padding)
         dy = paddle.randn(y.shape)
         y.backward(dy)
@@ -115,8 +115,10 @@ def test_batch_norm(name: str, training: bool, relu: bool, operators: Operators)
             + paddle.arange(channels, dtype="float32").reshape([1, -1, 1, 1]) % 5
         )
         x.stop_gradient = False
-        y = functional.relu(theirs(x)) if relu else theirs(x)
-        dy = paddle.randn(y.shape)
+        straight = theirs(x)
+        y = functional.relu(straight) if relu else straight
+        # Rounding may move a value across ReLU's corner, where the gradient jumps: none is asked for there.
+        dy = paddle.randn(y.shape) * (straight.abs() > 1e-3).astype("float32")
         y.backward(dy)
 
         inside = operators.enter(x)
@@ -124,10 +126,9 @@ def test_batch_norm(name: str, training: bool, relu: bool, operators: Operators)
         assert error(nchw(found), y) < 1e-5
         scale, shift = paddle.empty([channels]), paddle.empty([channels])
         dx = operators.batch_norm_backward(operators.enter(dy), inside, ours, relu, training, kept, scale, shift)
-        # A value that rounding moves across ReLU's corner counts in one gradient alone.
-        assert error(nchw(dx), x.grad) < (1e-3 if relu else 1e-5)
-        assert error(scale, theirs.weight.grad) < 1e-4 and error(shift, theirs.bias.grad) < 1e-4
-        assert error(ours._mean, theirs._mean) < 1e-6 and error(ours._variance, theirs._variance) < 1e-6
+        assert error(nchw(dx), x.grad) < 1e-5
+        assert error(scale, theirs.weight.grad) < 1e-5 and error(shift, theirs.bias.grad) < 1e-5
+        assert error(ours._mean, theirs._mean) < 1e-5 and error(ours._variance, theirs._variance) < 1e-5
         if not training:
             assert error(nchw(operators.batch_norm(inside, ours, relu, False, keep=False)[0]), y) < 1e-5
 
@@ -183,8 +184,10 @@ def test_a_network(network: Network, side: int, training: bool, operators: Opera
     assert error(gradients["fc.weight"], wanted["fc.weight"]) < 1e-3
     for name, value in theirs.state_dict().items():
         assert error(ours.state_dict()[name], value) < 1e-3, name
+    ours.eval()
+    theirs.eval()
     with paddle.no_grad():
-        assert error(Accelerated(ours.eval() or ours, operators)(x), theirs.eval() or theirs(x)) < 1e-3
+        assert error(Accelerated(ours, operators)(x), theirs(x)) < 1e-3
 
 
 def test_frozen_parameters_and_repeats(operators: Operators) -> None:
@@ -255,7 +258,7 @@ def go(root: Path, run_dir: Path, resume: bool = False, **options: object) -> li
     return said
 
 
-@pytest.mark.parametrize("precision", ["f32", pytest.param("bf16", marks=needs_bf16)])
+@pytest.mark.parametrize("precision", ["f32", pytest.param("bf16", marks=[needs_bf16, pytest.mark.slow])])
 def test_a_run_repeats_resumes_and_is_read(precision: str, palm_root: Path, tmp_path: Path, no_pictures: None) -> None:
     """Bit-identical with an interruption between; a resume takes the run's own operators."""
     chosen = {"kernels": "onednn", "precision": precision}
@@ -269,13 +272,9 @@ def test_a_run_repeats_resumes_and_is_read(precision: str, palm_root: Path, tmp_
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
     assert json.loads((parts / "environment.json").read_text())["kernels"] == f"onednn {precision}"
 
-    # Paddle's own operators read the weights and give the same figures.
+    # Whoever reads the weights sees no difference.
     predictor = Predictor.from_weights(whole / "PALM.pdparams")
     assert read_weights(whole / "PALM.pdparams").keys() == predictor.model.state_dict().keys()
-    paddles = tmp_path / "paddle"
-    go(palm_root, paddles)
-    assert json.loads((paddles / "environment.json").read_text())["kernels"] == "paddle"
-    assert read_weights(paddles / "PALM.pdparams").keys() == predictor.model.state_dict().keys()
 
 
 def test_what_cannot_be_had(
@@ -289,6 +288,7 @@ def test_what_cannot_be_had(
     monkeypatch.setattr(accelerate, "open_library", fail)
     said = go(palm_root, tmp_path / "auto", kernels="auto")
     assert [line for line in said if "Paddle's own" in line and "gone" in line]
+    assert json.loads((tmp_path / "auto" / "environment.json").read_text())["kernels"] == "paddle"
     with pytest.raises(SetupError, match="gone"):
         go(palm_root, tmp_path / "asked", kernels="onednn")
     with pytest.raises(SetupError, match="began with oneDNN"):
