@@ -320,7 +320,7 @@ def toy_predictor(channels: str) -> Predictor:
     network = Network("toy", 1, count)
     spec = Preprocessing(32, channels=channels, mean=(127.5,) * count, std=(127.5,) * count)
     card = Sidecar("palm", "toy", ("normal", "pathologic"), "binary", "sigmoid", network, spec)
-    return Predictor(network.build(), card)
+    return Predictor(card, model=network.build())
 
 
 # --- faults ----------------------------------------------------------------------------------------

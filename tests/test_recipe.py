@@ -123,6 +123,7 @@ def test_every_choice_is_accepted_and_others_are_not(field: str) -> None:
     for value in CHOICES[field]:
         extra = {"mean": (1.0,), "std": (1.0,)} if value == "gray" else {}
         extra |= {"decay_epochs": (1.0,)} if value == "polynomial" else {}
+        extra |= {"interpolation": "area"} if value == "reduced" else {}
         assert getattr(recipe(**{field: value}, **extra), field) == value
     with pytest.raises(RecipeError, match=field):
         recipe(**{field: "something else"})
