@@ -223,7 +223,7 @@ def test_the_input_differs_invisibly(kind: str, channels: str) -> None:
     exact = fit(decode_image(data, "big", channels), spec).astype(float)
     reduced = fit(decode_image(data, "big", channels, spec.least_px), spec).astype(float)
     assert decode_image(data, "big", channels, spec.least_px).shape[:2] == (
-        (650, 550) if kind == "turned" else (550, 650)
+        (325, 275) if kind == "turned" else (275, 325)
     )
     assert np.abs(reduced - exact).mean() < 0.5
     if kind == "turned" and channels == "rgb":
@@ -249,21 +249,21 @@ def test_real_images(real_data: Path) -> None:
         for size_px in (128, 224):
             _differs_invisibly(path.read_bytes(), size_px)
     for path in load_index("palm", real_data / "palm", "val").sources[:8]:
-        _differs_invisibly(Path(path).read_bytes(), 28)
+        _differs_invisibly(Path(path).read_bytes(), 56)
     for path in sorted((real_data / "oct2017").rglob("*.jpeg"))[:8]:
-        _differs_invisibly(path.read_bytes(), 60)
+        _differs_invisibly(path.read_bytes(), 112, bound=0.7)  # see `Preprocessing.least_px`
 
 
-def _differs_invisibly(data: bytes, size_px: int) -> None:
+def _differs_invisibly(data: bytes, size_px: int, bound: float = 0.5) -> None:
     spec = Preprocessing(size_px, interpolation="area", decode="reduced")
     whole, part = decode_image(data, "big"), decode_image(data, "big", "bgr", spec.least_px)
     assert part.shape[0] < whole.shape[0]
-    assert np.abs(fit(part, spec).astype(float) - fit(whole, spec)).mean() < 0.5
+    assert np.abs(fit(part, spec).astype(float) - fit(whole, spec)).mean() < bound
 
 
 def test_the_sidecar_carries_it_and_an_old_one_means_exact() -> None:
     spec = Preprocessing.of(get_recipe("palm").replace(decode="reduced"))
-    assert spec.least_px == 512 and Preprocessing.from_json(spec.to_json()) == spec
+    assert spec.least_px == 256 and Preprocessing.from_json(spec.to_json()) == spec
     old = spec.to_json()
     del old["decode"]
     assert Preprocessing.from_json(old).least_px == 0

@@ -263,7 +263,12 @@ def test_two_processes_one_run(whole) -> None:
     assert done.stdout.count("val: 7 images") == 1 and "best epoch" in done.stdout
     assert "FLAGS" not in done.stderr + done.stdout
     assert json.loads((folder / "whole" / "environment.json").read_text())["processes"] == 2
-    assert {path.name for path in folder.iterdir()} == {"images", "palm", "recipe.json", "whole"}  # no logs of a launcher
+    assert {path.name for path in folder.iterdir()} == {
+        "images",
+        "palm",
+        "recipe.json",
+        "whole",
+    }  # no logs of a launcher
     assert len(steps(folder / "whole").splitlines()) == 1 + 3 * 4
 
 
