@@ -61,10 +61,22 @@ def open_model(folder: Path, name: str, form: str, precision: str) -> Forward:
     require(engine, precision)
     openers = {"paddle": _open_onednn, "onnx": _open_onnxruntime, "openvino": _open_openvino}
     try:
-        return openers[form](folder, name, precision)
+        forward = openers[form](folder, name, precision)
     except (RuntimeError, ValueError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(f"{engine} cannot open the model: {lines[-1]}", where=folder, do="export it again") from None
+
+    def guarded(x: np.ndarray) -> np.ndarray:
+        try:
+            return forward(x)
+        except RuntimeError as error:  # an operator that an engine lacks in this precision shows here only
+            reason = next((line.strip() for line in str(error).splitlines() if "Error" in line), str(error)[:200])
+            raise SetupError(
+                f"{engine} cannot compute this model in {precision}: {reason}",
+                do="take another --engine, or --precision f32",
+            ) from None
+
+    return guarded
 
 
 def _open_onnxruntime(folder: Path, name: str, precision: str) -> Forward:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import toynet  # noqa: F401  adds its small networks
 from fakes import ROOT, TOOLS, pixels, write_image
 
 from paddle_medcls import cpu, engines
@@ -36,10 +37,10 @@ def need(form: str) -> None:
         pytest.importorskip(library, reason=f"{library} is not installed")
 
 
-def make_weights(folder: Path, seed: int = 0, **changes: object) -> Path:
-    """COVID.pdparams and its sidecar: a ResNet-18 for 32 pixels whose batch norm has seen images."""
+def make_weights(folder: Path, seed: int = 0, model_name: str = "toy", **changes: object) -> Path:
+    """COVID.pdparams and its sidecar: a network for 32 pixels whose batch norm has seen images."""
     paddle.seed(seed)
-    network = Network("resnet18", 4, 3, "small")
+    network = Network(model_name, 4, 3, "small")
     model = network.build()
     for _ in range(3):
         model(paddle.randn([8, 3, 32, 32]))
@@ -55,7 +56,7 @@ def make_weights(folder: Path, seed: int = 0, **changes: object) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_weights(tmp_path_factory.mktemp("weights"), flips=("flip", "flip_vertical"))
+    return make_weights(tmp_path_factory.mktemp("weights"), 0, "resnet18", flips=("flip", "flip_vertical"))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,8 @@ def test_onnx_has_the_promised_ends(exports) -> None:
     assert (given.name, wanted.name) == ("image", "logits") and dims == [["batch", 3, 32, 32], ["batch", 4]]
 
 
-def test_an_export_is_replaced_but_nothing_else_is(weights: Path, tmp_path: Path, capsys) -> None:
+def test_an_export_is_replaced_but_nothing_else_is(tmp_path_factory, tmp_path: Path, capsys) -> None:
+    weights = make_weights(tmp_path_factory.mktemp("weights"))
     arguments = ["--weights", str(weights), "--format", "paddle", "--output"]
     mine = tmp_path / "thesis"
     mine.mkdir()
@@ -142,7 +144,8 @@ def test_an_export_is_replaced_but_nothing_else_is(weights: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("fault", ["differs", "empty", "nothing", "full disk"])
-def test_a_faulty_export_is_not_kept(fault: str, weights: Path, tmp_path: Path, images, monkeypatch) -> None:
+def test_a_faulty_export_is_not_kept(fault: str, tmp_path: Path, images, monkeypatch) -> None:
+    weights = make_weights(tmp_path / "weights")
     predictor = Predictor.from_weights(weights)
     folder = tmp_path / "out"
     exporting.export(predictor, weights, "paddle", folder, "f32", images)
@@ -270,7 +273,7 @@ def test_the_sidecar_may_change_under_a_prepared_engine(tmp_path: Path, images) 
 
 
 def test_auto_takes_the_network_where_nothing_can_be_prepared(tmp_path: Path, monkeypatch) -> None:
-    weights, said = make_weights(tmp_path), []
+    weights, said = make_weights(tmp_path, 0, "resnet18"), []
     (tmp_path / ".engines").write_text("a file where the folder should be")
     monkeypatch.setattr("paddle_medcls.predict.FASTEST_FIRST", ("onednn",))
     served = Predictor.from_weights(weights, engine="auto", say=said.append)
@@ -319,11 +322,21 @@ def test_bfloat16_is_close(engine: str, tmp_path: Path, images) -> None:
         need("openvino")
     if not cpu.has_bfloat16():
         pytest.skip("this processor has no bfloat16")
-    weights = make_weights(tmp_path)
+    weights = make_weights(tmp_path, 0, "resnet18")
     exact = Predictor.from_weights(weights, engine=engine)
     fast = Predictor.from_weights(weights, engine=engine, precision="bf16")
     p, q = (served.probabilities(served.logits(images)) for served in (exact, fast))
     assert fast.precision == "bf16" and 0 < np.abs(p - q).max() < 0.05
+
+
+@prepares
+def test_an_operator_that_an_engine_lacks_is_one_message(tmp_path: Path, images) -> None:
+    """Paddle's oneDNN has no average pool to 2 x 2 in bfloat16, which the toy network ends with."""
+    if not cpu.has_bfloat16():
+        pytest.skip("this processor has no bfloat16")
+    served = Predictor.from_weights(make_weights(tmp_path), engine="onednn", precision="bf16")
+    with pytest.raises(SetupError, match="onednn cannot compute this model in bf16"):
+        served.logits(images)
 
 
 def test_the_wrong_engine_for_an_export(exports) -> None:
@@ -371,7 +384,7 @@ def test_prediction_needs_no_paddle(form: str, exports, tmp_path: Path, images) 
 
 
 def test_preparing_leaves_standard_output_alone(tmp_path: Path, images) -> None:
-    weights, image = make_weights(tmp_path), write_image(tmp_path / "a.png", images[0])
+    weights, image = make_weights(tmp_path, 0, "resnet18"), write_image(tmp_path / "a.png", images[0])
     done = in_a_process(TOOLS / "predict.py", image, "--weights", weights, "--engine", "onednn", "--json")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1 and json.loads(done.stdout)["topk"]
@@ -380,7 +393,7 @@ def test_preparing_leaves_standard_output_alone(tmp_path: Path, images) -> None:
 
 @prepares
 def test_heat_maps_are_drawn_beside_any_engine(tmp_path: Path, images, capsys) -> None:
-    weights, image = make_weights(tmp_path), write_image(tmp_path / "a.png", images[0])
+    weights, image = make_weights(tmp_path, 0, "resnet18"), write_image(tmp_path / "a.png", images[0])
     arguments = [str(image), "--weights", str(weights), "--json", "--gradcam"]
     for engine in ("paddle", "onednn"):
         assert predict.main([*arguments, str(tmp_path / engine), "--engine", engine]) == 0
