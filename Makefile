@@ -30,7 +30,7 @@ demo: $(VENV)/ready
 	@echo "and the study of the errors: $(DEMO)/evaluation/errors.html"
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest --cov=paddle_medcls --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=paddle_medcls --cov-report=term
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

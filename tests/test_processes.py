@@ -46,6 +46,10 @@ def test_too_many() -> None:
         choose(5, 0, 8, 4)
 
 
+def test_with_onednn_one_process_is_the_fastest_on_a_cpu() -> None:
+    assert choose("auto", 0, 2, 16, onednn=True) == 1 and choose(2, 0, 2, 16, onednn=True) == 2
+
+
 def test_the_cores_are_divided(monkeypatch) -> None:
     monkeypatch.setattr("paddle_medcls.cpu.usable_cores", lambda: 5)
     monkeypatch.setattr("paddle_medcls.cpu.sys.modules", {})

@@ -39,7 +39,7 @@ def _work(args: argparse.Namespace) -> int:
         from streamlit.web import cli
     except ImportError as error:
         raise SetupError(f"Streamlit cannot be loaded: {error}", do="pip install streamlit") from None
-    if args.weights and not args.weights.is_file():
+    if args.weights and not args.weights.exists():
         raise WeightsError(f"{args.weights}: No such file", do="check the path given to --weights")
     _refuse_taken(args.address, args.port)
     import paddle_medcls.runtime  # noqa: F401  Paddle in the main thread, and its faults before the page opens

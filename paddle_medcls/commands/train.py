@@ -140,10 +140,25 @@ def _count(args: argparse.Namespace, recipe) -> tuple[int, bool]:
         from paddle_medcls.runtime import count_gpus
 
         gpus = count_gpus()
-    count = choose(wanted, gpus, usable_cores(), recipe.batch_size)
+    onednn = wanted == "auto" and not gpus and _onednn_computes(args, recipe)
+    count = choose(wanted, gpus, usable_cores(), recipe.batch_size, onednn)
     if wanted == "auto" and count == 1:
-        print("one process: there is one core or GPU, or the batch is small", file=sys.stderr)
+        why = "with oneDNN's operators it is the fastest" if onednn else "one core or GPU, or a small batch"
+        print(f"one process: {why}", file=sys.stderr)
     return count, gpus > 0
+
+
+def _onednn_computes(args: argparse.Namespace, recipe) -> bool:
+    from paddle_medcls.errors import SetupError
+    from paddle_medcls.models.onednn import open_library
+
+    if args.kernels == "paddle" or recipe.freeze or not recipe.model.startswith("resnet"):
+        return False
+    try:
+        open_library()
+    except SetupError:
+        return False
+    return True
 
 
 def _processes_of(run_dir: Path) -> int:
