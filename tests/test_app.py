@@ -401,7 +401,8 @@ def test_in_a_browser(browser, address: str, trained: Path, tmp_path: Path, caps
     said = by_command(trained, files, capsys)
     for page, expected, file in zip(pages, said, files):
         page.get_by_text("what speaks for").wait_for(timeout=60_000)
-        assert bars(page.content()) == {item["label"]: item["probability"] for item in expected["topk"]}
+        wanted = {item["label"]: item["probability"] for item in expected["topk"]}
+        assert bars(page.content()) == pytest.approx(wanted, abs=1.5e-6)  # six digits; threads may turn the last
         assert page.locator(".verdict").inner_text() == expected["label"]
         pictures = page.locator("[data-testid=stMain] [data-testid=stImage] img")
         assert pictures.count() == 2 and len({picture_bytes(page, picture) for picture in pictures.all()}) == 2

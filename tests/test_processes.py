@@ -311,6 +311,7 @@ def test_a_killed_process_ends_the_run(whole) -> None:
     assert "RunError: process 1 of 2 was ended by SIGKILL" in said and "Traceback" not in said, said
 
 
+@pytest.mark.slow
 def test_processes_outlive_no_command(whole) -> None:
     """Where the command itself is killed, the processes save, as on Ctrl-C, and go."""
     folder, _ = whole
