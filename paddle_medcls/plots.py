@@ -236,6 +236,17 @@ def ratios(
     _save(figure, path, note)
 
 
+def _apart(values: Sequence[float]) -> list[float]:
+    """Values of a logarithmic axis whose labels do not cover each other."""
+    ordered = sorted(values)
+    least = (ordered[-1] / ordered[0]) ** 0.05
+    kept = ordered[:1]
+    for value in ordered[1:]:
+        if value > kept[-1] * least:
+            kept.append(value)
+    return kept
+
+
 def growth(
     path: Path, panels: Sequence[tuple[str, str, Sequence[float], Sequence[float], str]], title: str, note: str = ""
 ) -> None:
@@ -244,7 +255,8 @@ def growth(
     for axis, (name, cost, sizes, costs, text) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         axis.loglog(sizes, costs, "o-", color=COLORS[0])
         axis.set_xticks(sizes, [f"{size:g}" for size in sizes], rotation=45, fontsize=8)
-        axis.set_yticks(costs, [f"{value:.3g}" for value in costs], fontsize=8)
+        ticks = _apart(costs)
+        axis.set_yticks(ticks, [f"{value:.3g}" for value in ticks], fontsize=8)
         axis.minorticks_off()
         axis.set(xlabel=name, ylabel=cost, title=text)
         axis.grid(alpha=0.3)
