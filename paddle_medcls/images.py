@@ -36,6 +36,7 @@ except ImportError as error:  # the wheel is there, a system library is not (ser
 cv2.setNumThreads(1)  # the loader decodes several images at once; OpenCV's own threads would compete
 
 MAX_PIXELS = 100_000_000
+MAX_SIDE_PX = 4096  # of a network's input: a hostile sidecar must not ask for all the memory
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
@@ -88,7 +89,7 @@ class Preprocessing:
             if getattr(self, name) not in CHOICES[name]:
                 raise ValueError(f"preprocessing {name}: {getattr(self, name)!r} is not one of {CHOICES[name]}")
         for name in ("size_px", "resize_px"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+            if type(getattr(self, name)) is not int or not 1 <= getattr(self, name) <= MAX_SIDE_PX:
                 raise ValueError(f"preprocessing {name}: {getattr(self, name)!r} is not a number of pixels")
         for values in (self.mean, self.std):
             if len(values) != self.num_channels or not all(isinstance(value, (int, float)) for value in values):
