@@ -80,7 +80,9 @@ def read_data(
         return _facts(recipe, data_root, train_index, val_index, workers, image_cache, say)
 
     facts, caches = from_first(read, rank, world)
-    fitted = {split: mapped(Path(file)) if file else None for split, file in caches.items()}
+    fitted: dict[str, np.ndarray | None] = {
+        split: mapped(Path(file)) if file else None for split, file in caches.items()
+    }
     return Data(train_index, val_index, facts, fitted, report.DRAWN_NOTICE if train_index.drawn else "")
 
 
@@ -101,7 +103,7 @@ def _facts(
         parts = recipe.crop_scale and index is train_index  # random parts need the whole image
         folder = Path(image_cache) if image_cache and not (recipe.freeze or parts) else None
         found, images = scan_cached(index, Preprocessing.of(recipe), workers, folder, say)
-        caches[index.split] = "" if images is None else str(getattr(images, "filename", ""))
+        caches[index.split] = "" if images is None else str(images.filename)
         facts[index.split] = {
             "images": len(index),
             "fingerprint": index.fingerprint(),

@@ -31,24 +31,26 @@ def usable_cores() -> int:
     return cores
 
 
+def cpu_info(name: str) -> str:
+    """What Linux says of the first processor: "vendor_id", "model name", "flags", …; "" elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")
+
+
 def matrix_switch() -> str | None:
     """Value for MKL_DEBUG_CPU_TYPE: "7" (AVX-512) or "5" (AVX2) on AMD, None elsewhere."""
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-    except OSError:
+    if cpu_info("vendor_id") != "AuthenticAMD":
         return None
-    if "AuthenticAMD" not in info:
-        return None
-    flags = next((line for line in info.splitlines() if line.startswith("flags")), "").split()
+    flags = cpu_info("flags").split()
     return "7" if "avx512f" in flags else "5" if "avx2" in flags else None
 
 
 def has_bfloat16() -> bool:
     """Whether the processor computes with bfloat16 (AVX-512 or AMX)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
+    flags = cpu_info("flags").split()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 

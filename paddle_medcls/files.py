@@ -64,6 +64,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def python_path() -> str:
+    """PYTHONPATH under which a fresh process finds this package, installed or not."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+
+
 def write_text(path: str | Path, text: str) -> None:
     atomic_write(path, text.encode("utf-8"))
 

@@ -84,7 +84,7 @@ def is_card(path: Path) -> bool:
 
 def card_text(folder: Path, card: Sidecar, form: str, files: Sequence[str], facts: dict) -> str:
     """The model card as Markdown, with the front matter that model hubs read; arguments as of `write_card`."""
-    recipe = Recipe.from_json(facts["recipe"]) if "recipe" in facts else _known_recipe(card)
+    recipe = Recipe.from_json(facts["recipe"]) if "recipe" in facts else known_recipe(card)
     about, faults = ({}, []) if card.drawn else dataset_card(card.dataset)
     sections = [
         _front_matter(card, form),
@@ -242,13 +242,14 @@ def _training(folder: Path, card: Sidecar, recipe: Recipe | None, facts: dict) -
 
 def recipe_changes(card: Sidecar, recipe: Recipe) -> list[str]:
     """Where a run's recipe differs from the project's of the same name: "epochs: 50 → 8"."""
-    known = _known_recipe(card)
+    known = known_recipe(card)
     hidden = {"targets", "pretrained", *(("mean", "std") if recipe.statistics == "train" else ())}
     found = [] if known is None else known.differences(recipe)
     return [line.replace(" -> ", " → ") for line in found if line.partition(":")[0] not in hidden]
 
 
-def _known_recipe(card: Sidecar) -> Recipe | None:
+def known_recipe(card: Sidecar) -> Recipe | None:
+    """The project's recipe that a sidecar names, for its data set and network."""
     return get_recipe(card.recipe, card.dataset, card.network.model) if card.recipe in all_recipes() else None
 
 

@@ -19,7 +19,7 @@ from paddle_medcls.data import dataset_classes
 from paddle_medcls.data.index import Index
 from paddle_medcls.engines import FORMS, PRECISIONS, Forward, open_model, require
 from paddle_medcls.errors import DataError, SetupError, WeightsError
-from paddle_medcls.files import sha256
+from paddle_medcls.files import python_path, sha256
 from paddle_medcls.images import SUFFIXES, Preprocessing, preprocess, read_image, unfit
 from paddle_medcls.models.layouts import recognise
 from paddle_medcls.recipe import Recipe
@@ -51,14 +51,14 @@ class Predictor:
         forward: Forward | None = None,
         engine: str = "paddle",
         precision: str = "f32",
-        source: tuple[Path, Recipe | None] | None = None,
+        source: tuple[Path, Sidecar | None, Recipe | None] | None = None,
     ) -> None:
         """Of a network, or of what computes its logits; see `from_weights` for files.
 
         Args:
             model: the network; its flips are averaged here.
             forward: that of `engine`, see `engines.open_model`; flips are averaged inside.
-            source: weight file and recipe that the network can be built from when heat maps are asked for.
+            source: weight file, sidecar and recipe that the network can be built from when heat maps are asked for.
         """
         self.card = card
         self.notes = list(notes)
@@ -104,13 +104,13 @@ class Predictor:
             if name == "paddle":
                 break
             try:
-                return _of_engine(path, recipe, name, precision, say)
+                return _of_engine(path, card, recipe, name, precision, say)
             except SetupError as error:  # of the engine; faults of the weights are the same everywhere
                 if engine != "auto":
                     raise
                 say(f"{name} cannot be used: {error.what}")
         require("paddle", precision)
-        return _of_network(path, recipe)
+        return _of_network(path, card, recipe)
 
     @property
     def model(self):
@@ -213,16 +213,14 @@ class Predictor:
                 yield path, image if isinstance(image, DataError) else next(probs)
 
 
-def _of_network(path: Path, recipe: Recipe | None) -> Predictor:
+def _of_network(path: Path, card: Sidecar | None, recipe: Recipe | None) -> Predictor:
     """The network itself, in Paddle."""
     from paddle_medcls.models.weights import load_strict, read_weights
 
     state = read_weights(path)
-    sidecar = sidecar_of(path)
-    if sidecar.is_file():
-        card = Sidecar.read(sidecar)
+    notes: list[str] = []
+    if card is not None:
         card.check(path)
-        notes: list[str] = []
     else:
         card, state, notes = _assume(path, state, recipe)
     model = card.network.build()
@@ -267,33 +265,37 @@ def _prepared_folder(weights: Path, engine: str) -> Path:
 
 
 def _of_engine(
-    weights: Path, recipe: Recipe | None, engine: str, precision: str, say: Callable[[str], None]
+    weights: Path, own: Sidecar | None, recipe: Recipe | None, engine: str, precision: str, say: Callable[[str], None]
 ) -> Predictor:
     """The weights' exported form, made beside them when there is none or it is another file's."""
     require(engine, precision)
-    folder = _prepared_folder(weights, engine)
-    digest = sha256(weights)
-    sidecar = sidecar_of(weights)
-    own = Sidecar.read(sidecar) if sidecar.is_file() else None
     if own is not None:
         own.check(weights)
-    for attempt in (1, 2):
-        try:
-            card = Sidecar.read(sidecar_of(find_model(folder)))
-            stale = card.sha256 != digest or (own is not None and card.flips != own.flips)
-            if not stale:
-                card.check(folder / next(iter(card.files)))
-                break
-        except WeightsError:
-            pass
-        if attempt == 2:
-            raise SetupError(f"{folder}: what was prepared cannot be read", do="remove this folder")
-        say(f"preparing {weights.name} for {engine}, once; kept in {folder}")
-        _prepare(weights, recipe, engine, folder)
-    forward = open_model(folder, sidecar.stem, card.form, precision)
+    digest = own.sha256 if own is not None and own.sha256 else sha256(weights)
+    sidecar = _prepared_folder(weights, engine) / sidecar_of(weights).name
+    card = _prepared(sidecar, digest, own)
+    if card is None:
+        say(f"preparing {weights.name} for {engine}, once; kept in {sidecar.parent}")
+        _prepare(weights, recipe, engine, sidecar.parent)
+        card = _prepared(sidecar, digest, own)
+    if card is None:
+        raise SetupError(f"{sidecar.parent}: what was prepared cannot be read", do="remove this folder")
+    forward = open_model(sidecar.parent, sidecar.stem, card.form, precision)
     notes = [] if own else [f"{weights.name}: no sidecar; taken as recipe {card.recipe}, {card.network.model}"]
     card = own or replace(card, form="", files={})
-    return Predictor(card, notes, None, forward, engine, precision, (weights, recipe))
+    return Predictor(card, notes, None, forward, engine, precision, (weights, own, recipe))
+
+
+def _prepared(sidecar: Path, digest: str, own: Sidecar | None) -> Sidecar | None:
+    """The sidecar of what was prepared; None where it is missing, damaged or of other weights or flips."""
+    try:
+        card = Sidecar.read(sidecar)
+        if card.sha256 != digest or (own is not None and card.flips != own.flips):
+            return None
+        card.check(sidecar)
+        return card
+    except WeightsError:
+        return None
 
 
 def _prepare(weights: Path, recipe: Recipe | None, engine: str, folder: Path) -> None:
@@ -301,8 +303,7 @@ def _prepare(weights: Path, recipe: Recipe | None, engine: str, folder: Path) ->
     form = next(form for form, name in FORMS.items() if name == engine)
     command = [sys.executable, "-m", "paddle_medcls.commands.export", "--weights", str(weights), "--format", form]
     command += ["--output", str(folder)] + (["--recipe", recipe.name] if recipe else [])
-    here = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": here})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": python_path()})
     if done.returncode != 0:
         kind, _, said = next((line for line in done.stderr.splitlines() if "Error: " in line), "").partition(": ")
         if kind == "WeightsError":

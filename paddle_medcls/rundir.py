@@ -117,11 +117,13 @@ def append_timing(run_dir: Path, epoch: int, trained: float, waited: float, imag
         file.write(f"{epoch},{trained:.2f},{images / trained:.2f},{waited / trained:.4f},{total:.2f}\n")
 
 
-def keep_weights(model, weights: Path, card: Sidecar, result: dict) -> None:
-    """Writes the weight file and the sidecar that describes it."""
+def keep_weights(model, weights: Path, card: Sidecar, result: dict) -> Sidecar:
+    """Writes the weight file and the sidecar that describes it, which is returned."""
     save_weights(model, weights)
     metrics_kept = {name: value for name, value in result.items() if name != "confusion"}
-    Sidecar(**{**vars(card), "metrics": metrics_kept, "sha256": sha256(weights)}).write(weights.with_suffix(".json"))
+    card = replace(card, metrics=metrics_kept, sha256=sha256(weights))
+    card.write(sidecar_of(weights))
+    return card
 
 
 def save(run_dir: Path, parts: dict, state: State) -> None:

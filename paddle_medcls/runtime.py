@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_medcls import __version__
-from paddle_medcls.cpu import prepare_environment
+from paddle_medcls.cpu import cpu_info, prepare_environment
 from paddle_medcls.errors import SetupError
 
 
@@ -118,18 +118,10 @@ def environment(device: str) -> dict:
         "numpy": numpy.__version__,
         "opencv": cv2.__version__,
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": cpu_info("model name") or platform.processor() or platform.machine(),
         "device": device,
         "threads": int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]),
         "switches": {
             name: os.environ[name] for name in ("MKL_DEBUG_CPU_TYPE", "FLAGS_cudnn_deterministic") if name in os.environ
         },
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -235,9 +235,8 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         return {}
     result = rundir.score_split(logits, data.val, recipe.loss)
     result |= {"epoch": state.best_epoch, "drawn": data.train.drawn}
-    rundir.keep_weights(model, weights, learner.card, result)
-    rundir.write_outputs(run_dir, logits, data.val, learner.card, result)
-    card = Sidecar.read(weights.with_suffix(".json"))
+    card = rundir.keep_weights(model, weights, learner.card, result)
+    rundir.write_outputs(run_dir, logits, data.val, card, result)
     modelcard.write_card(run_dir, card, "weights", [weights.name], modelcard.run_facts(weights, card))
     return result
 

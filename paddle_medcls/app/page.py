@@ -180,7 +180,7 @@ def _lock() -> threading.Lock:
 
 def _choose_images(t: Words, dataset: str) -> list[Image]:
     """Uploads, which stay while the model changes, and drawn images like those of the model's data set."""
-    kinds = sorted({suffix[1:] for suffix in SUFFIXES} | {"dcm"})
+    kinds = sorted(suffix[1:] for suffix in SUFFIXES)
     uploads = st.file_uploader(t["images"], kinds, accept_multiple_files=True, help=t["images_help"], key="images")
     images = [Image(upload.file_id, upload.name, upload.getvalue) for upload in uploads]
     drawn = examples(dataset)

@@ -28,10 +28,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-from paddle_medcls.benchmark.cell import Job, python_path
+from paddle_medcls.benchmark.cell import Job
 from paddle_medcls.benchmark.rows import GFLOP, LIMITS, ONCE, PEERS, ROWS, UNITS
 from paddle_medcls.cpu import usable_cores
 from paddle_medcls.errors import RunError
+from paddle_medcls.files import python_path
 from paddle_medcls.progress import progress
 
 KIND = "paddle_medcls benchmark"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 import time
@@ -86,8 +85,3 @@ def peak_mb() -> float:
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     most = max(resource.getrusage(kind).ru_maxrss for kind in kinds)
     return most / (1e6 if sys.platform == "darwin" else 1e3 / 1.024)
-
-
-def python_path() -> str:
-    """PYTHONPATH under which a fresh process finds this package, installed or not."""
-    return os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))

@@ -87,20 +87,14 @@ def step_seconds(job: Job, work: Work) -> float:
     return work.smaller(job).batch / training(job, work, "auto")
 
 
-def _has_own_operators() -> bool:
-    return importlib.util.find_spec("paddle_medcls.models.accelerate") is not None
-
-
 def _on_onednn(model, kernels: str):
     """The network on this package's own operators."""
-    if not _has_own_operators():
-        fault = "this version has no operators of its own"
-    else:
-        accelerate = importlib.import_module("paddle_medcls.models.accelerate")
-        onednn = importlib.import_module("paddle_medcls.models.onednn")
-        fault = accelerate.obstacle(model, "cpu")
-        if not fault:
-            return accelerate.Accelerated(model, onednn.Operators(bf16=kernels == "onednn bf16"))
+    from paddle_medcls.models.accelerate import Accelerated, obstacle
+    from paddle_medcls.models.onednn import Operators
+
+    fault = obstacle(model, "cpu")
+    if not fault:
+        return Accelerated(model, Operators(bf16=kernels == "onednn bf16"))
     if kernels == "auto":
         return model
     raise SetupError(fault)
@@ -108,8 +102,6 @@ def _on_onednn(model, kernels: str):
 
 def processes(job: Job, work: Work, count: int, kernels: str = "auto") -> float:
     """Images a second of `train.py --processes`, in its second epoch of four batches, on drawn images in memory."""
-    if importlib.util.find_spec("paddle_medcls.processes") is None:
-        raise SetupError("this version has no --processes")
     if count > usable_cores():
         raise SetupError(f"{usable_cores()} core(s) here")
     from paddle_medcls.data.index import DRAWN_MARK
@@ -126,8 +118,7 @@ def processes(job: Job, work: Work, count: int, kernels: str = "auto") -> float:
         row = train_command(
             Path(folder) / "run",
             *("--dataset", name, "--recipe", "medmnist_sgd", "--model", work.model, "--data-root", str(root)),
-            *("--epochs", "2", "--batch-size", str(work.batch), "--processes", str(count)),
-            *(("--kernels", kernels) if _has_own_operators() else ()),
+            *("--epochs", "2", "--batch-size", str(work.batch), "--processes", str(count), "--kernels", kernels),
             *("--set", *settings),
         )
     return row["images_per_second"]

@@ -72,7 +72,7 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.data import dataset_module, default_root, load_index
     from paddle_medcls.data.statistics import scan
     from paddle_medcls.metrics import predicted
-    from paddle_medcls.recipes import all_recipes, get_recipe
+    from paddle_medcls.modelcard import known_recipe
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE, class_table, confusion_table, summary
     from paddle_medcls.sidecar import find_model
 
@@ -81,8 +81,7 @@ def _work(args: argparse.Namespace) -> int:
     for note in [f"weights: {args.weights} ({predictor.engine}, {predictor.precision})", *predictor.notes]:
         print(note, file=sys.stderr)
     card = predictor.card
-    known = card.recipe in all_recipes()
-    recipe = get_recipe(card.recipe, card.dataset, card.network.model) if known else None
+    recipe = known_recipe(card)
     root = args.data_root or _run_data_root(args.weights) or default_root(card.dataset)
 
     def listed(split: str):

@@ -31,14 +31,14 @@ def keyed_file(folder: Path, key: list) -> Path:
     return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npy"
 
 
-def mapped(path: Path) -> np.ndarray:
+def mapped(path: Path) -> np.memmap:
     """An array on the disk, of which only what is used is read."""
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def scan_cached(
     index: Index, spec: Preprocessing, workers: int, folder: Path | None, say: Callable[[str], None]
-) -> tuple[dict, np.ndarray | None]:
+) -> tuple[dict, np.memmap | None]:
     """`statistics.scan`, and in the same pass every image scaled to the network's size, kept for the epochs.
 
     Where the files, with their sizes and times, are those of an earlier run, nothing is decoded.
@@ -88,7 +88,7 @@ def scan_cached(
     return figures, mapped(path)
 
 
-def _known(path: Path, shape: tuple[int, ...]) -> tuple[dict, np.ndarray] | None:
+def _known(path: Path, shape: tuple[int, ...]) -> tuple[dict, np.memmap] | None:
     """Figures and images of an earlier run; None where there are none or they are not whole."""
     try:
         images = mapped(path)
