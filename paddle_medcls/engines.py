@@ -13,6 +13,7 @@ bf16 rounds inside the network to 8 bits of mantissa; it needs a processor that 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -142,5 +143,6 @@ def stdout_to_stderr() -> Iterator[None]:
         os.dup2(2, 1)
         yield
     finally:
+        ctypes.CDLL(None).fflush(None)  # what C has buffered would come out later
         os.dup2(kept, 1)
         os.close(kept)

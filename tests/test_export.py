@@ -386,7 +386,7 @@ def test_prediction_needs_no_paddle(form: str, exports, tmp_path: Path, images) 
 
 
 def test_preparing_leaves_standard_output_alone(tmp_path: Path, images) -> None:
-    weights, image = make_weights(tmp_path, 0, "resnet18"), write_image(tmp_path / "a.png", images[0])
+    weights, image = make_weights(tmp_path, 0, "resnet18", flips=("flip",)), write_image(tmp_path / "a.png", images[0])
     done = in_a_process(TOOLS / "predict.py", image, "--weights", weights, "--engine", "onednn", "--json")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1 and json.loads(done.stdout)["topk"]
