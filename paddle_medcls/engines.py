@@ -124,7 +124,8 @@ def _open_onednn(folder: Path, name: str, precision: str) -> Forward:
     def forward(x: np.ndarray) -> np.ndarray:
         given.reshape(list(x.shape))
         given.copy_from_cpu(np.ascontiguousarray(x))
-        predictor.run()
+        with stdout_to_stderr():  # some operators announce themselves
+            predictor.run()
         return wanted.copy_to_cpu()
 
     return forward
