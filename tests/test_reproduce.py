@@ -11,7 +11,7 @@ from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.errors import RecipeError, RunError, Stopped
 from paddle_medcls.files import write_json
-from paddle_medcls.reproduce import plan, run_grid, table, verdict
+from paddle_medcls.reproduce import permutation_p, plan, run_grid, table, verdict
 from paddle_medcls.train import Options, train
 
 
@@ -94,6 +94,25 @@ def test_the_table(tmp_path):
     assert "- breastmnist: breastmnist.npz: not the official bytes" in text
     assert "Not run: medmnist-breastmnist-resnet50-seed0, " in text
     assert "2 x sqrt(sd^2 / n + s^2)" in text
+
+
+def test_recipes_beside_each_other(tmp_path):
+    cells = plan("medmnist", tmp_path, 3, ("medmnist", "medmnist_best"), ("breast",), ("resnet18",))
+    for cell in cells:
+        best = cell.recipe.name == "medmnist_best"
+        finish(cell, 0.90 + 0.03 * best + 0.01 * cell.recipe.seed, 0.80)
+    line = "- breastmnist, resnet18: medmnist_best - medmnist: auc +0.030 (p 0.100), accuracy +0.000 (p 1.000); "
+    assert line + "3 and 3 seeds" in table(cells)
+    assert "permutation" not in table(cells[::2])  # one recipe alone
+
+
+def test_permutation_p():
+    assert permutation_p([5, 6, 7, 8], [1, 2, 3, 4]) == 2 / 70  # of 8 over 4 deals these two go as far
+    assert permutation_p([1, 4], [2, 3]) == 1  # no difference
+    assert permutation_p([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]) == 1  # none but rounding's
+    assert permutation_p([5], [1, 2]) == 1 / 3  # 5, 1 or 2 alone: 3.5, -2.5, -1
+    few = permutation_p([5, 6, 7, 8, 9], [1, 2, 3, 4, 6], most=200)  # of 252 deals, so drawn
+    assert few == pytest.approx(permutation_p([5, 6, 7, 8, 9], [1, 2, 3, 4, 6]), abs=0.02)
 
 
 def test_figures_that_a_recipe_names_itself(tmp_path):
