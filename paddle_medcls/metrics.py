@@ -62,6 +62,21 @@ def predicted(probs: np.ndarray, task: str, threshold: float = 0.5) -> np.ndarra
     return probs.argmax(axis=1)
 
 
+def decided(probs: np.ndarray, task: str, threshold: float = 0.5) -> tuple[list[int], float]:
+    """What one image is decided for.
+
+    Args:
+        probs: (C,), its probabilities.
+
+    Returns:
+        The classes: one, or for a multi-label task any number. The probability of that one, or the largest.
+    """
+    guess = predicted(probs[None], task, threshold)[0]
+    if task == "multi-label":
+        return np.flatnonzero(guess).tolist(), float(probs.max())
+    return [int(guess)], float(probs[int(guess)])
+
+
 def roc_auc(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Area under the ROC curve: P(score of a positive > score of a negative), ties count one half.
 

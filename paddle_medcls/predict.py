@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +14,15 @@ from paddle_medcls.data import dataset_classes
 from paddle_medcls.data.index import Index
 from paddle_medcls.engines import FORMS, PRECISIONS, Forward, open_model, require
 from paddle_medcls.errors import DataError, SetupError, WeightsError
-from paddle_medcls.files import python_path, sha256
-from paddle_medcls.images import SUFFIXES, Preprocessing, preprocess, read_image, unfit
+from paddle_medcls.images import Preprocessing, preprocess, read_image, unfit
 from paddle_medcls.models.layouts import recognise
+from paddle_medcls.prepared import candidates, open_prepared
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.sidecar import Sidecar, find_model, sidecar_of
 
 _NOTEBOOKS = {("document 001", 1): "palm_tutorial", ("document 003", 4): "covid_notebook"}
 """(layout, outputs) of a weight file without a sidecar -> the recipe it must have been made with."""
-
-FASTEST_FIRST = ("openvino", "onnxruntime", "onednn")
-"""On a CPU; see tools/benchmark.py."""
 
 
 class Predictor:
@@ -100,11 +92,15 @@ class Predictor:
         card = Sidecar.read(sidecar) if sidecar.is_file() else None
         if card is not None and card.form:
             return _of_export(path, card, engine, precision)
-        for name in _candidates(path, engine, precision):
+        for name in candidates(path, engine, precision):
             if name == "paddle":
                 break
             try:
-                return _of_engine(path, card, recipe, name, precision, say)
+                known, forward = open_prepared(path, card, recipe, name, precision, say)
+                notes = (
+                    [] if card else [f"{path.name}: no sidecar; taken as recipe {known.recipe}, {known.network.model}"]
+                )
+                return Predictor(known, notes, None, forward, name, precision, (path, card, recipe))
             except SetupError as error:  # of the engine; faults of the weights are the same everywhere
                 if engine != "auto":
                     raise
@@ -241,77 +237,6 @@ def _of_export(path: Path, card: Sidecar, engine: str | None, precision: str) ->
     return Predictor(card, forward=forward, engine=own, precision=precision)
 
 
-def _candidates(path: Path, engine: str | None, precision: str) -> list[str]:
-    """Engines to try, the fastest first; the network itself ends the list."""
-    if engine is None or not path.is_file():
-        return ["paddle"]
-    if engine != "auto":
-        return [engine]
-    return [name for name in FASTEST_FIRST if _usable(path, name, precision)] + ["paddle"]
-
-
-def _usable(path: Path, engine: str, precision: str) -> bool:
-    """Whether an engine is installed, and its form of these weights is there or can be made."""
-    try:
-        require(engine, precision)
-    except SetupError:
-        return False
-    can_export = engine == "onednn" or importlib.util.find_spec("paddle2onnx") is not None
-    return _prepared_folder(path, engine).is_dir() or (can_export and os.access(path.parent, os.W_OK))
-
-
-def _prepared_folder(weights: Path, engine: str) -> Path:
-    return weights.parent / ".engines" / f"{weights.name}-{engine}"
-
-
-def _of_engine(
-    weights: Path, own: Sidecar | None, recipe: Recipe | None, engine: str, precision: str, say: Callable[[str], None]
-) -> Predictor:
-    """The weights' exported form, made beside them when there is none or it is another file's."""
-    require(engine, precision)
-    if own is not None:
-        own.check(weights)
-    digest = own.sha256 if own is not None and own.sha256 else sha256(weights)
-    sidecar = _prepared_folder(weights, engine) / sidecar_of(weights).name
-    card = _prepared(sidecar, digest, own)
-    if card is None:
-        say(f"preparing {weights.name} for {engine}, once; kept in {sidecar.parent}")
-        _prepare(weights, recipe, engine, sidecar.parent)
-        card = _prepared(sidecar, digest, own)
-    if card is None:
-        raise SetupError(f"{sidecar.parent}: what was prepared cannot be read", do="remove this folder")
-    forward = open_model(sidecar.parent, sidecar.stem, card.form, precision)
-    notes = [] if own else [f"{weights.name}: no sidecar; taken as recipe {card.recipe}, {card.network.model}"]
-    card = own or replace(card, form="", files={})
-    return Predictor(card, notes, None, forward, engine, precision, (weights, own, recipe))
-
-
-def _prepared(sidecar: Path, digest: str, own: Sidecar | None) -> Sidecar | None:
-    """The sidecar of what was prepared; None where it is missing, damaged or of other weights or flips."""
-    try:
-        card = Sidecar.read(sidecar)
-        if card.sha256 != digest or (own is not None and card.flips != own.flips):
-            return None
-        card.check(sidecar)
-        return card
-    except WeightsError:
-        return None
-
-
-def _prepare(weights: Path, recipe: Recipe | None, engine: str, folder: Path) -> None:
-    """Exports in a process of its own: this one stays without Paddle, and its output clean."""
-    form = next(form for form, name in FORMS.items() if name == engine)
-    command = [sys.executable, "-m", "paddle_medcls.commands.export", "--weights", str(weights), "--format", form]
-    command += ["--output", str(folder)] + (["--recipe", recipe.name] if recipe else [])
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": python_path()})
-    if done.returncode != 0:
-        kind, _, said = next((line for line in done.stderr.splitlines() if "Error: " in line), "").partition(": ")
-        if kind == "WeightsError":
-            raise WeightsError(said)
-        why = f"{kind}: {said}" if kind else f"exit code {done.returncode}"
-        raise SetupError(f"exporting failed: {why}", do=f"try it: tools/export.py --weights {weights}")
-
-
 def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, dict, list[str]]:
     """Card, renamed state and notes for a file without a sidecar."""
     network, state, layout = recognise(state, path)
@@ -337,51 +262,3 @@ def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, di
     )
     card = Sidecar(recipe.dataset, recipe.name, classes, task, recipe.loss, network, spec, labels=recipe.labels)
     return card, state, notes
-
-
-def expand(arguments: Sequence[str]) -> list[Path]:
-    """Files, folders (searched below) and globs -> image files, sorted within each argument.
-
-    Raises:
-        DataError: an argument that is nothing, or a folder without images.
-    """
-    found: list[Path] = []
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not inside:
-                raise DataError(f"{path}: no images in this folder", expected=", ".join(SUFFIXES))
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            matches = sorted(Path().glob(argument)) if not path.is_absolute() else _absolute_glob(path)
-            if not matches:
-                raise DataError(f"{argument}: no such file or folder")
-            found += [match for match in matches if match.is_file()]
-    return found
-
-
-def _absolute_glob(path: Path) -> list[Path]:
-    root = Path(path.anchor)
-    return sorted(root.glob(str(path.relative_to(root))))
-
-
-def picture_names(paths: Sequence[Path], what: str) -> dict[Path, Path]:
-    """A relative name `<folders>/<stem>_<what>.png` for a picture of each file, no two the same.
-
-    Folders are those below the one that all files share.
-    """
-    whole = {path: path.absolute() for path in paths}
-    shared = Path(os.path.commonpath([path.parent for path in whole.values()])) if paths else Path()
-    names: dict[Path, Path] = {}
-    taken: set[Path] = set()
-    for path, absolute in whole.items():
-        folder = absolute.parent.relative_to(shared)
-        name = folder / f"{path.stem}_{what}.png"
-        if name in taken:  # a.jpg beside a.png
-            name = folder / f"{path.name}_{what}.png"
-        taken.add(name)
-        names[path] = name
-    return names

@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def the_network_itself(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands compute with the network: making an export takes seconds. `test_export` is about engines."""
     if request.module.__name__ != "test_export":
-        monkeypatch.setattr("paddle_medcls.predict.FASTEST_FIRST", ())
+        monkeypatch.setattr("paddle_medcls.prepared.FASTEST_FIRST", ())
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_an_error_that_nobody_foresaw_is_short_too(monkeypatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("paddle_medcls.predict.expand", lambda _: 1 / 0)
+    monkeypatch.setattr("paddle_medcls.inputs.expand", lambda _: 1 / 0)
     assert predict.main(["a.png"]) == 1
     assert capsys.readouterr().err.startswith("unexpected ZeroDivisionError: division by zero\n  do")
     with pytest.raises(ZeroDivisionError):

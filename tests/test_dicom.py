@@ -27,8 +27,9 @@ from pydicom.sequence import Sequence  # noqa: E402
 from paddle_medcls.dicom import _can_decode, window  # noqa: E402
 from paddle_medcls.errors import DataError  # noqa: E402
 from paddle_medcls.images import Preprocessing, decode_image, image_mode, image_size, read_image  # noqa: E402
+from paddle_medcls.inputs import expand  # noqa: E402
 from paddle_medcls.models import Network  # noqa: E402
-from paddle_medcls.predict import Predictor, expand  # noqa: E402
+from paddle_medcls.predict import Predictor  # noqa: E402
 from paddle_medcls.runtime import paddle  # noqa: E402
 from paddle_medcls.sidecar import Sidecar  # noqa: E402
 

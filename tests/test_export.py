@@ -228,7 +228,7 @@ def prepared_here(monkeypatch: pytest.MonkeyPatch) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
         exporting.export(predictor, weights, form, folder, "f32", list(noise))
 
-    monkeypatch.setattr("paddle_medcls.predict._prepare", prepare)
+    monkeypatch.setattr("paddle_medcls.prepared._prepare", prepare)
 
 
 prepares = pytest.mark.usefixtures("prepared_here")
@@ -275,7 +275,7 @@ def test_the_sidecar_may_change_under_a_prepared_engine(tmp_path: Path, images) 
 def test_auto_takes_the_network_where_nothing_can_be_prepared(tmp_path: Path, monkeypatch) -> None:
     weights, said = make_weights(tmp_path, 0, "resnet18"), []
     (tmp_path / ".engines").write_text("a file where the folder should be")
-    monkeypatch.setattr("paddle_medcls.predict.FASTEST_FIRST", ("onednn",))
+    monkeypatch.setattr("paddle_medcls.prepared.FASTEST_FIRST", ("onednn",))
     served = Predictor.from_weights(weights, engine="auto", say=said.append)
     assert served.engine == "paddle" and "onednn cannot be used: exporting failed" in said[-1]
     with pytest.raises(SetupError, match="exporting failed"):

@@ -20,8 +20,8 @@ LAYERS = tuple(
         "cpu errors published",
         "calibration comparison distributed files interrupt metrics processes progress recipe runtime safe_pickle",
         "augment dicom images plots",
-        "data data.* models models.*",
-        "checkpoint data.loader engines errorpage evaluate frozen gradcam optim report sidecar snippets",
+        "data data.* inputs models models.*",
+        "checkpoint data.loader engines errorpage evaluate frozen gradcam optim prepared report sidecar snippets",
         "assemble modelcard predict recipes recipes.* rundir train trust",
         "benchmark benchmark.* export reproduce worker",
         "app app.* commands commands.*",
@@ -30,8 +30,8 @@ LAYERS = tuple(
 NO_PADDLE = (
     "augment calibration comparison data data.archives data.audit data.cache data.check data.covid data.download "
     "data.index data.medmnist data.oct data.palm data.sample data.splits data.statistics dicom engines errors files "
-    "images metrics modelcard models models.layouts plots predict processes recipe recipes report sidecar "
-    "snippets"
+    "images inputs metrics modelcard models models.layouts plots predict prepared processes recipe recipes "
+    "report sidecar snippets"
 ).split()
 
 

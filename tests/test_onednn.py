@@ -14,7 +14,7 @@ from paddle_medcls import rundir
 from paddle_medcls.commands import train as train_command
 from paddle_medcls.cpu import has_bfloat16
 from paddle_medcls.errors import RunError, SetupError, Stopped
-from paddle_medcls.models import Network, accelerate, onednn
+from paddle_medcls.models import Network, accelerate, dnnl
 from paddle_medcls.models.accelerate import Accelerated, obstacle
 from paddle_medcls.models.onednn import Operators
 from paddle_medcls.models.weights import read_weights
@@ -310,12 +310,12 @@ def test_other_networks_and_devices() -> None:
 
 
 def test_another_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(onednn, "MAJOR", 99)
+    monkeypatch.setattr(dnnl, "MAJOR", 99)
     with pytest.raises(SetupError, match="brings oneDNN 3"):
-        onednn.open_library()
-    monkeypatch.setattr(onednn.paddle, "__file__", str(tmp_path / "__init__.py"))
+        dnnl.open_library()
+    monkeypatch.setattr(dnnl.paddle, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(SetupError, match="no oneDNN"):
-        onednn.open_library()
+        dnnl.open_library()
 
 
 def test_a_refusal_of_the_library_is_an_error(operators: Operators) -> None:

@@ -12,9 +12,10 @@ from fakes import pixels, write_image
 
 from paddle_medcls import trust
 from paddle_medcls.images import Preprocessing
+from paddle_medcls.inputs import picture_names
 from paddle_medcls.models import Network, resnet
 from paddle_medcls.plots import overlay
-from paddle_medcls.predict import Predictor, picture_names
+from paddle_medcls.predict import Predictor
 from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar
 

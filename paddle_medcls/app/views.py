@@ -16,7 +16,7 @@ import pandas as pd
 import streamlit as st
 
 from paddle_medcls.errors import MedclsError
-from paddle_medcls.metrics import predicted
+from paddle_medcls.metrics import decided
 from paddle_medcls.predict import Predictor
 from paddle_medcls.sidecar import Sidecar
 
@@ -77,15 +77,14 @@ def sentence(error: Exception) -> str:
 
 def decide(t: Words, card: Sidecar, probs: np.ndarray) -> tuple[list[int], str]:
     """The classes that an image is decided for, and why."""
-    guess = predicted(probs[None], card.task, card.threshold)[0]
+    yes, _ = decided(probs, card.task, card.threshold)
     limit = f"{card.threshold:.4g}"
     if card.task == "multi-label":
-        yes = np.flatnonzero(guess).tolist()
         return yes, t["labels_above"].format(k=len(yes), n=len(probs), threshold=limit)
     if card.task == "binary":
-        reason = t["above" if guess else "not_above"]
-        return [int(guess)], reason.format(name=card.classes[1], p=f"{probs[1]:.4f}", threshold=limit)
-    return [int(guess)], t["most_probable"].format(n=len(probs))
+        reason = t["above" if yes[0] else "not_above"]
+        return yes, reason.format(name=card.classes[1], p=f"{probs[1]:.4f}", threshold=limit)
+    return yes, t["most_probable"].format(n=len(probs))
 
 
 def bars(t: Words, card: Sidecar, probs: np.ndarray, yes: Sequence[int]) -> list[str]:
@@ -113,13 +112,12 @@ def show_table(t: Words, card: Sidecar, rows: list[tuple[str, np.ndarray]]) -> N
     writer.writerow(["image", "label", *card.classes])
     lines = []
     for name, probs in rows:
-        yes, _ = decide(t, card, probs)
+        yes, largest = decided(probs, card.task, card.threshold)
         labels = [card.classes[k] for k in yes]
         writer.writerow(
             [name, labels if card.task == "multi-label" else labels[0], *(round(float(p), 8) for p in probs)]
         )
-        largest = probs.max() if card.task == "multi-label" else probs[yes[0]]
-        lines.append([name, ", ".join(labels) or t["none"], float(largest), *map(float, probs)])
+        lines.append([name, ", ".join(labels) or t["none"], largest, *map(float, probs)])
     columns = [t["image"], t["decision"], t["probability"], *(f"P({name})" for name in card.classes)]
     bars = {t["probability"]: st.column_config.ProgressColumn(format="%.4f", min_value=0.0, max_value=1.0)}
     digits = {name: st.column_config.NumberColumn(format="%.4f") for name in columns[3:]}

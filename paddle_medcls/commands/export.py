@@ -32,7 +32,8 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.errors import DataError, WeightsError
     from paddle_medcls.export import drawn_images, export
     from paddle_medcls.images import read_image
-    from paddle_medcls.predict import Predictor, expand
+    from paddle_medcls.inputs import expand
+    from paddle_medcls.predict import Predictor
     from paddle_medcls.recipes import get_recipe
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE
     from paddle_medcls.runtime import select_device

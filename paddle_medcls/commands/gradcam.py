@@ -55,8 +55,9 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.files import write_csv
     from paddle_medcls.gradcam import METHODS, default_layer
     from paddle_medcls.images import to_rgb, write_png
+    from paddle_medcls.inputs import expand, picture_names
     from paddle_medcls.plots import heat_sheet, overlay
-    from paddle_medcls.predict import Predictor, expand, picture_names
+    from paddle_medcls.predict import Predictor
     from paddle_medcls.progress import progress
     from paddle_medcls.recipes import get_recipe
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE

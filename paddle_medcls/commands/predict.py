@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.errors import DataError
     from paddle_medcls.files import write_csv
-    from paddle_medcls.predict import expand, picture_names
+    from paddle_medcls.inputs import expand, picture_names
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE
 
     paths = expand(args.images)
@@ -75,17 +75,14 @@ def _work(args: argparse.Namespace) -> int:
 
 
 def _row(path: Path, probs, card, k: int) -> tuple[dict, list[float]]:
-    from paddle_medcls.metrics import predicted
+    from paddle_medcls.metrics import decided
 
     order = probs.argsort()[::-1][:k]
-    guess = predicted(probs[None], card.task, card.threshold)[0]
-    if card.task == "multi-label":
-        label: object = [name for name, yes in zip(card.classes, guess) if yes]
-        probability = float(probs.max())
-    else:
-        label, probability = card.classes[int(guess)], float(probs[int(guess)])
+    labels, largest = decided(probs, card.task, card.threshold)
+    names = [card.classes[i] for i in labels]
+    label: object = names if card.task == "multi-label" else names[0]
     topk = [{"label": card.classes[i], "probability": round(float(probs[i]), 6)} for i in order]
-    row = {"image": str(path), "label": label, "probability": round(probability, 6), "topk": topk}
+    row = {"image": str(path), "label": label, "probability": round(largest, 6), "topk": topk}
     if card.drawn:
         row["drawn"] = True  # trained on drawn images: the figures say nothing about patients
     return row, [round(float(p), 8) for p in probs]

@@ -150,7 +150,7 @@ def _count(args: argparse.Namespace, recipe) -> tuple[int, bool]:
 
 def _onednn_computes(args: argparse.Namespace, recipe) -> bool:
     from paddle_medcls.errors import SetupError
-    from paddle_medcls.models.onednn import open_library
+    from paddle_medcls.models.dnnl import open_library
 
     if args.kernels == "paddle" or recipe.freeze or not recipe.model.startswith("resnet"):
         return False

@@ -14,7 +14,7 @@ from paddle_medcls.recipe import Recipe
 if TYPE_CHECKING:
     from paddle.nn import Layer
 
-_HELPERS = {"accelerate", "layouts", "onednn", "pretrained", "weights"}
+_HELPERS = {"accelerate", "dnnl", "layouts", "onednn", "pretrained", "weights"}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import numpy as np
 
 from paddle_medcls.errors import SetupError
-from paddle_medcls.models.onednn import Operators, open_library
+from paddle_medcls.models.dnnl import open_library
+from paddle_medcls.models.onednn import Operators
 from paddle_medcls.models.resnet import ResNet
 from paddle_medcls.runtime import paddle
 

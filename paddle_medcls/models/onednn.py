@@ -1,69 +1,29 @@
-"""oneDNN's operators, called in the library that comes inside Paddle's wheel: nothing to install or compile.
+"""oneDNN's operators for a ResNet, called in the library that comes inside Paddle's wheel.
 
 Paddle's own operators on a CPU are slow: convolution is im2col and a matrix product, batch norm and ReLU are
-plain loops. oneDNN has good ones, also in bfloat16, but dygraph Paddle uses them nowhere. Its C interface is
-stable within a major version, so a few calls through ctypes reach them.
+plain loops. oneDNN has good ones, also in bfloat16, but dygraph Paddle uses them nowhere. Nothing is installed
+or compiled for them: `dnnl` reaches them through ctypes.
 
 Activations are NumPy arrays (N, H, W, C), float32 or, as bit patterns in uint16, bfloat16. Weights, their
 gradients and batch-norm statistics are Paddle's own float32 tensors, read and written in place.
-
-Source: oneDNN 3.x, include/oneapi/dnnl/dnnl.h and dnnl_types.h, for the names and numbers below.
 """
 
 from __future__ import annotations
 
-import ctypes
-import weakref
-from collections import defaultdict
-from collections.abc import Mapping
-from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
-from pathlib import Path
+from ctypes import byref, c_float, c_int, c_uint, c_void_p
 
 import numpy as np
 
-from paddle_medcls.errors import SetupError
-from paddle_medcls.runtime import paddle
+from paddle_medcls.models.dnnl import BF16, DST, F32, SRC, Engine, Prepared, Shape, dims, floats
 
-MAJOR = 3  # of oneDNN: names and numbers are its
-BF16, F32 = 2, 3  # data types
 TRAINING, INFERENCE, BACKWARD = 64, 96, 128
 CONVOLUTION, MAX_POOL, ADD, RELU = 0x1, 0x1FF, 0x1FFF0, 0x100  # RELU: whose gradient is told by its output
 GLOBAL_STATISTICS, SCALE_AND_SHIFT, FUSED_RELU = 1, 2 | 4, 8
-SRC, SRC_1, DST, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 1, 2, 17, 33, 49, 50, 51, 52, 64
+SRC_1, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 2, 33, 49, 50, 51, 52, 64
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_SCALE, DIFF_SHIFT = 129, 145, 161, 255, 256
-Shape = tuple[int, ...]
 
 
-class _Version(ctypes.Structure):
-    _fields_ = [("major", c_int), ("minor", c_int), ("patch", c_int)]
-
-
-class _Argument(ctypes.Structure):
-    _fields_ = [("index", c_int), ("memory", c_void_p)]
-
-
-def open_library() -> ctypes.CDLL:
-    """oneDNN as Paddle brings it.
-
-    Raises:
-        SetupError: this Paddle brings none, or one of another generation.
-    """
-    path = Path(paddle.__file__).parent / "libs" / "libdnnl.so.3"
-    try:
-        library = ctypes.CDLL(str(path))
-        library.dnnl_version.restype = ctypes.POINTER(_Version)
-        major = library.dnnl_version().contents.major
-    except (OSError, AttributeError) as error:
-        raise SetupError(f"this Paddle brings no oneDNN that can be called: {error}") from None
-    if major != MAJOR:
-        raise SetupError(f"this Paddle brings oneDNN {major}", expected=f"oneDNN {MAJOR}")
-    library.dnnl_memory_set_data_handle.argtypes = [c_void_p, c_void_p]
-    library.dnnl_memory_desc_get_size.restype = c_size_t
-    library.dnnl_primitive_desc_query_md.restype = c_void_p
-    return library
-
-
-class Operators:
+class Operators(Engine):
     """Forward and backward operators of a ResNet.
 
     What oneDNN prepares for a shape is kept and used again, and so is the memory of activations.
@@ -72,17 +32,6 @@ class Operators:
         bf16: activations and the products of convolutions in bfloat16; their sums, all statistics and
             the gradients of parameters stay float32.
     """
-
-    def __init__(self, bf16: bool = False) -> None:
-        self.library = open_library()
-        self.type = BF16 if bf16 else F32
-        self.engine, self.stream = c_void_p(), c_void_p()
-        self.call("dnnl_engine_create", byref(self.engine), c_int(1), c_size_t(0))
-        self.call("dnnl_stream_create", byref(self.stream), self.engine, c_uint(1))
-        self._layouts: dict[tuple, c_void_p] = {}
-        self._prepared: dict[tuple, _Prepared] = {}
-        self._free: dict[int, list[np.ndarray]] = defaultdict(list)
-        self._shape: Shape = ()
 
     # --- operators -------------------------------------------------------------------------------
 
@@ -193,13 +142,13 @@ class Operators:
 
     # --- what oneDNN prepares for a shape --------------------------------------------------------
 
-    def _conv(self, part: str, shape: Shape, weight: Shape, stride: int, padding: int) -> _Prepared:
+    def _conv(self, part: str, shape: Shape, weight: Shape, stride: int, padding: int) -> Prepared:
         key = ("conv", part, shape, weight, stride, padding)
         if key in self._prepared:
             return self._prepared[key]
         x, y = self._nhwc(shape), self._nhwc(_after(shape, weight[0], weight[2], stride, padding))
         w = self._layout(weight, self.type)
-        sizes = _dims(stride, stride), _dims(), _dims(padding, padding), _dims(padding, padding)
+        sizes = dims(stride, stride), dims(), dims(padding, padding), dims(padding, padding)
         name = "dnnl_convolution_{}_primitive_desc_create".format
         if part == "forward":
             made = self._describe(name("forward"), c_int(TRAINING), c_int(CONVOLUTION), x, w, None, y, *sizes, None)
@@ -212,10 +161,10 @@ class Operators:
             else:
                 made = self._describe(name("backward_weights"), c_int(CONVOLUTION), x, w, None, y, *sizes, hint, None)
                 arguments = {SRC: x, DIFF_DST: y, DIFF_WEIGHTS: None}
-        self._prepared[key] = _Prepared(self, made, arguments)
+        self._prepared[key] = Prepared(self, made, arguments)
         return self._prepared[key]
 
-    def _batch_norm(self, part: str, shape: Shape, epsilon: float, relu: bool, training: bool, keep: bool) -> _Prepared:
+    def _batch_norm(self, part: str, shape: Shape, epsilon: float, relu: bool, training: bool, keep: bool) -> Prepared:
         key = ("batch_norm", part, shape, epsilon, relu, training, keep)
         if key in self._prepared:
             return self._prepared[key]
@@ -232,10 +181,10 @@ class Operators:
             hint = self._batch_norm("forward", shape, epsilon, relu, training, keep).description
             made = self._describe(name("backward"), c_int(BACKWARD), x, x, x, *numbers, hint, None)
             arguments |= {DIFF_DST: x, DIFF_SRC: x, DIFF_SCALE: c, DIFF_SHIFT: c}
-        self._prepared[key] = _Prepared(self, made, arguments)
+        self._prepared[key] = Prepared(self, made, arguments)
         return self._prepared[key]
 
-    def _add(self, shape: Shape, relu: bool) -> _Prepared:
+    def _add(self, shape: Shape, relu: bool) -> Prepared:
         key = ("add", shape, relu)
         if key not in self._prepared:
             x, attributes, after = self._nhwc(shape), c_void_p(), c_void_p()
@@ -245,10 +194,10 @@ class Operators:
                 self.call("dnnl_post_ops_append_eltwise", after, c_int(RELU), c_float(0), c_float(0))
             self.call("dnnl_primitive_attr_set_post_ops", attributes, after)
             made = self._describe("dnnl_binary_primitive_desc_create", c_int(ADD), x, x, x, attributes)
-            self._prepared[key] = _Prepared(self, made, {SRC: x, SRC_1: x, DST: x})
+            self._prepared[key] = Prepared(self, made, {SRC: x, SRC_1: x, DST: x})
         return self._prepared[key]
 
-    def _relu(self, part: str, shape: Shape) -> _Prepared:
+    def _relu(self, part: str, shape: Shape) -> Prepared:
         key = ("relu", part, shape)
         if key in self._prepared:
             return self._prepared[key]
@@ -261,16 +210,16 @@ class Operators:
             hint = self._relu("forward", shape).description
             made = self._describe(name("backward"), c_int(RELU), x, x, x, *numbers, hint, None)
             arguments = {DST: x, DIFF_DST: x, DIFF_SRC: x}
-        self._prepared[key] = _Prepared(self, made, arguments)
+        self._prepared[key] = Prepared(self, made, arguments)
         return self._prepared[key]
 
-    def _max_pool(self, part: str, shape: Shape, kernel: int, stride: int, padding: int) -> _Prepared:
+    def _max_pool(self, part: str, shape: Shape, kernel: int, stride: int, padding: int) -> Prepared:
         key = ("max_pool", part, shape, kernel, stride, padding)
         if key in self._prepared:
             return self._prepared[key]
         x, y = self._nhwc(shape), self._nhwc(_after(shape, shape[3], kernel, stride, padding))
-        pads = _dims(padding, padding)
-        sizes = _dims(stride, stride), _dims(kernel, kernel), _dims(), pads, pads
+        pads = dims(padding, padding)
+        sizes = dims(stride, stride), dims(kernel, kernel), dims(), pads, pads
         name = "dnnl_pooling_{}_primitive_desc_create".format
         if part == "forward":
             made = self._describe(name("forward"), c_int(TRAINING), c_int(MAX_POOL), x, y, *sizes, None)
@@ -279,143 +228,16 @@ class Operators:
             hint = self._max_pool("forward", shape, kernel, stride, padding).description
             made = self._describe(name("backward"), c_int(MAX_POOL), x, y, *sizes, hint, None)
             arguments = {DIFF_DST: y, DIFF_SRC: x, WORKSPACE: None}
-        self._prepared[key] = _Prepared(self, made, arguments)
+        self._prepared[key] = Prepared(self, made, arguments)
         return self._prepared[key]
 
-    def _reorder(self, source, source_layout: c_void_p, target, target_layout: c_void_p):
-        """Copies into another layout or type, and returns the target."""
-        key = ("reorder", source_layout.value, target_layout.value)
-        if key not in self._prepared:
-            engine = self.engine
-            made = c_void_p()
-            name = "dnnl_reorder_primitive_desc_create"
-            self.call(name, byref(made), source_layout, engine, target_layout, engine, None)
-            self._prepared[key] = _Prepared(self, made, {SRC: source_layout, DST: target_layout})
-        self._prepared[key]({SRC: source, DST: target})
-        return target
-
-    def _blocked(self, weight, work: _Prepared) -> np.ndarray:
+    def _blocked(self, weight, work: Prepared) -> np.ndarray:
         """A weight in the layout and type that a convolution works with."""
         blocked = self._bytes(work.size(WEIGHTS))
         return self._reorder(weight, self._oihw(tuple(weight.shape)), blocked, work.layouts[WEIGHTS])
-
-    # --- layouts, memory, calls ------------------------------------------------------------------
-
-    def _layout(self, shape: Shape, kind: int, strides: Shape | None = None) -> c_void_p:
-        """Sizes in oneDNN's order (N, C, H, W), with strides; without: the layout is oneDNN's choice."""
-        key = (shape, kind, strides)
-        if key not in self._layouts:
-            made, start = c_void_p(), (c_int(len(shape)), _dims(*shape), c_int(kind))
-            if strides is None:
-                self.call("dnnl_memory_desc_create_with_tag", byref(made), *start, c_int(1))
-            else:
-                self.call("dnnl_memory_desc_create_with_strides", byref(made), *start, _dims(*strides))
-            self._layouts[key] = made
-        return self._layouts[key]
-
-    def _nhwc(self, shape: Shape, kind: int | None = None) -> c_void_p:
-        n, h, w, c = shape
-        return self._layout((n, c, h, w), kind or self.type, (h * w * c, 1, w * c, c))
-
-    def _oihw(self, shape: Shape) -> c_void_p:
-        o, i, h, w = shape
-        return self._layout(shape, F32, (i * h * w, h * w, w, 1))
-
-    def _array(self, shape: Shape) -> np.ndarray:
-        """An activation, not initialised."""
-        kind = np.dtype(np.float32 if self.type == F32 else np.uint16)
-        return self._bytes(int(np.prod(shape)) * kind.itemsize).view(kind).reshape(shape)
-
-    def _bytes(self, size: int) -> np.ndarray:
-        """Memory that comes back for the next of its size as soon as nothing refers to it.
-
-        Fresh pages from the system would cost as much time as some of the operators.
-        """
-        free = self._free[size]
-        block = free.pop() if free else _aligned(size)
-        lent = np.frombuffer(block.data, np.uint8)  # views of it refer to it, not to the block
-        weakref.finalize(lent, free.append, block).atexit = False
-        return lent
-
-    def shapes_are(self, shape: Shape) -> None:
-        """Gives kept memory back where another batch size needs other sizes."""
-        if shape != self._shape:
-            self._shape = shape
-            for blocks in self._free.values():
-                blocks.clear()
-
-    def _describe(self, name: str, *arguments: object) -> c_void_p:
-        made = c_void_p()
-        self.call(name, byref(made), self.engine, *arguments)
-        return made
-
-    def call(self, name: str, *arguments: object) -> None:
-        """A function of oneDNN; a status other than success is an error."""
-        status = getattr(self.library, name)(*arguments)
-        if status != 0:
-            raise SetupError(f"oneDNN: {name} failed with status {status}", do="use --kernels paddle")
-
-
-class _Prepared:
-    """An operator for one shape.
-
-    Args:
-        operators: whose engine and stream it uses.
-        description: oneDNN's primitive descriptor.
-        layouts: of each argument; None: as the descriptor chose.
-    """
-
-    def __init__(self, operators: Operators, description: c_void_p, layouts: Mapping[int, c_void_p | None]) -> None:
-        self.library, self.stream, self.description = operators.library, operators.stream, description
-        self.layouts = {index: layout or self._chosen(index) for index, layout in layouts.items()}
-        self.primitive = c_void_p()
-        operators.call("dnnl_primitive_create", byref(self.primitive), description)
-        self.memories = {}
-        for index, layout in self.layouts.items():
-            memory = self.memories[index] = c_void_p()
-            operators.call("dnnl_memory_create", byref(memory), layout, operators.engine, None)
-        pairs = [_Argument(index, memory) for index, memory in self.memories.items()]
-        self.arguments = (_Argument * len(pairs))(*pairs)
-        self.call = operators.call
-
-    def _chosen(self, index: int) -> c_void_p:
-        query = 255  # dnnl_query_exec_arg_md
-        return c_void_p(self.library.dnnl_primitive_desc_query_md(self.description, c_int(query), c_int(index)))
-
-    def size(self, index: int) -> int:
-        """Bytes of an argument; 0 where the operator does without it."""
-        return self.library.dnnl_memory_desc_get_size(self.layouts[index])
-
-    def __call__(self, given: dict) -> None:
-        for index, memory in self.memories.items():
-            self.library.dnnl_memory_set_data_handle(memory, _address(given[index]))
-        count = c_int(len(self.arguments))
-        self.call("dnnl_primitive_execute", self.primitive, self.stream, count, self.arguments)
-        self.call("dnnl_stream_wait", self.stream)
-
-
-def floats(tensor) -> np.ndarray:
-    """The memory of a float32 tensor on the CPU: what is written here is in the tensor."""
-    return np.ctypeslib.as_array((c_float * tensor.size).from_address(tensor.data_ptr()))
-
-
-def _address(array) -> int:
-    return array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
-
-
-def _aligned(size: int) -> np.ndarray:
-    """Uninitialised bytes that start at a cache line."""
-    block = np.empty(size + 64, np.uint8)
-    start = -block.ctypes.data % 64
-    return block[start : start + size]
 
 
 def _after(shape: Shape, channels: int, kernel: int, stride: int, padding: int) -> Shape:
     """(N, H', W', channels) of a window that moves over (N, H, W, C)."""
     n, h, w, _ = shape
     return (n, *((side + 2 * padding - kernel) // stride + 1 for side in (h, w)), channels)
-
-
-def _dims(*sizes: int):
-    """dnnl_dims_t."""
-    return (c_int64 * 12)(*sizes)

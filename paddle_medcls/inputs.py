@@ -1,0 +1,58 @@
+"""Image files that a user names, and names for the pictures made of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from paddle_medcls.errors import DataError
+from paddle_medcls.images import SUFFIXES
+
+
+def expand(arguments: Sequence[str]) -> list[Path]:
+    """Files, folders (searched below) and globs -> image files, sorted within each argument.
+
+    Raises:
+        DataError: an argument that is nothing, or a folder without images.
+    """
+    found: list[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise DataError(f"{path}: no images in this folder", expected=", ".join(SUFFIXES))
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            matches = sorted(Path().glob(argument)) if not path.is_absolute() else _absolute_glob(path)
+            if not matches:
+                raise DataError(f"{argument}: no such file or folder")
+            found += [match for match in matches if match.is_file()]
+    return found
+
+
+def _absolute_glob(path: Path) -> list[Path]:
+    root = Path(path.anchor)
+    return sorted(root.glob(str(path.relative_to(root))))
+
+
+def picture_names(paths: Sequence[Path], what: str) -> dict[Path, Path]:
+    """A relative name `<folders>/<stem>_<what>.png` for a picture of each file, no two the same.
+
+    Folders are those below the one that all files share.
+    """
+    whole = {path: path.absolute() for path in paths}
+    shared = Path(os.path.commonpath([path.parent for path in whole.values()])) if paths else Path()
+    names: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for path, absolute in whole.items():
+        folder = absolute.parent.relative_to(shared)
+        name = folder / f"{path.stem}_{what}.png"
+        if name in taken:  # a.jpg beside a.png
+            name = folder / f"{path.name}_{what}.png"
+        taken.add(name)
+        names[path] = name
+    return names

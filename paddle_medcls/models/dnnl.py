@@ -1,0 +1,199 @@
+"""oneDNN through ctypes: the library inside Paddle's wheel, its layouts, its memory, and calls into it.
+
+Its C interface is stable within a major version. Sizes are in oneDNN's order (N, C, H, W), whatever the layout.
+
+Source: oneDNN 3.x, include/oneapi/dnnl/dnnl.h and dnnl_types.h, for the names and numbers here and in `onednn`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections import defaultdict
+from collections.abc import Mapping
+from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
+from pathlib import Path
+
+import numpy as np
+
+from paddle_medcls.errors import SetupError
+from paddle_medcls.runtime import paddle
+
+MAJOR = 3  # of oneDNN: names and numbers are its
+BF16, F32 = 2, 3  # data types
+SRC, DST = 1, 17  # arguments of an operator
+Shape = tuple[int, ...]
+
+
+class _Version(ctypes.Structure):
+    _fields_ = [("major", c_int), ("minor", c_int), ("patch", c_int)]
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = [("index", c_int), ("memory", c_void_p)]
+
+
+def open_library() -> ctypes.CDLL:
+    """oneDNN as Paddle brings it.
+
+    Raises:
+        SetupError: this Paddle brings none, or one of another generation.
+    """
+    path = Path(paddle.__file__).parent / "libs" / "libdnnl.so.3"
+    try:
+        library = ctypes.CDLL(str(path))
+        library.dnnl_version.restype = ctypes.POINTER(_Version)
+        major = library.dnnl_version().contents.major
+    except (OSError, AttributeError) as error:
+        raise SetupError(f"this Paddle brings no oneDNN that can be called: {error}") from None
+    if major != MAJOR:
+        raise SetupError(f"this Paddle brings oneDNN {major}", expected=f"oneDNN {MAJOR}")
+    library.dnnl_memory_set_data_handle.argtypes = [c_void_p, c_void_p]
+    library.dnnl_memory_desc_get_size.restype = c_size_t
+    library.dnnl_primitive_desc_query_md.restype = c_void_p
+    return library
+
+
+class Engine:
+    """oneDNN's engine, with the layouts, prepared operators and memory that are used again.
+
+    Args:
+        bf16: activations are bfloat16.
+
+    Raises:
+        SetupError: see `open_library`.
+    """
+
+    def __init__(self, bf16: bool = False) -> None:
+        self.library = open_library()
+        self.type = BF16 if bf16 else F32
+        self.engine, self.stream = c_void_p(), c_void_p()
+        self.call("dnnl_engine_create", byref(self.engine), c_int(1), c_size_t(0))
+        self.call("dnnl_stream_create", byref(self.stream), self.engine, c_uint(1))
+        self._layouts: dict[tuple, c_void_p] = {}
+        self._prepared: dict[tuple, Prepared] = {}
+        self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._shape: Shape = ()
+
+    def _layout(self, shape: Shape, kind: int, strides: Shape | None = None) -> c_void_p:
+        """Sizes in oneDNN's order (N, C, H, W), with strides; without: the layout is oneDNN's choice."""
+        key = (shape, kind, strides)
+        if key not in self._layouts:
+            made, start = c_void_p(), (c_int(len(shape)), dims(*shape), c_int(kind))
+            if strides is None:
+                self.call("dnnl_memory_desc_create_with_tag", byref(made), *start, c_int(1))
+            else:
+                self.call("dnnl_memory_desc_create_with_strides", byref(made), *start, dims(*strides))
+            self._layouts[key] = made
+        return self._layouts[key]
+
+    def _nhwc(self, shape: Shape, kind: int | None = None) -> c_void_p:
+        n, h, w, c = shape
+        return self._layout((n, c, h, w), kind or self.type, (h * w * c, 1, w * c, c))
+
+    def _oihw(self, shape: Shape) -> c_void_p:
+        o, i, h, w = shape
+        return self._layout(shape, F32, (i * h * w, h * w, w, 1))
+
+    def _array(self, shape: Shape) -> np.ndarray:
+        """An activation, not initialised."""
+        kind = np.dtype(np.float32 if self.type == F32 else np.uint16)
+        return self._bytes(int(np.prod(shape)) * kind.itemsize).view(kind).reshape(shape)
+
+    def _bytes(self, size: int) -> np.ndarray:
+        """Memory that comes back for the next of its size as soon as nothing refers to it.
+
+        Fresh pages from the system would cost as much time as some of the operators.
+        """
+        free = self._free[size]
+        block = free.pop() if free else _aligned(size)
+        lent = np.frombuffer(block.data, np.uint8)  # views of it refer to it, not to the block
+        weakref.finalize(lent, free.append, block).atexit = False
+        return lent
+
+    def shapes_are(self, shape: Shape) -> None:
+        """Gives kept memory back where another batch size needs other sizes."""
+        if shape != self._shape:
+            self._shape = shape
+            for blocks in self._free.values():
+                blocks.clear()
+
+    def _reorder(self, source, source_layout: c_void_p, target, target_layout: c_void_p):
+        """Copies into another layout or type, and returns the target."""
+        key = ("reorder", source_layout.value, target_layout.value)
+        if key not in self._prepared:
+            made, here = c_void_p(), self.engine
+            self.call("dnnl_reorder_primitive_desc_create", byref(made), source_layout, here, target_layout, here, None)
+            self._prepared[key] = Prepared(self, made, {SRC: source_layout, DST: target_layout})
+        self._prepared[key]({SRC: source, DST: target})
+        return target
+
+    def _describe(self, name: str, *arguments: object) -> c_void_p:
+        made = c_void_p()
+        self.call(name, byref(made), self.engine, *arguments)
+        return made
+
+    def call(self, name: str, *arguments: object) -> None:
+        """A function of oneDNN; a status other than success is an error."""
+        status = getattr(self.library, name)(*arguments)
+        if status != 0:
+            raise SetupError(f"oneDNN: {name} failed with status {status}", do="use --kernels paddle")
+
+
+class Prepared:
+    """An operator for one shape.
+
+    Args:
+        engine: whose stream it uses.
+        description: oneDNN's primitive descriptor.
+        layouts: of each argument; None: as the descriptor chose.
+    """
+
+    def __init__(self, engine: Engine, description: c_void_p, layouts: Mapping[int, c_void_p | None]) -> None:
+        self.library, self.stream, self.description = engine.library, engine.stream, description
+        self.layouts = {index: layout or self._chosen(index) for index, layout in layouts.items()}
+        self.primitive = c_void_p()
+        engine.call("dnnl_primitive_create", byref(self.primitive), description)
+        self.memories = {}
+        for index, layout in self.layouts.items():
+            memory = self.memories[index] = c_void_p()
+            engine.call("dnnl_memory_create", byref(memory), layout, engine.engine, None)
+        pairs = [_Argument(index, memory) for index, memory in self.memories.items()]
+        self.arguments = (_Argument * len(pairs))(*pairs)
+        self.call = engine.call
+
+    def _chosen(self, index: int) -> c_void_p:
+        query = 255  # dnnl_query_exec_arg_md
+        return c_void_p(self.library.dnnl_primitive_desc_query_md(self.description, c_int(query), c_int(index)))
+
+    def size(self, index: int) -> int:
+        """Bytes of an argument; 0 where the operator does without it."""
+        return self.library.dnnl_memory_desc_get_size(self.layouts[index])
+
+    def __call__(self, given: dict) -> None:
+        for index, memory in self.memories.items():
+            self.library.dnnl_memory_set_data_handle(memory, _address(given[index]))
+        count = c_int(len(self.arguments))
+        self.call("dnnl_primitive_execute", self.primitive, self.stream, count, self.arguments)
+        self.call("dnnl_stream_wait", self.stream)
+
+
+def floats(tensor) -> np.ndarray:
+    """The memory of a float32 tensor on the CPU: what is written here is in the tensor."""
+    return np.ctypeslib.as_array((c_float * tensor.size).from_address(tensor.data_ptr()))
+
+
+def _address(array) -> int:
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Uninitialised bytes that start at a cache line."""
+    block = np.empty(size + 64, np.uint8)
+    start = -block.ctypes.data % 64
+    return block[start : start + size]
+
+
+def dims(*sizes: int):
+    """dnnl_dims_t."""
+    return (c_int64 * 12)(*sizes)
