@@ -44,10 +44,10 @@ SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
 RESULTS: tuple[str, ...] = ("recipe", "dataset", "model", "seed", "epochs", "best_epoch", "split", "n", "auc")
 RESULTS += ("accuracy", "parameters", "minutes", "note")
 
-RULE = """Verdict: a difference is inside the seed noise if it is at most 2 x sqrt(sd^2 / n + s^2), where sd is the
-standard deviation of our n seeds and s that of the published figure, which is one run as far as we
-know: the larger of sd and of what independent re-runs found (`published.SEED_NOISE`). One seed of a
-set without known re-runs gets no verdict. Differences are ours minus published."""
+RULE = """Verdict: a difference is inside the seed noise if it is at most 2 x sqrt(sd^2 / n + s^2 / m), where sd is
+the standard deviation of our n seeds, s that of the published runs (the larger of sd and of what other runs
+found, `published.SEED_NOISE`) and m their number: 3 in the paper, whose figures are means of three, else 1.
+One seed of a set without known other runs gets no verdict. Differences are ours minus published."""
 
 RUN_HERE = """Recipes beside each other, both run here: difference of the means over seeds; p is that of a permutation
 test of the runs. Three seeds against three cannot go below 0.10, four against four below 0.03."""
@@ -272,7 +272,8 @@ def _line(recipe: Recipe, rows: list[dict]) -> str:
         sd = statistics.stdev(values) if len(values) > 1 else None
         ours.append(f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}"))
         differences.append("–" if figure is None else f"{mean - figure:+.3f}")
-        verdicts.append(verdict(mean, sd, len(values), figure, s))
+        runs = published.PAPER_RUNS if recipe.dataset in NAMES else 1
+        verdicts.append(verdict(mean, sd, len(values), figure, s, runs))
     cells = [
         recipe.dataset,
         recipe.model,
@@ -321,18 +322,21 @@ def permutation_p(a: Sequence[float], b: Sequence[float], most: int = 100_000) -
     return float(np.mean(abs(differences) >= observed - 1e-12))  # the same runs, added in another order
 
 
-def verdict(mean: float, sd: float | None, n: int, figure: float | None, noise: float | None) -> str:
+def verdict(
+    mean: float, sd: float | None, n: int, figure: float | None, noise: float | None, figure_runs: int = 1
+) -> str:
     """ "inside", "above" or "below" by RULE; "–" where nothing can be said.
 
     Args:
         mean, sd, n: of our seeds; sd None for a single one.
         figure: published.
-        noise: standard deviation of independent re-runs of the published figure, if known.
+        noise: standard deviation of other runs of what was published, if known.
+        figure_runs: how many runs the published figure is the mean of.
     """
     if figure is None or (sd is None and noise is None):
         return "–"
     spread = max(sd or 0.0, noise or 0.0)
-    limit = 2 * ((sd or spread) ** 2 / n + spread**2) ** 0.5 + 0.0005  # published figures have three digits
+    limit = 2 * ((sd or spread) ** 2 / n + spread**2 / figure_runs) ** 0.5 + 0.0005  # three digits
     return "inside" if abs(mean - figure) <= limit else "above" if mean > figure else "below"
 
 
