@@ -71,6 +71,7 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls import errorpage, rundir
     from paddle_medcls.data import dataset_module, default_root, load_index
     from paddle_medcls.data.statistics import scan
+    from paddle_medcls.errors import DataError
     from paddle_medcls.metrics import predicted
     from paddle_medcls.modelcard import known_recipe
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE, class_table, confusion_table, summary
@@ -88,8 +89,11 @@ def _work(args: argparse.Namespace) -> int:
         return load_index(card.dataset, root, split, card.labels)
 
     def logits_of(index):
-        scan(index, max(1, args.workers), card.preprocessing.channels)  # all unreadable images at once, not the first
-        return predictor.split_logits(index, args.batch_size, args.workers)
+        try:
+            return predictor.split_logits(index, args.batch_size, args.workers)
+        except DataError:
+            scan(index, max(1, args.workers), card.preprocessing.channels)  # names all unreadable images at once
+            raise
 
     if args.calibrate:
         val = listed("val")
