@@ -19,10 +19,16 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0
 HEAT_COLORS = colormaps["viridis"]
 
 
-def _save(figure: Figure, path: Path, note: str) -> None:
+def _save(figure: Figure, path: Path, note: str, title: str = "") -> None:
+    """Writes a figure; note and title get their height in inches: a share of it would be wrong on a long sheet."""
+    inch = 1 / figure.get_figheight()
     if note:
-        figure.text(0.5, 0.004, note, ha="center", va="bottom", fontsize=8, color="#B00000")
-    figure.set_layout_engine("tight", rect=(0, 0.03 if note else 0, 1, 1))
+        figure.text(0.5, 0.04 * inch, note, ha="center", va="bottom", fontsize=8, color="#B00000")
+    above = 0.0
+    if title:
+        figure.suptitle(title, y=1 - 0.08 * inch, va="top")
+        above = (0.1 + 0.2 * (1 + title.count("\n"))) * inch
+    figure.set_layout_engine("tight", rect=(0, 0.2 * inch if note else 0, 1, 1 - above))
     atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
@@ -117,8 +123,7 @@ def reliability(path: Path, diagrams: Sequence[tuple[str, list[dict], float]], t
         axis.plot([row["confidence"] for row in rows], [row["accuracy"] for row in rows], ".", color=COLORS[1])
         axis.set(xlabel="confidence", ylabel="accuracy", title=f"{name}\ncalibration error {error:.4f}")
         axis.set(xlim=(0, 1), ylim=(0, 1))
-    figure.suptitle(title)
-    _save(figure, path, note)
+    _save(figure, path, note, title)
 
 
 def prediction(path: Path, image: np.ndarray, bars: Sequence[tuple[str, float]], title: str, note: str = "") -> None:
@@ -150,8 +155,7 @@ def sheet(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: s
         for axis, image in zip(line, images):
             axis.imshow(image.squeeze(), cmap="gray" if image.shape[2] == 1 else None)
         line[0].set_ylabel(name, fontsize=11)
-    figure.suptitle(title)
-    _save(figure, path, note)
+    _save(figure, path, note, title)
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, opacity: float = 0.6) -> np.ndarray:
@@ -185,8 +189,7 @@ def heat_sheet(path: Path, items: Sequence[tuple[np.ndarray, np.ndarray, str]], 
                 axis.set_title(caption, fontsize=9)
     bar = figure.colorbar(ScalarMappable(cmap=HEAT_COLORS), cax=figure.add_subplot(grid[1, columns]))
     bar.set_ticks([0, 1], labels=["none", "most"])
-    figure.suptitle(title)
-    _save(figure, path, note)
+    _save(figure, path, note, title)
 
 
 def sizes(path: Path, widths_heights: Sequence[tuple[int, int, int]], title: str, note: str = "") -> None:
@@ -214,8 +217,7 @@ def sizes(path: Path, widths_heights: Sequence[tuple[int, int, int]], title: str
         beside = axis.twinx()
         beside.plot(x, density / (counts.sum() * bandwidth * np.sqrt(2 * np.pi)), color=COLORS[1])
         beside.set(ylabel="density", ylim=(0, None))
-    figure.suptitle(title)
-    _save(figure, path, note)
+    _save(figure, path, note, title)
 
 
 def ratios(
@@ -232,8 +234,7 @@ def ratios(
         axis.set(title=row, xlim=(0, 1.3 * most))
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
-    _save(figure, path, note)
+    _save(figure, path, note, title)
 
 
 def _apart(values: Sequence[float]) -> list[float]:
@@ -260,5 +261,4 @@ def growth(
         axis.minorticks_off()
         axis.set(xlabel=name, ylabel=cost, title=text)
         axis.grid(alpha=0.3)
-    figure.suptitle(title)
-    _save(figure, path, note)
+    _save(figure, path, note, title)

@@ -22,11 +22,14 @@ import numpy as np
 
 from paddle_medcls import published
 from paddle_medcls.checkpoint import FILE
+from paddle_medcls.comparison import read_predictions
 from paddle_medcls.data import dataset_module, default_root, load_index, weights_name
+from paddle_medcls.data.check import not_leaked
 from paddle_medcls.data.medmnist import NAMES, card_of
 from paddle_medcls.data.medmnist_cards import CARDS
 from paddle_medcls.errors import RecipeError, RunError, Stopped
 from paddle_medcls.files import write_csv, write_json, write_text
+from paddle_medcls.metrics import auc
 from paddle_medcls.predict import Predictor
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
@@ -42,7 +45,7 @@ SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
 """Recipes, sets and networks of each suite; an empty tuple: the recipe's own."""
 
 RESULTS: tuple[str, ...] = ("recipe", "dataset", "model", "seed", "epochs", "best_epoch", "split", "n", "auc")
-RESULTS += ("accuracy", "parameters", "minutes", "note")
+RESULTS += ("accuracy", "n_clean", "auc_clean", "accuracy_clean", "parameters", "minutes", "note")
 
 RULE = """Verdict: a difference is inside the seed noise if it is at most 2 x sqrt(sd^2 / n + s^2 / m), where sd is
 the standard deviation of our n seeds, s that of the published runs (the larger of sd and of what other runs
@@ -220,13 +223,34 @@ def _minutes(folder: Path) -> float:
     return statistics.median(seconds.values()) * len(seconds) / 60
 
 
+def score_without_leaks(cells: Sequence[Cell], workers: int) -> None:
+    """Adds to each finished cell its figures on the images that training does not have, exactly or nearly."""
+    clean: dict[tuple[Path, str, str], set[str]] = {}
+    for cell in cells:
+        row, recipe = cell.result(), cell.recipe
+        if row is None or "n_clean" in row:
+            continue
+        train, scored = (
+            load_index(recipe.dataset, cell.data_root, name, recipe.labels) for name in ("train", row["split"])
+        )
+        key = cell.data_root, recipe.dataset, recipe.labels
+        if key not in clean:
+            clean[key] = {scored.ids[k] for k in not_leaked(train, scored, workers)}
+        found = read_predictions(cell.folder / row["split"])
+        kept = [k for k, name in enumerate(found.ids) if name in clean[key]]
+        row["n_clean"] = len(kept)
+        row["auc_clean"] = float(auc(found.probs[kept], found.labels[kept], scored.task))
+        row["accuracy_clean"] = float((found.guesses[kept] == found.labels[kept]).mean())
+        write_json(cell.folder / "cell.json", row)
+
+
 # --- tables --------------------------------------------------------------------------------------
 
 
 def write_tables(cells: Sequence[Cell], output: Path) -> str:
     """Writes `results.csv` and `table.md`; returns the table."""
     results = [result for cell in cells if (result := cell.result()) is not None]
-    write_csv(output / "results.csv", RESULTS, [[row[name] for name in RESULTS] for row in results])
+    write_csv(output / "results.csv", RESULTS, [[row.get(name) for name in RESULTS] for row in results])
     text = table(cells)
     write_text(output / "table.md", text)
     return text
@@ -235,7 +259,7 @@ def write_tables(cells: Sequence[Cell], output: Path) -> str:
 def table(cells: Sequence[Cell]) -> str:
     """Published and ours, mean and standard deviation over seeds, in Markdown; AUC / accuracy."""
     header = ["set", "network", "recipe", "published", "document", "ours", "seeds", "difference", "verdict"]
-    header += ["parameters", "minutes"]
+    header += ["without leaks", "parameters", "minutes"]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     notes, missing = set(), []
     groups: dict[tuple[str, str, str], list[Cell]] = {}
@@ -270,7 +294,7 @@ def _line(recipe: Recipe, rows: list[dict]) -> str:
         values = [row[metric] for row in rows]
         mean = statistics.fmean(values)
         sd = statistics.stdev(values) if len(values) > 1 else None
-        ours.append(f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}"))
+        ours.append(_spread(values))
         differences.append("–" if figure is None else f"{mean - figure:+.3f}")
         runs = published.PAPER_RUNS if recipe.dataset in NAMES else 1
         verdicts.append(verdict(mean, sd, len(values), figure, s, runs))
@@ -284,10 +308,24 @@ def _line(recipe: Recipe, rows: list[dict]) -> str:
         str(len(rows)),
         " / ".join(differences),
         " / ".join(verdicts),
+        _without_leaks(rows),
         f"{rows[0]['parameters'] / 1e6:.2f} M",
         f"{statistics.fmean(row['minutes'] for row in rows):.1f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.fmean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def _without_leaks(rows: list[dict]) -> str:
+    """AUC / accuracy on the images that training does not have; "–" where that was not asked for."""
+    if any("n_clean" not in row for row in rows):
+        return "–"
+    pair = " / ".join(_spread([row[f"{metric}_clean"] for row in rows]) for metric in ("auc", "accuracy"))
+    return f"{pair} ({rows[0]['n_clean']} images)"
 
 
 def _beside(what: str, runs: dict[str, list[dict]]) -> list[str]:

@@ -70,6 +70,7 @@ def _compare(args: argparse.Namespace) -> int:
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls import errorpage, rundir
     from paddle_medcls.data import dataset_module, default_root, load_index
+    from paddle_medcls.data.check import not_leaked
     from paddle_medcls.data.statistics import scan
     from paddle_medcls.errors import DataError
     from paddle_medcls.metrics import predicted
@@ -114,7 +115,7 @@ def _work(args: argparse.Namespace) -> int:
     if changes := _recipe_changes(args.weights, card):
         print(f"trained otherwise than recipe {card.recipe}: {'; '.join(changes)}")
     if args.without_leaks:
-        rows = _not_leaked(listed("train"), index, args.workers)
+        rows = not_leaked(listed("train"), index, args.workers)
         clean = index.subset(rows)
         print(f"without the {len(index) - len(clean)} images that are in the training split as well:")
         again = rundir.score_split(logits[rows], clean, card.loss, card.temperature, card.threshold)
@@ -129,14 +130,6 @@ def _work(args: argparse.Namespace) -> int:
         print(f"written to {args.output}")
     print(NOTICE)
     return 0
-
-
-def _not_leaked(train, index, workers: int) -> list[int]:
-    """Rows of an index whose image is not, nearly or exactly, in the training split."""
-    from paddle_medcls.data.check import check
-
-    leaked = check([train, index], workers).leaked(index.split)
-    return [row for row, name in enumerate(index.ids) if name not in leaked]
 
 
 def _recipe_changes(weights: Path, card) -> list[str]:

@@ -26,6 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--epochs", type=int, help="of each run; decay points keep their share")
     p.add_argument("--data-root", type=Path, help="folder of the images (default: datasets/<…>)")
     p.add_argument("--output", type=Path, help="folder of the grid (default: runs/reproduce-<suite>)")
+    p.add_argument(
+        "--without-leaks",
+        action="store_true",
+        help="score the images again that training does not have, exactly or nearly",
+    )
     p.add_argument("--budget-minutes", type=float, default=math.inf, help="stop then; the same command goes on")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
@@ -45,7 +50,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _work(args: argparse.Namespace) -> int:
     began = time.monotonic()
     from paddle_medcls.report import NOTICE
-    from paddle_medcls.reproduce import plan, run_grid, table
+    from paddle_medcls.reproduce import plan, run_grid, score_without_leaks, write_tables
     from paddle_medcls.train import Options
 
     output = args.output or Path("runs") / f"reproduce-{args.suite}"
@@ -59,7 +64,9 @@ def _work(args: argparse.Namespace) -> int:
         deadline=began + 60 * args.budget_minutes,
     )
     remaining = run_grid(cells, output, options)
-    print(table(cells))
+    if args.without_leaks:
+        score_without_leaks(cells, args.workers)
+    print(write_tables(cells, output))
     print(f"{len(cells) - len(remaining)} of {len(cells)} runs are done; written to {output}\n{NOTICE}")
     if remaining:
         print("the time is up: run the same command again to go on", file=sys.stderr)

@@ -99,6 +99,12 @@ def check(indexes: Sequence[Index], workers: int) -> Report:
     )
 
 
+def not_leaked(train: Index, other: Index, workers: int) -> list[int]:
+    """Rows of a split whose image is not, nearly or exactly, in the training split."""
+    leaked = check([train, other], workers).leaked(other.split)
+    return [row for row, name in enumerate(other.ids) if name not in leaked]
+
+
 def _torn_patients(indexes: Sequence[Index]) -> list[str]:
     splits: dict[str, list[str]] = {}
     for index in indexes:
