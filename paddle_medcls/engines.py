@@ -108,6 +108,12 @@ def _open_openvino(folder: Path, name: str, precision: str) -> Forward:
 def _open_onednn(folder: Path, name: str, precision: str) -> Forward:
     from paddle_medcls.runtime import paddle
 
+    if of_later_paddle(folder, name):
+        raise SetupError(
+            f"the model was exported by Paddle 3, which Paddle {paddle.__version__} cannot read",
+            where=folder,
+            do="export it again with this Paddle (Paddle 3 reads that too), or install Paddle 3",
+        )
     program = next(path for path in map(folder.joinpath, program_names(name)) if path.is_file())
     config = paddle.inference.Config(str(program), str(folder / f"{name}.inference.pdiparams"))
     config.disable_glog_info()
@@ -134,6 +140,13 @@ def _open_onednn(folder: Path, name: str, precision: str) -> Forward:
 def program_names(name: str) -> tuple[str, str]:
     """Names of Paddle's program file: of Paddle 3, of Paddle 2."""
     return f"{name}.inference.json", f"{name}.inference.pdmodel"
+
+
+def of_later_paddle(folder: Path, name: str) -> bool:
+    """Whether an export is Paddle 3's and this is Paddle 2, which crashes on it."""
+    from paddle_medcls.runtime import paddle
+
+    return (folder / program_names(name)[0]).is_file() and paddle.__version__.startswith("2.")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from paddle_medcls.engines import FORMS, Forward, open_model, require
+from paddle_medcls.engines import FORMS, Forward, of_later_paddle, open_model, require
 from paddle_medcls.errors import SetupError, WeightsError
 from paddle_medcls.files import python_path, sha256
 from paddle_medcls.recipe import Recipe
@@ -78,13 +78,14 @@ def open_prepared(
 
 
 def _prepared(sidecar: Path, digest: str, own: Sidecar | None) -> Sidecar | None:
-    """The sidecar of what was prepared; None where it is missing, damaged or of other weights or flips."""
+    """The sidecar of what was prepared; None where it is missing, damaged, of other weights or flips, or too new."""
     try:
         card = Sidecar.read(sidecar)
         if card.sha256 != digest or (own is not None and card.flips != own.flips):
             return None
         card.check(sidecar)
-        return card
+        unreadable = card.form == "paddle" and of_later_paddle(sidecar.parent, sidecar.stem)
+        return None if unreadable else card
     except WeightsError:
         return None
 

@@ -258,6 +258,26 @@ def test_an_engine_prepares_once_and_never_uses_what_is_stale(tmp_path: Path, im
 
 
 @prepares
+def test_what_paddle_3_exported_is_refused_by_paddle_2_and_prepared_anew(tmp_path: Path, images, monkeypatch) -> None:
+    """Paddle 2.6.2 crashes on the program file of Paddle 3."""
+    weights, said = make_weights(tmp_path), []
+    first = Predictor.from_weights(weights, engine="onednn", say=said.append).logits(images)
+    prepared = next((tmp_path / ".engines").iterdir())
+    copy = shutil.copytree(prepared, tmp_path / "copy")
+    for folder in (prepared, copy):
+        (folder / "COVID.inference.json").touch()
+    with monkeypatch.context() as m:
+        m.setattr(paddle, "__version__", "2.6.2")
+        with pytest.raises(SetupError, match="exported by Paddle 3, which Paddle 2.6.2 cannot read"):
+            Predictor.from_weights(copy)
+        m.setattr("paddle_medcls.prepared._prepare", lambda *_: shutil.rmtree(prepared))
+        with pytest.raises(SetupError, match="cannot be read"):  # it was asked to prepare anew
+            Predictor.from_weights(weights, engine="onednn", say=said.append)
+    assert len(said) == 2
+    np.testing.assert_array_equal(Predictor.from_weights(weights, engine="onednn").logits(images), first)
+
+
+@prepares
 def test_the_sidecar_may_change_under_a_prepared_engine(tmp_path: Path, images) -> None:
     """A temperature needs no new export; flips, which lie inside it, do."""
     weights, said = make_weights(tmp_path), []
