@@ -97,9 +97,8 @@ class Predictor:
                 break
             try:
                 known, forward = open_prepared(path, card, recipe, name, precision, say)
-                notes = (
-                    [] if card else [f"{path.name}: no sidecar; taken as recipe {known.recipe}, {known.network.model}"]
-                )
+                taken = f"{path.name}: no sidecar; taken as recipe {known.recipe}, {known.network.model}"
+                notes = [] if card else [taken]
                 return Predictor(known, notes, None, forward, name, precision, (path, card, recipe))
             except SetupError as error:  # of the engine; faults of the weights are the same everywhere
                 if engine != "auto":
