@@ -22,7 +22,7 @@ LAYERS = tuple(
         "augment dicom images plots",
         "data data.* inputs models models.*",
         "checkpoint data.loader engines errorpage evaluate frozen gradcam optim prepared report sidecar snippets",
-        "assemble modelcard predict recipes recipes.* rundir train trust",
+        "assemble gridtable modelcard predict recipes recipes.* rundir train trust",
         "benchmark benchmark.* export reproduce worker",
         "app app.* commands commands.*",
     )

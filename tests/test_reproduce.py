@@ -13,7 +13,8 @@ from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.errors import RecipeError, RunError, Stopped
 from paddle_medcls.files import write_json
-from paddle_medcls.reproduce import permutation_p, plan, run_grid, score_without_leaks, table, verdict, write_tables
+from paddle_medcls.gridtable import permutation_p, table, verdict
+from paddle_medcls.reproduce import plan, run_grid, score_without_leaks, write_tables
 from paddle_medcls.train import Options, train
 
 

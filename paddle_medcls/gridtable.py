@@ -1,0 +1,166 @@
+"""The table of a grid: published figures, ours with their spread over seeds, and what to make of the difference."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paddle_medcls import published
+from paddle_medcls.data.medmnist import NAMES, card_of
+from paddle_medcls.recipe import Recipe
+
+if TYPE_CHECKING:
+    from paddle_medcls.reproduce import Cell
+
+RULE = """Verdict: a difference is inside the seed noise if it is at most 2 x sqrt(sd^2 / n + s^2 / m), where sd is
+the standard deviation of our n seeds, s that of the published runs (the larger of sd and of what other runs
+found, `published.SEED_NOISE`) and m their number: 3 in the paper, whose figures are means of three, else 1.
+One seed of a set without known other runs gets no verdict. Differences are ours minus published."""
+
+RUN_HERE = """Recipes beside each other, both run here: difference of the means over seeds; p is that of a permutation
+test of the runs. Three seeds against three cannot go below 0.10, four against four below 0.03."""
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """Published and ours, mean and standard deviation over seeds, in Markdown; AUC / accuracy."""
+    header = ["set", "network", "recipe", "published", "document", "ours", "seeds", "difference", "verdict"]
+    header += ["without leaks", "parameters", "minutes"]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    notes, missing = set(), []
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    finished: dict[tuple[str, str], dict[str, list[dict]]] = {}  # (set, network) -> recipe -> rows
+    for cell in cells:
+        groups.setdefault((cell.recipe.dataset, cell.recipe.model, cell.recipe.name), []).append(cell)
+    for (dataset, model, name), members in groups.items():
+        rows = [row for cell in members if (row := cell.result()) is not None]
+        missing += [cell.name for cell in members if cell.result() is None]
+        if rows:
+            finished.setdefault((dataset, model), {})[name] = rows
+            lines.append(_line(members[0].recipe, rows))
+            notes |= {f"{dataset}: {row['note']}" for row in rows if row["note"]}
+    lines += ["", "Test AUC / accuracy (validation, where a set has no test split); sd over seeds.", RULE]
+    lines += [f"- {note}" for note in sorted(notes)]
+    beside = [line for (dataset, model), runs in finished.items() for line in _beside(f"{dataset}, {model}", runs)]
+    if beside:
+        lines += ["", RUN_HERE, *beside]
+    if missing:
+        lines += ["", f"Not run: {', '.join(missing)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _line(recipe: Recipe, rows: list[dict]) -> str:
+    """One line of the table: all seeds of a recipe on a set."""
+    split = rows[0]["split"]
+    stated = _published(recipe, split)
+    document = published.DOCUMENT_002.get((_flag(recipe.dataset), recipe.model)) if recipe.size_px == 28 else None
+    noise = published.SEED_NOISE.get(_flag(recipe.dataset), (None, None))
+    ours, differences, verdicts = [], [], []
+    for metric, figure, s in zip(("auc", "accuracy"), stated, noise):
+        values = [row[metric] for row in rows]
+        mean = statistics.fmean(values)
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        ours.append(_spread(values))
+        differences.append("–" if figure is None else f"{mean - figure:+.3f}")
+        runs = published.PAPER_RUNS if recipe.dataset in NAMES else 1
+        verdicts.append(verdict(mean, sd, len(values), figure, s, runs))
+    cells = [
+        recipe.dataset,
+        recipe.model,
+        recipe.name,
+        _pair(stated),
+        _pair(document or (None, None)),
+        " / ".join(ours),
+        str(len(rows)),
+        " / ".join(differences),
+        " / ".join(verdicts),
+        _without_leaks(rows),
+        f"{rows[0]['parameters'] / 1e6:.2f} M",
+        f"{statistics.fmean(row['minutes'] for row in rows):.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.fmean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def _without_leaks(rows: list[dict]) -> str:
+    """AUC / accuracy on the images that training does not have; "–" where that was not asked for."""
+    if any("n_clean" not in row for row in rows):
+        return "–"
+    pair = " / ".join(_spread([row[f"{metric}_clean"] for row in rows]) for metric in ("auc", "accuracy"))
+    return f"{pair} ({rows[0]['n_clean']} images)"
+
+
+def _beside(what: str, runs: dict[str, list[dict]]) -> list[str]:
+    """A line for each recipe of a set and network after the first: its difference from the first."""
+    (first, base), *others = runs.items()
+    lines = []
+    for name, rows in others:
+        parts = []
+        for metric in ("auc", "accuracy"):
+            ours, theirs = [row[metric] for row in rows], [row[metric] for row in base]
+            difference = statistics.fmean(ours) - statistics.fmean(theirs)
+            parts.append(f"{metric} {difference:+.3f} (p {permutation_p(ours, theirs):.3f})")
+        lines.append(f"- {what}: {name} - {first}: {', '.join(parts)}; {len(rows)} and {len(base)} seeds")
+    return lines
+
+
+def permutation_p(a: Sequence[float], b: Sequence[float], most: int = 100_000) -> float:
+    """Two-sided p of a difference of means: the share of ways to deal the runs that differ as much.
+
+    Args:
+        a, b: one figure a run.
+        most: beyond this many ways, so many random ones stand for all.
+    """
+    runs = np.array([*a, *b])
+    deals: Iterable = itertools.combinations(range(len(runs)), len(a))
+    if math.comb(len(runs), len(a)) > most:
+        rng = np.random.default_rng(0)
+        deals = (rng.permutation(len(runs))[: len(a)] for _ in range(most))
+    sums = np.array([runs[list(chosen)].sum() for chosen in deals])
+    differences = sums / len(a) - (runs.sum() - sums) / len(b)
+    observed = abs(np.mean(a) - np.mean(b))
+    return float(np.mean(abs(differences) >= observed - 1e-12))  # the same runs, added in another order
+
+
+def verdict(
+    mean: float, sd: float | None, n: int, figure: float | None, noise: float | None, figure_runs: int = 1
+) -> str:
+    """ "inside", "above" or "below" by RULE; "–" where nothing can be said.
+
+    Args:
+        mean, sd, n: of our seeds; sd None for a single one.
+        figure: published.
+        noise: standard deviation of other runs of what was published, if known.
+        figure_runs: how many runs the published figure is the mean of.
+    """
+    if figure is None or (sd is None and noise is None):
+        return "–"
+    spread = max(sd or 0.0, noise or 0.0)
+    limit = 2 * ((sd or spread) ** 2 / n + spread**2 / figure_runs) ** 0.5 + 0.0005  # three digits
+    return "inside" if abs(mean - figure) <= limit else "above" if mean > figure else "below"
+
+
+def _published(recipe: Recipe, split: str) -> tuple[float | None, float | None]:
+    """The paper's figures for a MedMNIST set; for another recipe those that it names itself."""
+    if recipe.dataset in NAMES and card_of(recipe.dataset)[1] == 28:
+        return published.paper(_flag(recipe.dataset), recipe.model, recipe.size_px) or (None, None)
+    named = dict(recipe.targets)
+    return named.get(f"{split}/auc"), named.get(f"{split}/accuracy")
+
+
+def _flag(dataset: str) -> str:
+    return card_of(dataset)[0].flag if dataset in NAMES else dataset
+
+
+def _pair(figures: Sequence[float | None]) -> str:
+    if all(figure is None for figure in figures):
+        return "–"
+    return " / ".join("–" if figure is None else f"{figure:.3f}" for figure in figures)
