@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (writing direction), bytes outside UTF-8, line ends
+
+
+def printable(text: object) -> str:
+    """A file's name, or other text from outside, as one line that a terminal only prints.
+
+    Escape sequences, line ends and bytes that are not UTF-8 become escapes such as `\\x1b`; the rest is unchanged.
+    """
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNPRINTABLE else c for c in str(text)
+    )
 
 
 class MedclsError(Exception):
@@ -25,13 +38,14 @@ class MedclsError(Exception):
         do: str | None = None,
         items: Sequence[str] = (),
     ) -> None:
+        what = printable(what)
         lines = [what]
-        lines += [f"  {item}" for item in items[:20]]
+        lines += [f"  {printable(item)}" for item in items[:20]]
         if len(items) > 20:
             lines.append(f"  … and {len(items) - 20} more")
         for label, text in (("looked in", where), ("expected", expected), ("do", do)):
             if text is not None:
-                lines.append(f"  {label:<10} {text}")
+                lines.append(f"  {label:<10} {printable(text)}")
         super().__init__("\n".join(lines))
         self.what = what
 

@@ -15,7 +15,7 @@ from fakes import pixels, write_image
 from PIL import Image, ImageOps
 
 from paddle_medcls import images
-from paddle_medcls.errors import DataError
+from paddle_medcls.errors import DataError, printable
 from paddle_medcls.images import (
     Preprocessing,
     decode_image,
@@ -375,3 +375,19 @@ def test_an_input_size_out_of_range_is_refused(size_px: float) -> None:
     with pytest.raises(ValueError, match="is not a number of pixels"):
         Preprocessing(size_px=size_px)
     assert Preprocessing(size_px=4096).size_px == 4096
+
+
+# --- names in messages -----------------------------------------------------------------------------
+
+
+def test_a_file_name_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    """Escape sequences, line ends and writing directions of a name are shown as escapes, in every part of a message."""
+    hostile = "a\x1b[2J\x9b1m\r\n\u202egpj\u2028.png"
+    shown = "a\\x1b[2J\\x9b1m\\r\\n\\u202egpj\\u2028.png"
+    with pytest.raises(DataError) as caught:
+        read_image(tmp_path / hostile)
+    assert str(caught.value).splitlines()[0] == f"{tmp_path}/{shown}: No such file or directory"
+    error = DataError(hostile, items=[hostile], where=Path(hostile), expected=hostile, do=hostile)
+    assert str(error).count(shown) == 5 and len(str(error).splitlines()) == 5 and error.what == shown
+    assert printable("眼底 é \u3000 \t") == "眼底 é \u3000 \\t"
+    assert printable(b"\xff.png".decode("utf-8", "surrogateescape")) == "\\udcff.png"
