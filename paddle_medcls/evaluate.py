@@ -9,6 +9,7 @@ import numpy as np
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset, cut, load_batches
 from paddle_medcls.images import Preprocessing
+from paddle_medcls.metrics import check_finite
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.runtime import paddle
@@ -57,6 +58,9 @@ def evaluate_split(
 
     With several processes each takes every `world`-th batch and all get the whole; the padding that
     gathering needs is cut off again, so no image counts twice.
+
+    Raises:
+        WeightsError: logits that are not finite, see `metrics.check_finite`.
     """
     batches = cut(range(len(index)), batch_size)
     was_training = model.training
@@ -66,9 +70,8 @@ def evaluate_split(
     )
     if was_training:
         model.train()
-    if world == 1:
-        return np.concatenate(parts)
-    return _gather(parts, batches, world)
+    logits = np.concatenate(parts) if world == 1 else _gather(parts, batches, world)
+    return check_finite(logits, index.ids)  # after the gathering: all processes stop here, or none
 
 
 def forward_split(

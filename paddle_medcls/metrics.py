@@ -11,6 +11,28 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paddle_medcls.errors import WeightsError
+
+
+def check_finite(logits: np.ndarray, names: Sequence[object]) -> np.ndarray:
+    """Returns the logits (N, outputs) unchanged.
+
+    Args:
+        names: of the N images, for the message.
+
+    Raises:
+        WeightsError: nan or infinity among them, which no probability or class can be made of; names the images.
+    """
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(bad):
+        raise WeightsError(
+            f"the network computes nan or infinity for {len(bad)} of {len(logits)} image(s)",
+            items=[f"{names[row]}: logits {', '.join(format(z, '.4g') for z in logits[row][:8])}" for row in bad[:21]],
+            expected="finite logits",
+            do="use other weights; if this is a training, lower --lr or lengthen the warm-up",
+        )
+    return logits
+
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """(N, C) logits -> (N, C) probabilities, float64."""

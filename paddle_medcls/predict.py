@@ -136,7 +136,8 @@ class Predictor:
         from paddle_medcls.evaluate import forward_split
 
         batches = cut(range(len(index)), batch_size)
-        return np.concatenate(forward_split(self.forward, index, self.card.preprocessing, batches, workers))
+        logits = np.concatenate(forward_split(self.forward, index, self.card.preprocessing, batches, workers))
+        return metrics.check_finite(logits, index.ids)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Logits -> (N, C) probabilities, with the card's temperature."""

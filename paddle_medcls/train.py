@@ -118,7 +118,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         """Validation logits; without `flips` the quick way, with cached features where there are any."""
         synchronise(judged, world)
         if flips is None and learner.val_features is not None:
-            return head_logits(judged, learner.val_features)
+            return metrics.check_finite(head_logits(judged, learner.val_features), data.val.ids)
         flips = flips or ()
         if judging is not None:
             judged = Accelerated(judged, judging)  # in float32, as whoever uses the weights will do

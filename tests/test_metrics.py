@@ -9,6 +9,7 @@ import pytest
 from sklearn import metrics as sk
 
 from paddle_medcls import metrics
+from paddle_medcls.errors import WeightsError
 
 
 def random_case(n: int = 60, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -34,6 +35,17 @@ def test_large_logits_do_not_overflow() -> None:
     np.testing.assert_array_equal(metrics.sigmoid(big), [[1, 0, 0.5]])
     assert metrics.loss_value(big, np.array([1]), "softmax") == 2e4
     assert metrics.loss_value(np.array([[-1e4]]), np.array([1]), "sigmoid") == 1e4
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_are_refused_by_name(bad: float) -> None:
+    """Nothing is decided from them: nan would be class 0 with the exit code of success."""
+    logits = np.array([[1.0, 2.0], [3.0, bad], [5.0, 6.0]], np.float32)
+    with pytest.raises(WeightsError, match=r"for 1 of 3 image\(s\)\n  b.png: logits 3, ") as caught:
+        metrics.check_finite(logits, ["a.png", "b.png", "c.png"])
+    assert "a.png" not in str(caught.value) and "c.png" not in str(caught.value)
+    good = logits[[0, 2]]
+    assert metrics.check_finite(good, ["a.png", "c.png"]) is good
 
 
 def test_columns_of_each_task() -> None:

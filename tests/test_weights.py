@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -18,12 +19,15 @@ import cv2
 import numpy as np
 import pytest
 import safetensors.numpy
-from fakes import pixels, within, write_image
+import toynet  # noqa: F401  adds the networks "toy"
+from fakes import palm_tree, pixels, within, write_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from notebooks import DEPTHS, Net001, Net003, trained
 
+from paddle_medcls.data import load_index
 from paddle_medcls.errors import WeightsError
+from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.files import sha256
 from paddle_medcls.images import Preprocessing, read_image
 from paddle_medcls.models import Network
@@ -658,6 +662,18 @@ def test_bfloat16_safetensors_are_refused_not_misread(tmp_path: Path) -> None:
     except WeightsError:
         return
     assert found.dtype != np.float32  # load_strict then says "wrong type"
+
+
+def test_a_network_that_gives_nan_is_refused_by_the_image(tmp_path: Path) -> None:
+    """In training's validation, and behind a Predictor."""
+    index = load_index("palm", palm_tree(tmp_path), "val")
+    model = Network("toy", 1).build()
+    model.fc.bias.set_value(paddle.full([1], math.nan))
+    with pytest.raises(WeightsError, match=r"for 7 of 7 image\(s\)\n  \S*V0001.jpg: logits nan"):
+        evaluate_split(model, index, Preprocessing(32), 3, 0)
+    card = Sidecar("palm", "toy", index.classes, "binary", "sigmoid", Network("toy", 1), Preprocessing(32))
+    with pytest.raises(WeightsError, match=r"for 7 of 7 image\(s\)\n  \S*V0001.jpg: logits nan"):
+        Predictor(card, model=model).split_logits(index, 3, 0)
 
 
 # --- sidecars --------------------------------------------------------------------------------------
