@@ -1,9 +1,10 @@
-"""Errors that a user can act on: what went wrong, where, what was expected, what to do."""
+"""Errors that a user can act on: what went wrong, where, what was expected, how to fix it."""
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (writing direction), bytes outside UTF-8, line ends
 
@@ -16,6 +17,12 @@ def printable(text: object) -> str:
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNPRINTABLE else c for c in str(text)
     )
+
+
+def did_you_mean(name: str, known: Iterable[str], n: int = 1) -> str:
+    """The end of a message about an unknown name: "; did you mean 'palm'?", or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(known), n=n, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 class MedclsError(Exception):
@@ -38,16 +45,22 @@ class MedclsError(Exception):
         do: str | None = None,
         items: Sequence[str] = (),
     ) -> None:
-        what = printable(what)
-        lines = [what]
+        lines = [printable(what)]
         lines += [f"  {printable(item)}" for item in items[:20]]
         if len(items) > 20:
             lines.append(f"  … and {len(items) - 20} more")
-        for label, text in (("looked in", where), ("expected", expected), ("do", do)):
+        for label, text in (("path", where), ("expected", expected), ("fix", do)):
             if text is not None:
                 lines.append(f"  {label:<10} {printable(text)}")
         super().__init__("\n".join(lines))
-        self.what = what
+        self.what = lines[0]
+
+    @classmethod
+    def retold(cls, text: str) -> MedclsError:
+        """The error whose whole message, of several lines, another process of ours has written."""
+        error = cls(text.partition("\n")[0])
+        error.args = (text,)
+        return error
 
 
 class DataError(MedclsError):

@@ -19,12 +19,11 @@ A map convinces whether or not it is true; `trust` measures it.
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Sequence
 
 import numpy as np
 
-from paddle_medcls.errors import RecipeError
+from paddle_medcls.errors import RecipeError, did_you_mean
 from paddle_medcls.runtime import paddle
 
 METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
@@ -64,8 +63,7 @@ def gradcam(
     if layer is None:
         layer = default_layer(model, x[:1])
     if layer not in known:
-        near = difflib.get_close_matches(layer, known, n=3)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = did_you_mean(layer, known, n=3)
         raise RecipeError(f"unknown layer {layer!r}{hint}", do="--list-layers names those that one may choose")
     outputs: list = []
 

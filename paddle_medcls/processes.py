@@ -199,12 +199,12 @@ def _outcome(reports: dict[int, dict], workers: list[subprocess.Popen], asked: b
             raise KeyboardInterrupt
         if wanted == "failed":
             kind = getattr(errors, reports[rank]["kind"])
-            raise kind(reports[rank]["text"])
+            raise kind.retold(reports[rank]["text"])
         if wanted == "unexpected":
-            raise RunError(f"process {rank} of {len(workers)}: {reports[rank]['text']}")
+            raise RunError.retold(f"process {rank} of {len(workers)}: {reports[rank]['text']}")
         raise _silent_end([rank for rank, end in ends.items() if end == "silent"], workers, said)
     if "stopped" in ends.values():
-        raise Stopped(next(report["text"] for report in reports.values() if report["ended"] == "stopped"))
+        raise Stopped.retold(next(report["text"] for report in reports.values() if report["ended"] == "stopped"))
     return reports[0]["result"]
 
 

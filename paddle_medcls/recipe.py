@@ -7,7 +7,6 @@ to the run directory as JSON, and that file alone describes the run again.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import typing
@@ -15,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from paddle_medcls.errors import RecipeError
+from paddle_medcls.errors import RecipeError, did_you_mean
 
 CHOICES = {
     "loss": ("softmax", "sigmoid"),
@@ -167,8 +166,7 @@ _TYPES = typing.get_type_hints(Recipe)
 
 def _known(field: str, where: object = None) -> None:
     if field not in _TYPES:
-        near = difflib.get_close_matches(field, _TYPES, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(field, _TYPES)
         raise RecipeError(f"unknown recipe field {field!r}{hint}", where=where, expected=", ".join(sorted(_TYPES)))
 
 
@@ -220,9 +218,7 @@ def _faults(recipe: Recipe) -> list[str]:
     for field, allowed in CHOICES.items():
         value = getattr(recipe, field)
         if value not in allowed:
-            near = difflib.get_close_matches(value, allowed, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            faults.append(f"{field}: {value!r} is not one of {', '.join(allowed)}{hint}")
+            faults.append(f"{field}: {value!r} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
 
     def check(ok: bool, field: str, expected: str) -> None:
         if not ok:

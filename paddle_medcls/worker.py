@@ -69,7 +69,7 @@ def _text(job: dict, error: Exception) -> str:
         return f"{error}\n{traceback.format_exc()}"
     if hasattr(error, "what"):
         return str(error)
-    return f"unexpected {type(error).__name__}: {error}\n  do         run again with --debug"
+    return f"unexpected {type(error).__name__}: {error}\n  fix        run again with --debug"
 
 
 def _train(job: dict) -> dict:

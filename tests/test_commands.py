@@ -18,7 +18,7 @@ from fakes import TOOLS, pixels, write_image
 
 from paddle_medcls.commands import COMMANDS, eval, gradcam, medcls, predict, train
 from paddle_medcls.data import load_index
-from paddle_medcls.errors import MedclsError, RecipeError
+from paddle_medcls.errors import DataError, MedclsError, RecipeError, did_you_mean
 from paddle_medcls.images import read_image
 from paddle_medcls.report import DRAWN_NOTICE
 
@@ -158,7 +158,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_an_error_that_nobody_foresaw_is_short_too(monkeypatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr("paddle_medcls.inputs.expand", lambda _: 1 / 0)
     assert predict.main(["a.png"]) == 1
-    assert capsys.readouterr().err.startswith("unexpected ZeroDivisionError: division by zero\n  do")
+    assert capsys.readouterr().err.startswith("unexpected ZeroDivisionError: division by zero\n  fix")
     with pytest.raises(ZeroDivisionError):
         predict.main(["a.png", "--debug"])
 
@@ -458,5 +458,20 @@ def test_errors_are_the_projects_own() -> None:
     assert issubclass(RecipeError, MedclsError)
     error = MedclsError("what", where="there", expected="that", do="this", items=[str(k) for k in range(25)])
     lines = str(error).splitlines()
-    assert lines[0] == "what" and lines[-3:] == ["  looked in  there", "  expected   that", "  do         this"]
+    assert lines[0] == "what" and lines[-3:] == ["  path       there", "  expected   that", "  fix        this"]
     assert "  19" in lines and "  20" not in lines and "  … and 5 more" in lines
+
+
+def test_nothing_from_outside_reaches_the_terminal_as_a_control_character() -> None:
+    name = "eye\x1b[2J\n  fix  rm\u202egpj\u2028\udcff\x9b 图　像é.png"
+    error = DataError(f"{name}: not an image", where=name, expected=name, do=name, items=[name])
+    lines = str(error).split("\n")
+    assert len(lines) == 5 and all("图　像é.png" in line for line in lines)
+    assert not any(c in str(error) for c in "\x1b\u202e\u2028\udcff\x9b") and "\n" not in error.what
+    assert r"eye\x1b[2J\n  fix  rm\u202egpj\u2028\udcff\x9b" in error.what
+
+
+def test_a_near_name_is_offered() -> None:
+    assert did_you_mean("palmm", ["covid", "palm"]) == "; did you mean 'palm'?"
+    assert did_you_mean("blok.5", ["block.5", "block.4"], n=3) == "; did you mean 'block.5' or 'block.4'?"
+    assert did_you_mean("qqqq", ["covid", "palm"]) == ""

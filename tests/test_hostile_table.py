@@ -243,7 +243,7 @@ def outcome(case: Callable[[Path], object], folder: Path) -> tuple[str, str]:
     assert time.perf_counter() - start < 10
     assert not (folder / "canary").exists() and not (folder / "ran").exists(), "something ran"
     first, *others = str(caught.value).replace(f"{folder}/", "").splitlines()
-    labels = ("  looked in ", "  expected ", "  do ")
+    labels = ("  path ", "  expected ", "  fix ")
     line = f"{first}: {others[0].strip()}" if others and not others[0].startswith(labels) else first
     line = re.sub(r"bytes from [\d,]+$", "bytes from far fewer", line)  # how few is the packer's affair
     return type(caught.value).__name__, line

@@ -177,15 +177,15 @@ time.sleep(99)
 @pytest.mark.parametrize(
     "error, end",
     [
-        (errors.Stopped("stopped", do="x"), {"ended": "stopped", "text": "stopped\n  do         x"}),
+        (errors.Stopped("stopped", do="x"), {"ended": "stopped", "text": "stopped\n  fix        x"}),
         (
             errors.DataError("empty", where="y"),
-            {"ended": "failed", "kind": "DataError", "text": "empty\n  looked in  y"},
+            {"ended": "failed", "kind": "DataError", "text": "empty\n  path       y"},
         ),
         (KeyboardInterrupt(), {"ended": "interrupted"}),
         (
             ValueError("z"),
-            {"ended": "unexpected", "text": "unexpected ValueError: z\n  do         run again with --debug"},
+            {"ended": "unexpected", "text": "unexpected ValueError: z\n  fix        run again with --debug"},
         ),
     ],
 )

@@ -103,5 +103,5 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> 
         if isinstance(error, MedclsError):
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
         else:
-            print(f"unexpected {type(error).__name__}: {error}\n  do         run again with --debug", file=sys.stderr)
+            print(f"unexpected {type(error).__name__}: {error}\n  fix        run again with --debug", file=sys.stderr)
         return 1

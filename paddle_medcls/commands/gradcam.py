@@ -138,14 +138,10 @@ def _without_masks(paths: list[Path], output: Path | None) -> list[Path]:
 
 
 def _class_index(name: str, classes: Sequence[str]) -> int:
-    import difflib
-
-    from paddle_medcls.errors import DataError
+    from paddle_medcls.errors import DataError, did_you_mean
 
     if name not in classes:
-        near = difflib.get_close_matches(name, classes, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"unknown class {name!r}{hint}", expected=", ".join(classes))
+        raise DataError(f"unknown class {name!r}{did_you_mean(name, classes)}", expected=", ".join(classes))
     return classes.index(name)
 
 

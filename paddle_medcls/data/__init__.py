@@ -14,14 +14,13 @@ To add a data set, add a module, and a recipe in `recipes/`. Nothing else is edi
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from pathlib import Path
 from types import ModuleType
 
 from paddle_medcls.data.index import Index
-from paddle_medcls.errors import DataError
+from paddle_medcls.errors import DataError, did_you_mean
 
 _HELPERS = {
     "archives",
@@ -57,8 +56,7 @@ def dataset_module(name: str) -> ModuleType:
     """The module of a data set; an unknown name is an error with the nearest ones."""
     modules = _modules()
     if name not in modules:
-        near = difflib.get_close_matches(name, modules, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, modules)
         raise DataError(f"unknown data set {name!r}{hint}", expected=", ".join(sorted(modules)))
     return modules[name]
 

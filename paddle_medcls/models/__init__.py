@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from paddle_medcls.errors import RecipeError
+from paddle_medcls.errors import RecipeError, did_you_mean
 from paddle_medcls.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -39,8 +38,7 @@ class Network:
         """The network with random weights: x (N, in_channels, H, W) float32 -> logits (N, num_outputs)."""
         builders = _builders()
         if self.model not in builders:
-            near = difflib.get_close_matches(self.model, builders, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(self.model, builders)
             raise RecipeError(f"unknown model {self.model!r}{hint}", expected=", ".join(sorted(builders)))
         return builders[self.model](self)
 
