@@ -9,7 +9,7 @@ import numpy as np
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset, cut, load_batches
 from paddle_medcls.images import Preprocessing
-from paddle_medcls.metrics import check_finite
+from paddle_medcls.output_head import check_finite
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.runtime import paddle
@@ -60,7 +60,7 @@ def evaluate_split(
     gathering needs is cut off again, so no image counts twice.
 
     Raises:
-        WeightsError: logits that are not finite, see `metrics.check_finite`.
+        WeightsError: logits that are not finite, see `output_head.check_finite`.
     """
     batches = cut(range(len(index)), batch_size)
     was_training = model.training

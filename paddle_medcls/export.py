@@ -109,10 +109,10 @@ def compare(a: Predictor, b: Predictor, images: Sequence[np.ndarray], batches: t
     for size in batches:
         for start in range(0, len(images), size):
             group = images[start : start + size]
-            probs.append(a.probabilities(a.logits(group)))
-            others.append(b.probabilities(b.logits(group)))
+            probs.append(a.head.probabilities(a.logits(group)))
+            others.append(b.head.probabilities(b.logits(group)))
     p, q = np.concatenate(probs), np.concatenate(others)
-    same = a.guesses(p) == b.guesses(q)
+    same = (a.head.decide(p) == b.head.decide(q)).reshape(len(p), -1).all(axis=1)
     return Agreement(len(images), batches, float(np.abs(p - q).max()), float(same.mean()))
 
 

@@ -11,54 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paddle_medcls.errors import WeightsError
-
-
-def check_finite(logits: np.ndarray, names: Sequence[object]) -> np.ndarray:
-    """Returns the logits (N, outputs) unchanged.
-
-    Args:
-        names: of the N images, for the message.
-
-    Raises:
-        WeightsError: nan or infinity among them, which no probability or class can be made of; names the images.
-    """
-    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(bad):
-        raise WeightsError(
-            f"the network computes nan or infinity for {len(bad)} of {len(logits)} image(s)",
-            items=[f"{names[row]}: logits {', '.join(format(z, '.4g') for z in logits[row][:8])}" for row in bad[:21]],
-            expected="finite logits",
-            do="use other weights; if this is a training, lower --lr or lengthen the warm-up",
-        )
-    return logits
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(N, C) logits -> (N, C) probabilities, float64."""
-    z = logits.astype(np.float64)
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Elementwise 1 / (1 + exp(-z)), float64, without overflow."""
-    return 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
-
-
-def probabilities(logits: np.ndarray, loss: str, task: str) -> np.ndarray:
-    """Logits of a network -> (N, C) probabilities, one column a class.
-
-    Args:
-        logits: (N, outputs).
-        loss: "softmax" or "sigmoid", as in the recipe.
-        task: for "multi-label" the columns are independent; a binary sigmoid's one output p becomes
-            the two columns 1 - p and p.
-    """
-    if loss == "softmax":
-        return softmax(logits)
-    p = sigmoid(logits)
-    return p if task == "multi-label" else np.concatenate([1 - p, p], axis=1)
+from paddle_medcls.output_head import OutputHead
 
 
 def loss_value(logits: np.ndarray, labels: np.ndarray, loss: str) -> float:
@@ -70,33 +23,6 @@ def loss_value(logits: np.ndarray, labels: np.ndarray, loss: str) -> float:
         return float((log_sum - z[np.arange(len(z)), labels]).mean())
     target = labels.reshape(len(z), -1)
     return float((np.maximum(z, 0) - z * target + np.log1p(np.exp(-np.abs(z)))).mean())
-
-
-def predicted(probs: np.ndarray, task: str, threshold: float = 0.5) -> np.ndarray:
-    """Class numbers (N,), or 0/1 (N, L) for a multi-label task.
-
-    Binary: class 1 where its probability is above the threshold.
-    """
-    if task == "multi-label":
-        return (probs > threshold).astype(np.int64)
-    if task == "binary":
-        return (probs[:, 1] > threshold).astype(np.int64)
-    return probs.argmax(axis=1)
-
-
-def decided(probs: np.ndarray, task: str, threshold: float = 0.5) -> tuple[list[int], float]:
-    """What one image is decided for.
-
-    Args:
-        probs: (C,), its probabilities.
-
-    Returns:
-        The classes: one, or for a multi-label task any number. The probability of that one, or the largest.
-    """
-    guess = predicted(probs[None], task, threshold)[0]
-    if task == "multi-label":
-        return np.flatnonzero(guess).tolist(), float(probs.max())
-    return [int(guess)], float(probs[int(guess)])
 
 
 def roc_auc(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -226,20 +152,13 @@ def quadratic_kappa(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -
     return 1 - _ratio((penalty * table).sum(), (penalty * chance).sum())
 
 
-def evaluate_logits(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    classes: Sequence[str],
-    task: str,
-    loss: str,
-    threshold: float = 0.5,
-    intervals: bool = True,
-) -> dict:
+def evaluate_logits(logits: np.ndarray, labels: np.ndarray, head: OutputHead, intervals: bool = True) -> dict:
     """All figures of a split.
 
     Args:
-        logits: (N, outputs).
+        logits: (N, outputs), as the network gives them.
         labels: (N,) or (N, L).
+        head: what the logits mean.
         intervals: also the bootstrap of the AUC, which takes a moment.
 
     Returns:
@@ -248,11 +167,12 @@ def evaluate_logits(
         `specificity` of class 1, for ordinal ones `quadratic_kappa` and `mean_absolute_error`.
         Multi-label accuracy is the share of correct (image, label) pairs.
     """
-    probs = probabilities(logits, loss, task)
-    guesses = predicted(probs, task, threshold)
+    task, classes = head.task, head.classes
+    probs = head.probabilities(logits)
+    guesses = head.decide(probs)
     result: dict = {
         "n": len(labels),
-        "loss": loss_value(logits, labels, loss),
+        "loss": loss_value(head.scaled(logits), labels, head.loss),
         "accuracy": float((guesses == labels).mean()),
         "auc": float(auc(probs, labels, task)),
         "per_class": per_class(labels, guesses, classes),

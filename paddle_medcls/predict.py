@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import metrics
 from paddle_medcls.data import dataset_classes
 from paddle_medcls.data.index import Index
 from paddle_medcls.engines import FORMS, PRECISIONS, Forward, open_model, require
 from paddle_medcls.errors import DataError, SetupError, WeightsError
 from paddle_medcls.images import Preprocessing, preprocess, read_image, unfit
 from paddle_medcls.models.layouts import recognise
+from paddle_medcls.output_head import OutputHead, check_finite
 from paddle_medcls.prepared import candidates, open_prepared
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
@@ -108,6 +108,11 @@ class Predictor:
         return _of_network(path, card, recipe)
 
     @property
+    def head(self) -> OutputHead:
+        """What the logits mean."""
+        return self.card.head
+
+    @property
     def model(self):
         """The network in evaluation mode; built when it is first asked for."""
         if self._model is None:
@@ -137,17 +142,7 @@ class Predictor:
 
         batches = cut(range(len(index)), batch_size)
         logits = np.concatenate(forward_split(self.forward, index, self.card.preprocessing, batches, workers))
-        return metrics.check_finite(logits, index.ids)
-
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Logits -> (N, C) probabilities, with the card's temperature."""
-        return metrics.probabilities(logits / self.card.temperature, self.card.loss, self.card.task)
-
-    def guesses(self, probs: np.ndarray) -> np.ndarray:
-        """The class (N,) that each row of probabilities is decided for; the most probable of several labels."""
-        if self.card.task == "multi-label":
-            return probs.argmax(axis=1)
-        return metrics.predicted(probs, self.card.task, self.card.threshold)
+        return check_finite(logits, index.ids)
 
     def input_zeros(self) -> np.ndarray:
         """A batch of one empty image, to ask about layers with."""
@@ -203,8 +198,12 @@ class Predictor:
     ) -> Iterable[tuple[Path, np.ndarray | DataError]]:
         """Yields (path, probabilities (C,)) in order; for an unreadable file (path, its error)."""
         for group in self.read_files(paths, batch_size, workers):
-            good = [image for _, image in group if not isinstance(image, DataError)]
-            probs = iter(self.probabilities(self.logits(good)) if good else ())
+            names, good = [], []
+            for path, image in group:
+                if not isinstance(image, DataError):
+                    names.append(path)
+                    good.append(image)
+            probs = iter(self.head.probabilities(self.logits(good), names) if good else ())
             for path, image in group:
                 yield path, image if isinstance(image, DataError) else next(probs)
 

@@ -162,7 +162,7 @@ def _run_cell(cell: Cell, options: Options) -> None:
     predictor = Predictor.from_weights(weights)
     index = load_index(recipe.dataset, cell.data_root, split, recipe.labels)
     logits = predictor.split_logits(index, recipe.batch_size, options.workers)
-    result = score_split(logits, index, predictor.card.loss, predictor.card.temperature, predictor.card.threshold)
+    result = score_split(logits, index, predictor.head)
     write_outputs(folder / split, logits, index, predictor.card, result)
     row = {
         "recipe": recipe.name,

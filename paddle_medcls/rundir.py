@@ -17,11 +17,13 @@ import numpy as np
 
 from paddle_medcls import __version__, calibration, metrics, modelcard, plots, report
 from paddle_medcls.checkpoint import load_state, save_state
-from paddle_medcls.data import medmnist
 from paddle_medcls.data.index import Index
+from paddle_medcls.data.medmnist import NAMES
 from paddle_medcls.errors import RunError
 from paddle_medcls.files import sha256, write_csv, write_json
+from paddle_medcls.medmnist_scores import write_scores
 from paddle_medcls.models.weights import load_strict, save_weights
+from paddle_medcls.output_head import OutputHead
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar, sidecar_of
@@ -154,12 +156,12 @@ def restore(run_dir: Path, parts: dict) -> State:
     return State(**{**scalars, "best": best, "steps": steps, "optimizer": groups["optimizer"]})
 
 
-def score_split(logits: np.ndarray, index: Index, loss: str, temperature: float = 1.0, threshold: float = 0.5) -> dict:
+def score_split(logits: np.ndarray, index: Index, head: OutputHead) -> dict:
     """All figures of a split with intervals; see `metrics.evaluate_logits`."""
-    figures = metrics.evaluate_logits(logits / temperature, index.labels, index.classes, index.task, loss, threshold)
-    probs = metrics.probabilities(logits / temperature, loss, index.task)
-    error = calibration.expected_calibration_error(*calibration.confidence_and_hits(probs, index.labels, index.task))
-    extra = {"calibration_error": error, "temperature": temperature, "threshold": threshold}
+    figures = metrics.evaluate_logits(logits, index.labels, head)
+    claims = calibration.confidence_and_hits(head.probabilities(logits, index.ids), index.labels, head.task)
+    error = calibration.expected_calibration_error(*claims)
+    extra = {"calibration_error": error, "temperature": head.temperature, "threshold": head.threshold}
     return {"split": index.split, **figures, **extra, "drawn": index.drawn, "note": index.note}
 
 
@@ -185,12 +187,12 @@ def calibrate(
     temperature = calibration.fit_temperature(logits, index.labels, card.loss)
     threshold = card.threshold
     if sensitivity is not None:
-        probs = metrics.probabilities(logits / temperature, card.loss, card.task)
+        probs = replace(card.head, temperature=temperature).probabilities(logits)
         threshold = calibration.threshold_for(probs[:, 1], index.labels, sensitivity)
     if output is not None:
         diagrams = []
         for name, t in (("before", 1.0), (f"after, temperature {temperature:.3f}", temperature)):
-            probs = metrics.probabilities(logits / t, card.loss, card.task)
+            probs = replace(card.head, temperature=t).probabilities(logits)
             claims = calibration.confidence_and_hits(probs, index.labels, card.task)
             diagrams.append((name, calibration.reliability(*claims), calibration.expected_calibration_error(*claims)))
         note = report.DRAWN_NOTICE if index.drawn or card.drawn else ""
@@ -208,12 +210,12 @@ def write_outputs(folder: Path, logits: np.ndarray, index: Index, card: Sidecar,
     For a MedMNIST set also the predictions as its own evaluator reads them.
     """
     note = report.DRAWN_NOTICE if index.drawn or card.drawn else ""
-    probs = metrics.probabilities(logits / card.temperature, card.loss, card.task)
-    guesses = metrics.predicted(probs, card.task, card.threshold)
+    probs = card.head.probabilities(logits)
+    guesses = card.head.decide(probs)
     write_json(folder / "metrics.json", result)
     report.write_predictions(folder / f"predictions_{index.split}.csv", index, probs, guesses)
-    if index.dataset in medmnist.NAMES:
-        medmnist.write_scores(folder, index, probs, run=f"{card.recipe}-{card.network.model}")
+    if index.dataset in NAMES:
+        write_scores(folder, index, probs, run=f"{card.recipe}-{card.network.model}")
     title = f"{index.dataset}, {index.split}: {len(index)} images"
     if "confusion" in result:
         plots.confusion(folder / f"confusion_{index.split}.png", result["confusion"], index.classes, title, note)

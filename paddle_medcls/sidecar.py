@@ -10,6 +10,7 @@ from paddle_medcls.errors import WeightsError
 from paddle_medcls.files import sha256, write_json
 from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import Network
+from paddle_medcls.output_head import OutputHead
 
 KIND = "paddle_medcls weights"
 SUFFIXES = (
@@ -78,6 +79,11 @@ class Sidecar:
     form: str = ""
     precision: str = "f32"
     files: dict = field(default_factory=dict)
+
+    @property
+    def head(self) -> OutputHead:
+        """What the logits mean."""
+        return OutputHead(self.task, self.loss, self.classes, self.temperature, self.threshold)
 
     def write(self, path: Path) -> None:
         """Writes the JSON file, with `kind` first."""

@@ -1,6 +1,6 @@
 """Code and words that tell how to prepare an image for a trained network, for model cards.
 
-The same arithmetic as `images.preprocess` and `metrics.probabilities`, written for this one network and
+The same arithmetic as `images.preprocess` and `OutputHead.probabilities`, written for this one network and
 without this package; tests run the code and compare.
 """
 
@@ -73,11 +73,11 @@ def export_code(card: Sidecar, form: str, files: Sequence[str]) -> str:
             "predictor.run()\n"
             "logits = predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()[0]\n"
         )
-    divided = "logits" if card.temperature == 1 else f"(logits / {float(card.temperature)!r})"
+    divided = "" if card.temperature == 1 else f" / {float(card.temperature)!r}"
     return (
         f"import cv2\nimport numpy as np\n{library}\n\n"
         f"classes = {list(card.classes)!r}\n{_preprocessing_code(card.preprocessing)}{run}"
-        f"z = {divided}.astype(np.float64)\n{_decision_code(card)}"
+        f"z = logits.astype(np.float64){divided}\n{_decision_code(card)}"
     )
 
 

@@ -29,6 +29,7 @@ from paddle_medcls.interrupt import Interrupt, stopped
 from paddle_medcls.models.accelerate import Accelerated
 from paddle_medcls.models.onednn import Operators
 from paddle_medcls.models.weights import load_strict, read_weights
+from paddle_medcls.output_head import check_finite
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.rundir import HISTORY, STEP_LOG, State
@@ -118,7 +119,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
         """Validation logits; without `flips` the quick way, with cached features where there are any."""
         synchronise(judged, world)
         if flips is None and learner.val_features is not None:
-            return metrics.check_finite(head_logits(judged, learner.val_features), data.val.ids)
+            return check_finite(head_logits(judged, learner.val_features), data.val.ids)
         flips = flips or ()
         if judging is not None:
             judged = Accelerated(judged, judging)  # in float32, as whoever uses the weights will do
@@ -192,9 +193,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
             # Validation, with the averaged weights where the recipe keeps them; flips wait for the end.
             judged = model if average is None else average
             logits = judge(judged)
-            result = metrics.evaluate_logits(
-                logits, data.val.labels, data.val.classes, data.val.task, recipe.loss, intervals=False
-            )
+            result = metrics.evaluate_logits(logits, data.val.labels, learner.card.head, intervals=False)
             row = rundir.history_row(state, len(batches), result)
             state.history.append(row)
             score = -result["loss"] if recipe.monitor == "loss" else result[recipe.monitor]
@@ -233,7 +232,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     logits = judge(model, flips_of(recipe))
     if rank > 0:
         return {}
-    result = rundir.score_split(logits, data.val, recipe.loss)
+    result = rundir.score_split(logits, data.val, learner.card.head)
     result |= {"epoch": state.best_epoch, "drawn": data.train.drawn}
     card = rundir.keep_weights(model, weights, learner.card, result)
     rundir.write_outputs(run_dir, logits, data.val, card, result)

@@ -85,7 +85,7 @@ class Measurement:
 
     def _score(self, class_index: int) -> Callable[[np.ndarray], np.ndarray]:
         predictor = self.predictor
-        return lambda x: predictor.probabilities(predict_logits(predictor.model, x))[:, class_index]
+        return lambda x: predictor.head.probabilities(predict_logits(predictor.model, x))[:, class_index]
 
     def columns(self) -> tuple[list[str], list[list]]:
         """Header and rows of measures.csv; empty where there is nothing to measure."""

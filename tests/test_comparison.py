@@ -17,7 +17,8 @@ from paddle_medcls.commands import eval
 from paddle_medcls.comparison import Predictions, compare, read_predictions, verdict
 from paddle_medcls.data.index import Index
 from paddle_medcls.errors import DataError
-from paddle_medcls.metrics import auc, bootstrap_auc, predicted, wilson
+from paddle_medcls.metrics import auc, bootstrap_auc, wilson
+from paddle_medcls.output_head import OutputHead
 from paddle_medcls.report import write_predictions
 
 
@@ -32,7 +33,8 @@ def model(seed: int, task: str, n: int = 60, strength: float = 1.0) -> Predictio
     if task == "binary":
         probs[:, 0] = (1 - probs[:, 1]).round(2)
     names = tuple("abc"[:classes])
-    return Predictions(Path("x"), [f"{k}.png" for k in range(n)], labels, predicted(probs, task), probs, names)
+    guesses = OutputHead(task, "softmax", names).decide(probs)
+    return Predictions(Path("x"), [f"{k}.png" for k in range(n)], labels, guesses, probs, names)
 
 
 # --- the tests of significance ---------------------------------------------------------------------

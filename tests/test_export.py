@@ -103,7 +103,7 @@ def test_every_form_gives_the_probabilities_of_the_network(form: str, weights, e
     served = Predictor.from_weights(exports[form])
     expected = by_hand(weights, images)
     for size in (1, 3, 5):
-        parts = [served.probabilities(served.logits(images[k : k + size])) for k in range(0, len(images), size)]
+        parts = [served.head.probabilities(served.logits(images[k : k + size])) for k in range(0, len(images), size)]
         np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5)
     assert (served.engine, served.precision) == (engines.FORMS[form], "f32")
 
@@ -345,7 +345,7 @@ def test_bfloat16_is_close(engine: str, tmp_path: Path, images) -> None:
     weights = make_weights(tmp_path, 0, "resnet18")
     exact = Predictor.from_weights(weights, engine=engine)
     fast = Predictor.from_weights(weights, engine=engine, precision="bf16")
-    p, q = (served.probabilities(served.logits(images)) for served in (exact, fast))
+    p, q = (served.head.probabilities(served.logits(images)) for served in (exact, fast))
     assert fast.precision == "bf16" and 0 < np.abs(p - q).max() < 0.05
 
 

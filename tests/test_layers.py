@@ -18,10 +18,12 @@ LAYERS = tuple(
     set(words.split())
     for words in (
         "cpu errors published",
-        "calibration comparison distributed files interrupt metrics processes progress recipe runtime safe_pickle",
+        "calibration comparison distributed files interrupt metrics output_head processes progress recipe runtime "
+        "safe_pickle",
         "augment dicom images plots",
         "data data.* inputs models models.*",
-        "checkpoint data.loader engines errorpage evaluate frozen gradcam optim prepared report sidecar snippets",
+        "checkpoint data.loader engines errorpage evaluate frozen gradcam medmnist_scores optim prepared report sidecar "
+        "snippets",
         "assemble gridtable modelcard predict recipes recipes.* rundir train trust",
         "benchmark benchmark.* export reproduce worker",
         "app app.* commands commands.*",
@@ -30,8 +32,8 @@ LAYERS = tuple(
 NO_PADDLE = (
     "augment calibration comparison data data.archives data.audit data.cache data.check data.covid data.download "
     "data.index data.medmnist data.oct data.palm data.sample data.splits data.statistics dicom engines errors files "
-    "images inputs metrics modelcard models models.layouts plots predict prepared processes recipe recipes "
-    "report sidecar snippets"
+    "images inputs medmnist_scores metrics modelcard models models.layouts output_head plots predict prepared "
+    "processes recipe recipes report sidecar snippets"
 ).split()
 
 

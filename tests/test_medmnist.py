@@ -22,14 +22,16 @@ from paddle_medcls.commands import train as train_command
 from paddle_medcls.data import dataset_module, dataset_names, default_root, load_index, weights_name
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
-from paddle_medcls.data.medmnist import card_of, write_scores
+from paddle_medcls.data.medmnist import card_of
 from paddle_medcls.data.medmnist_cards import ALIASES, CARDS
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.errors import DataError, Stopped
 from paddle_medcls.evaluate import flips_of
 from paddle_medcls.images import Preprocessing, fit, preprocess
+from paddle_medcls.medmnist_scores import write_scores
 from paddle_medcls.models import network_for
+from paddle_medcls.output_head import OutputHead
 from paddle_medcls.recipes import all_recipes, get_recipe
 from paddle_medcls.train import Options, train
 
@@ -367,7 +369,7 @@ def test_figures_agree_with_medmnist(official, flag):
     task, classes, labels, probs = random_scores(flag)
     name = official[0].INFO[flag]["task"]
     truth = labels if labels.ndim == 2 else labels[:, None]
-    guesses = metrics.predicted(probs, task)
+    guesses = OutputHead(task, "softmax", classes).decide(probs)
     assert abs(metrics.auc(probs, labels, task) - official[1].getAUC(truth, probs, name)) < 1e-9
     assert abs((guesses == labels).mean() - official[1].getACC(truth, probs, name)) < 1e-9
 
@@ -377,9 +379,9 @@ def random_scores(flag, count=300):
     width = len(card.classes)
     if card.task == "multi-label":
         labels, logits = (rng.random((count, width)) < 0.3).astype(np.int64), rng.normal(size=(count, width))
-        return card.task, card.classes, labels, metrics.probabilities(logits, "sigmoid", card.task)
+        return card.task, card.classes, labels, OutputHead(card.task, "sigmoid", card.classes).probabilities(logits)
     labels, logits = rng.integers(0, width, count), np.round(rng.normal(size=(count, width)), 1)  # with ties
-    return card.task, card.classes, labels, metrics.probabilities(logits, "softmax", card.task)
+    return card.task, card.classes, labels, OutputHead(card.task, "softmax", card.classes).probabilities(logits)
 
 
 @pytest.mark.parametrize("name", [*TASKS, "breastmnist_64"])
@@ -387,7 +389,7 @@ def test_medmnist_reads_our_predictions(official, tmp_path, name):
     index = load_index(name, drawn(tmp_path, name), "test")
     logits = np.random.default_rng(8).normal(size=(24, len(index.classes)))
     loss = "sigmoid" if index.task == "multi-label" else "softmax"
-    probs = metrics.probabilities(logits, loss, index.task)
+    probs = OutputHead(index.task, loss, index.classes).probabilities(logits)
     path = write_scores(tmp_path, index, probs, run="medmnist-resnet18")
     assert path.name.startswith(f"{name}_test_[AUC]") and path.name.endswith("@medmnist-resnet18.csv")
     evaluator = official[1].Evaluator

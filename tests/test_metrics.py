@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 
 from paddle_medcls import metrics
 from paddle_medcls.errors import WeightsError
+from paddle_medcls.output_head import OutputHead, check_finite, sigmoid, softmax
 
 
 def random_case(n: int = 60, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -25,16 +26,47 @@ def random_case(n: int = 60, classes: int = 4, seed: int = 0) -> tuple[np.ndarra
 def test_softmax_and_sigmoid_by_hand() -> None:
     """ln 1, ln 2, ln 5 -> 1/8, 2/8, 5/8; sigmoid(ln 3) = 3/4."""
     logits = np.log([[1.0, 2.0, 5.0]])
-    np.testing.assert_allclose(metrics.softmax(logits), [[0.125, 0.25, 0.625]])
-    np.testing.assert_allclose(metrics.sigmoid(np.array([0.0, math.log(3), -math.log(3)])), [0.5, 0.75, 0.25])
+    np.testing.assert_allclose(softmax(logits), [[0.125, 0.25, 0.625]])
+    np.testing.assert_allclose(sigmoid(np.array([0.0, math.log(3), -math.log(3)])), [0.5, 0.75, 0.25])
 
 
 def test_large_logits_do_not_overflow() -> None:
     big = np.array([[1e4, -1e4, 0.0]])
-    np.testing.assert_array_equal(metrics.softmax(big), [[1, 0, 0]])
-    np.testing.assert_array_equal(metrics.sigmoid(big), [[1, 0, 0.5]])
+    np.testing.assert_array_equal(softmax(big), [[1, 0, 0]])
+    np.testing.assert_array_equal(sigmoid(big), [[1, 0, 0.5]])
     assert metrics.loss_value(big, np.array([1]), "softmax") == 2e4
     assert metrics.loss_value(np.array([[-1e4]]), np.array([1]), "sigmoid") == 1e4
+
+
+def test_the_temperature_divides_logits_before_anything_else() -> None:
+    """sigmoid(2 ln 3 / 2) = 3/4; softmax(4 ln (1, 2, 5) / 4) as above."""
+    binary = OutputHead("binary", "sigmoid", ("no", "yes"), temperature=2.0)
+    np.testing.assert_allclose(binary.probabilities(np.array([[2 * math.log(3)]])), [[0.25, 0.75]])
+    many = OutputHead("multi-class", "softmax", ("a", "b", "c"), temperature=4.0)
+    np.testing.assert_allclose(many.probabilities(4 * np.log([[1.0, 2.0, 5.0]])), [[0.125, 0.25, 0.625]])
+
+
+def test_the_decision_for_one_image() -> None:
+    binary = OutputHead("binary", "sigmoid", ("no", "yes"), threshold=0.7)
+    assert binary.decide_one(np.array([0.4, 0.6])) == ([0], 0.4)
+    labels = OutputHead("multi-label", "sigmoid", ("a", "b", "c"))
+    assert labels.decide_one(np.array([0.6, 0.2, 0.9])) == ([0, 2], 0.9)
+    assert labels.decide_one(np.array([0.1, 0.2, 0.3])) == ([], 0.3)  # none of them
+    assert labels.explained(np.array([[0.1, 0.2, 0.3]])).tolist() == [2]
+    assert binary.explained(np.array([[0.4, 0.6]])).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("head", "shape"),
+    [
+        (OutputHead("binary", "sigmoid", ("no", "yes")), (3, 2)),
+        (OutputHead("multi-class", "softmax", ("a", "b", "c")), (3, 1)),
+        (OutputHead("multi-label", "sigmoid", ("a", "b", "c")), (3,)),
+    ],
+)
+def test_logits_that_do_not_fit_the_classes_are_refused(head: OutputHead, shape: tuple[int, ...]) -> None:
+    with pytest.raises(WeightsError, match="gives logits of shape"):
+        head.probabilities(np.zeros(shape))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -42,36 +74,43 @@ def test_logits_that_are_not_finite_are_refused_by_name(bad: float) -> None:
     """Nothing is decided from them: nan would be class 0 with the exit code of success."""
     logits = np.array([[1.0, 2.0], [3.0, bad], [5.0, 6.0]], np.float32)
     with pytest.raises(WeightsError, match=r"for 1 of 3 image\(s\)\n  b.png: logits 3, ") as caught:
-        metrics.check_finite(logits, ["a.png", "b.png", "c.png"])
+        check_finite(logits, ["a.png", "b.png", "c.png"])
     assert "a.png" not in str(caught.value) and "c.png" not in str(caught.value)
+    head = OutputHead("binary", "softmax", ("no", "yes"))
+    with pytest.raises(WeightsError, match=r"\n  image 1: logits 3, "):
+        head.probabilities(logits)
     good = logits[[0, 2]]
-    assert metrics.check_finite(good, ["a.png", "c.png"]) is good
+    assert check_finite(good, ["a.png", "c.png"]) is good
 
 
 def test_columns_of_each_task() -> None:
     z = np.array([[math.log(3)]])
-    np.testing.assert_allclose(metrics.probabilities(z, "sigmoid", "binary"), [[0.25, 0.75]])
+    np.testing.assert_allclose(OutputHead("binary", "sigmoid", ("no", "yes")).probabilities(z), [[0.25, 0.75]])
     many = np.array([[math.log(3), 0.0]])
-    np.testing.assert_allclose(metrics.probabilities(many, "sigmoid", "multi-label"), [[0.75, 0.5]])
-    np.testing.assert_allclose(metrics.probabilities(many, "softmax", "binary"), [[0.75, 0.25]])
+    np.testing.assert_allclose(OutputHead("multi-label", "sigmoid", ("a", "b")).probabilities(many), [[0.75, 0.5]])
+    np.testing.assert_allclose(OutputHead("binary", "softmax", ("no", "yes")).probabilities(many), [[0.75, 0.25]])
 
 
 def test_thresholds() -> None:
     probs = np.array([[0.5, 0.5], [0.4, 0.6], [0.2, 0.8]])
-    assert metrics.predicted(probs, "binary").tolist() == [0, 1, 1]  # exactly one half is class 0
-    assert metrics.predicted(probs, "binary", 0.7).tolist() == [0, 0, 1]
-    assert metrics.predicted(probs, "multi-class").tolist() == [0, 1, 1]
-    assert metrics.predicted(probs, "multi-label").tolist() == [[0, 0], [0, 1], [0, 1]]
+    assert OutputHead("binary", "softmax", ("no", "yes")).decide(probs).tolist() == [
+        0,
+        1,
+        1,
+    ]  # exactly one half is class 0
+    assert OutputHead("binary", "softmax", ("no", "yes"), threshold=0.7).decide(probs).tolist() == [0, 0, 1]
+    assert OutputHead("multi-class", "softmax", ("a", "b")).decide(probs).tolist() == [0, 1, 1]
+    assert OutputHead("multi-label", "sigmoid", ("a", "b")).decide(probs).tolist() == [[0, 0], [0, 1], [0, 1]]
 
 
 def test_loss_against_scikit_learn() -> None:
     logits, labels = random_case()
-    assert metrics.loss_value(logits, labels, "softmax") == pytest.approx(sk.log_loss(labels, metrics.softmax(logits)))
+    assert metrics.loss_value(logits, labels, "softmax") == pytest.approx(sk.log_loss(labels, softmax(logits)))
     binary = (labels > 1).astype(int)
-    p = metrics.sigmoid(logits[:, :1])[:, 0]
+    p = sigmoid(logits[:, :1])[:, 0]
     assert metrics.loss_value(logits[:, :1], binary, "sigmoid") == pytest.approx(sk.log_loss(binary, p))
     many = np.eye(4, dtype=int)[labels]
-    mean = np.mean([sk.log_loss(many[:, k], metrics.sigmoid(logits[:, k])) for k in range(4)])
+    mean = np.mean([sk.log_loss(many[:, k], sigmoid(logits[:, k])) for k in range(4)])
     assert metrics.loss_value(logits, many, "sigmoid") == pytest.approx(mean)
 
 
@@ -106,7 +145,7 @@ def test_auc_of_logits_is_that_of_probabilities() -> None:
     logits, labels = random_case(classes=2)
     truth = labels
     z = logits[:, 1] - logits[:, 0]
-    assert metrics.roc_auc(truth, z) == metrics.roc_auc(truth, metrics.softmax(logits)[:, 1])
+    assert metrics.roc_auc(truth, z) == metrics.roc_auc(truth, softmax(logits)[:, 1])
 
 
 def test_weights_count_images() -> None:
@@ -127,7 +166,7 @@ def test_auc_of_one_class_is_not_defined() -> None:
 
 def test_auc_of_several_classes_is_the_average_over_those_that_occur() -> None:
     logits, labels = random_case(classes=4)
-    probs = metrics.softmax(logits)
+    probs = softmax(logits)
     expected = sk.roc_auc_score(labels, probs, multi_class="ovr", average="macro")
     assert metrics.auc(probs, labels, "multi-class") == pytest.approx(expected, abs=1e-12)
     kept = labels < 3  # class 3 has no image: it counts in no average
@@ -278,7 +317,7 @@ def test_quadratic_kappa_against_scikit_learn(seed: int) -> None:
 def test_a_binary_split() -> None:
     logits = np.array([[2.0], [1.0], [-1.0], [-2.0], [0.5]])
     labels = np.array([1, 1, 1, 0, 0])
-    found = metrics.evaluate_logits(logits, labels, ("no", "yes"), "binary", "sigmoid")
+    found = metrics.evaluate_logits(logits, labels, OutputHead("binary", "sigmoid", ("no", "yes")))
     assert (found["n"], found["accuracy"], found["sensitivity"], found["specificity"]) == (5, 0.6, 2 / 3, 0.5)
     assert found["auc"] == pytest.approx(5 / 6)  # of 6 pairs only (-1, 0.5) is wrong
     assert found["confusion"] == [[1, 1], [1, 2]]
@@ -289,7 +328,9 @@ def test_a_binary_split() -> None:
 
 def test_a_split_in_four_classes() -> None:
     logits, labels = random_case()
-    found = metrics.evaluate_logits(logits, labels, "abcd", "multi-class", "softmax", intervals=False)
+    found = metrics.evaluate_logits(
+        logits, labels, OutputHead("multi-class", "softmax", tuple("abcd")), intervals=False
+    )
     assert found["accuracy"] == sk.accuracy_score(labels, logits.argmax(axis=1))
     assert "intervals" not in found and "sensitivity" not in found
     assert [row["class"] for row in found["per_class"]] == list("abcd")
@@ -297,7 +338,7 @@ def test_a_split_in_four_classes() -> None:
 
 def test_an_ordinal_split() -> None:
     logits, labels = random_case(classes=5)
-    found = metrics.evaluate_logits(logits, labels, "abcde", "ordinal", "softmax", intervals=False)
+    found = metrics.evaluate_logits(logits, labels, OutputHead("ordinal", "softmax", tuple("abcde")), intervals=False)
     guesses = logits.argmax(axis=1)
     assert found["quadratic_kappa"] == pytest.approx(sk.cohen_kappa_score(labels, guesses, weights="quadratic"))
     assert found["mean_absolute_error"] == pytest.approx(sk.mean_absolute_error(labels, guesses))
@@ -307,7 +348,7 @@ def test_a_multi_label_split() -> None:
     """Accuracy is the share of right (image, label) pairs: 5 of 6."""
     logits = np.array([[1.0, -1.0, 2.0], [-1.0, -2.0, 3.0]])
     labels = np.array([[1, 0, 1], [1, 0, 1]])
-    found = metrics.evaluate_logits(logits, labels, "abc", "multi-label", "sigmoid", intervals=False)
+    found = metrics.evaluate_logits(logits, labels, OutputHead("multi-label", "sigmoid", tuple("abc")), intervals=False)
     assert found["accuracy"] == pytest.approx(5 / 6) and "confusion" not in found
     assert [row["recall"] for row in found["per_class"]][::2] == [0.5, 1.0]
     assert math.isnan(found["auc"])  # no label has both a positive and a negative

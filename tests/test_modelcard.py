@@ -22,7 +22,7 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.data.medmnist_cards import CARDS
 from paddle_medcls.files import sha256, write_json
 from paddle_medcls.images import Preprocessing, preprocess, read_image
-from paddle_medcls.metrics import predicted, probabilities, wilson
+from paddle_medcls.metrics import wilson
 from paddle_medcls.modelcard import card_text, dataset_card, is_card, run_facts, write_card
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import save_weights
@@ -134,7 +134,7 @@ def test_every_task_has_its_table(name: str, tmp_path: Path) -> None:
     labels = rng.integers(0, 2, (30, 3)) if name == "labels" else rng.integers(0, 2, 30)
     ids = tuple(map(str, range(30)))
     index = Index("palm", "val", ids, np.zeros((30, 4, 4), np.uint8), labels, card.classes, card.task)
-    result = rundir.score_split(rng.normal(0, 1, (30, card.network.num_outputs)), index, card.loss)
+    result = rundir.score_split(rng.normal(0, 1, (30, card.network.num_outputs)), index, card.head)
     write_json(tmp_path / "M.json", result)  # as a sidecar keeps them: what is not defined is null
     result = json.loads((tmp_path / "M.json").read_text())
     (tmp_path / "M.onnx").write_bytes(b"M")
@@ -253,8 +253,8 @@ def test_the_code_without_the_package_prepares_and_decides_alike(name, tmp_path,
     expected = preprocess(read_image(path, card.preprocessing.channels), card.preprocessing)
     assert seen["model"] == "m.onnx" and seen["image"].dtype == np.float32
     assert (seen["image"] == expected[None]).all() and seen["image"].flags.c_contiguous
-    probs = probabilities(logits / card.temperature, card.loss, card.task)
-    decided = predicted(probs, card.task, card.threshold)[0]
+    probs = card.head.probabilities(logits)
+    decided = card.head.decide(probs)[0]
     answer = (
         [n for n, yes in zip(card.classes, decided) if yes]
         if card.task == "multi-label"

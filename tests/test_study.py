@@ -17,6 +17,7 @@ from paddle_medcls.commands import eval, predict
 from paddle_medcls.data import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.errorpage import write_error_page
+from paddle_medcls.output_head import OutputHead, sigmoid
 from paddle_medcls.predict import Predictor
 from paddle_medcls.train import Options, train
 
@@ -58,7 +59,7 @@ def test_error_page_shows_the_most_confident_mistakes_first(tmp_path: Path) -> N
     labels = np.array([0, 1, 2, 0, 1])
     probs = np.array([[0.9, 0.1, 0], [0.6, 0.3, 0.1], [0.99, 0.005, 0.005], [0.1, 0.8, 0.1], [0.2, 0.45, 0.35]])
     index = made_index(tmp_path, labels, ("a", "b<i>", "c"), "multi-class")
-    result = metrics.evaluate_logits(np.log(probs + 1e-9), labels, index.classes, "multi-class", "softmax")
+    result = metrics.evaluate_logits(np.log(probs + 1e-9), labels, OutputHead("multi-class", "softmax", index.classes))
     write_error_page(tmp_path / "errors.html", index, probs, probs.argmax(axis=1), result, "A & B", 2)
     text = (tmp_path / "errors.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -73,7 +74,9 @@ def test_error_page_of_many_labels(tmp_path: Path) -> None:
     probs = np.array([[0.9, 0.2], [0.7, 0.1], [0.8, 0.9]])
     index = made_index(tmp_path, labels, ("left", "right"), "multi-label")
     guesses = (probs > 0.5).astype(int)
-    result = metrics.evaluate_logits(np.log(probs / (1 - probs)), labels, index.classes, "multi-label", "sigmoid")
+    result = metrics.evaluate_logits(
+        np.log(probs / (1 - probs)), labels, OutputHead("multi-label", "sigmoid", index.classes)
+    )
     write_error_page(tmp_path / "errors.html", index, probs, guesses, result, "many", 5)
     text = (tmp_path / "errors.html").read_text(encoding="utf-8")
     assert Page(text).images == ["1<b>.png", "1<b>.png"]  # once a mistake, once a suspected label
@@ -91,7 +94,7 @@ def test_calibrate_writes_the_sidecar_and_every_door_uses_it(palm_run: Path, tmp
     index = load_index("palm", palm_run.parent / "palm", "val")
     logits = Predictor.from_weights(weights).split_logits(index, 32, 0)
     temperature = fit_temperature(logits, index.labels, "sigmoid")
-    threshold = threshold_for(metrics.sigmoid(logits / temperature)[:, 0], index.labels, 1.0)
+    threshold = threshold_for(sigmoid(logits / temperature)[:, 0], index.labels, 1.0)
     assert after["temperature"] == pytest.approx(temperature) and temperature != 1.0
     assert after["threshold"] == pytest.approx(threshold)
     assert {**before, "temperature": 0, "threshold": 0} == {**after, "temperature": 0, "threshold": 0}

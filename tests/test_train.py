@@ -188,7 +188,7 @@ def test_the_weights_alone_give_the_same_figures(palm_root: Path, tmp_path: Path
     predictor = Predictor.from_weights(tmp_path / "run" / "PALM.pdparams")
     assert predictor.card.flips == ("flip",)
     val = load_index("palm", palm_root, "val")
-    probs = predictor.probabilities(predictor.split_logits(val, 3, 1))
+    probs = predictor.head.probabilities(predictor.split_logits(val, 3, 1))
     rows = table(tmp_path / "run" / "predictions_val.csv")[1:]
     np.testing.assert_allclose(probs, [[float(p) for p in row[3:]] for row in rows], atol=1e-6)
     for path, found in predictor.predict_files(val.sources[:3], batch_size=2):

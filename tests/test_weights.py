@@ -64,7 +64,7 @@ def test_palm_file_gives_the_notebooks_logits(tmp_path: Path) -> None:
     print(f"document 001: logit {expected[0, 0]:.4f}, largest difference {abs(logits - expected).max():.1e}")
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     p = 1 / (1 + np.exp(-expected[0, 0]))
-    np.testing.assert_allclose(predictor.probabilities(logits), [[1 - p, p]], atol=1e-5)
+    np.testing.assert_allclose(predictor.head.probabilities(logits), [[1 - p, p]], atol=1e-5)
 
 
 def test_covid_file_gives_the_notebooks_logits(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_covid_file_gives_the_notebooks_logits(tmp_path: Path) -> None:
     assert logits.shape == (1, 4) and abs(expected).max() > 0.1
     print(f"document 003: logits {expected[0].round(4)}, largest difference {abs(logits - expected).max():.1e}")
     np.testing.assert_allclose(logits, expected, atol=1e-4)
-    assert predictor.probabilities(logits).sum() == pytest.approx(1)
+    assert predictor.head.probabilities(logits).sum() == pytest.approx(1)
 
 
 # --- names and shapes of every layout at every depth -----------------------------------------------

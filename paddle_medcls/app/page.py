@@ -208,7 +208,8 @@ def _predict(t: Words, model: Model, images: Sequence[Image]) -> list[np.ndarray
             spec = model.predictor.card.preprocessing
             pixels = decode_image(image.read(), image.name, spec.channels, spec.least_px)
             with _lock():
-                kept[model.key, image.key] = model.predictor.probabilities(model.predictor.logits([pixels]))[0]
+                logits = model.predictor.logits([pixels])
+                kept[model.key, image.key] = model.predictor.head.probabilities(logits, [image.name])[0]
         except Exception as error:
             kept[model.key, image.key] = sentence(error)
     if bar:
@@ -249,7 +250,7 @@ def _show_image(t: Words, model: Model, image: Image, probs: np.ndarray) -> None
             f'<p class="soft">{safe(reason)}</p>',
             *bars(t, card, probs, yes),
         )
-        likely = int(model.predictor.guesses(probs[None])[0])
+        likely = int(model.predictor.head.explained(probs[None])[0])
         key, numbers = f"class {model.key} {image.key}", range(len(probs))
         k = st.selectbox(t["heat_class"], numbers, likely, format_func=lambda k: card.classes[k], key=key)
         opacity = st.slider(t["opacity"], 0, 100, 60, 5, format="%d%%", key="opacity")

@@ -16,7 +16,6 @@ import pandas as pd
 import streamlit as st
 
 from paddle_medcls.errors import MedclsError
-from paddle_medcls.metrics import decided
 from paddle_medcls.predict import Predictor
 from paddle_medcls.sidecar import Sidecar
 
@@ -77,7 +76,7 @@ def sentence(error: Exception) -> str:
 
 def decide(t: Words, card: Sidecar, probs: np.ndarray) -> tuple[list[int], str]:
     """The classes that an image is decided for, and why."""
-    yes, _ = decided(probs, card.task, card.threshold)
+    yes, _ = card.head.decide_one(probs)
     limit = f"{card.threshold:.4g}"
     if card.task == "multi-label":
         return yes, t["labels_above"].format(k=len(yes), n=len(probs), threshold=limit)
@@ -112,7 +111,7 @@ def show_table(t: Words, card: Sidecar, rows: list[tuple[str, np.ndarray]]) -> N
     writer.writerow(["image", "label", *card.classes])
     lines = []
     for name, probs in rows:
-        yes, largest = decided(probs, card.task, card.threshold)
+        yes, largest = card.head.decide_one(probs)
         labels = [card.classes[k] for k in yes]
         writer.writerow(
             [name, labels if card.task == "multi-label" else labels[0], *(round(float(p), 8) for p in probs)]

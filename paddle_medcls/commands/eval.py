@@ -73,7 +73,6 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.data.check import not_leaked
     from paddle_medcls.data.statistics import scan
     from paddle_medcls.errors import DataError
-    from paddle_medcls.metrics import predicted
     from paddle_medcls.modelcard import known_recipe
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE, class_table, confusion_table, summary
     from paddle_medcls.sidecar import find_model
@@ -104,7 +103,7 @@ def _work(args: argparse.Namespace) -> int:
         )
     index = listed(args.split or dataset_module(card.dataset).SPLITS[-1])
     logits = logits_of(index)
-    result = rundir.score_split(logits, index, card.loss, card.temperature, card.threshold)
+    result = rundir.score_split(logits, index, card.head)
     targets = recipe.targets if recipe else ()
     if index.drawn or card.drawn:
         print(DRAWN_NOTICE)
@@ -118,13 +117,13 @@ def _work(args: argparse.Namespace) -> int:
         rows = not_leaked(listed("train"), index, args.workers)
         clean = index.subset(rows)
         print(f"without the {len(index) - len(clean)} images that are in the training split as well:")
-        again = rundir.score_split(logits[rows], clean, card.loss, card.temperature, card.threshold)
+        again = rundir.score_split(logits[rows], clean, card.head)
         print(summary(again, targets, args.prevalence))
     if args.output:
         rundir.write_outputs(args.output, logits, index, card, result)
         if args.errors:
-            probs = predictor.probabilities(logits)
-            guesses = predicted(probs, card.task, card.threshold)
+            probs = card.head.probabilities(logits)
+            guesses = card.head.decide(probs)
             title = f"Errors of {card.recipe} ({card.network.model}) on {card.dataset}, {index.split}"
             errorpage.write_error_page(args.output / "errors.html", index, probs, guesses, result, title, args.errors)
         print(f"written to {args.output}")

@@ -90,8 +90,8 @@ def _work(args: argparse.Namespace) -> int:
         if not good:
             continue
         images = [image for _, image in good]
-        probs = predictor.probabilities(predictor.logits(images))
-        classes = predictor.guesses(probs).tolist() if chosen is None else [chosen] * len(good)
+        probs = predictor.head.probabilities(predictor.logits(images), [path for path, _ in good])
+        classes = predictor.head.explained(probs).tolist() if chosen is None else [chosen] * len(good)
         maps = predictor.heatmaps(images, classes, layer, args.method)
         for (path, image), heat, k, row in zip(good, maps, classes, probs):
             if not heat.any():

@@ -75,10 +75,8 @@ def _work(args: argparse.Namespace) -> int:
 
 
 def _row(path: Path, probs, card, k: int) -> tuple[dict, list[float]]:
-    from paddle_medcls.metrics import decided
-
     order = probs.argsort()[::-1][:k]
-    labels, largest = decided(probs, card.task, card.threshold)
+    labels, largest = card.head.decide_one(probs)
     names = [card.classes[i] for i in labels]
     label: object = names if card.task == "multi-label" else names[0]
     topk = [{"label": card.classes[i], "probability": round(float(probs[i]), 6)} for i in order]
@@ -109,7 +107,7 @@ def _heat_map(target: Path, path: Path, probs, predictor) -> None:
     spec = predictor.card.preprocessing
     channels = spec.channels
     image = read_image(path, channels, spec.least_px)
-    heat = predictor.heatmaps([image], predictor.guesses(probs[None]))[0]
+    heat = predictor.heatmaps([image], predictor.head.explained(probs[None]))[0]
     write_png(target, overlay(to_rgb(image, channels), heat))
 
 

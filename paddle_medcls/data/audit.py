@@ -14,7 +14,8 @@ import numpy as np
 
 from paddle_medcls.data.index import Index
 from paddle_medcls.errors import DataError
-from paddle_medcls.metrics import auc, bootstrap_auc, softmax, wilson
+from paddle_medcls.metrics import auc, bootstrap_auc, wilson
+from paddle_medcls.output_head import softmax
 from paddle_medcls.progress import progress
 
 SIDE = 40  # pixels of the small image

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import files, metrics
+from paddle_medcls import files
 from paddle_medcls.data.download import checksum_text, download
 from paddle_medcls.data.index import DRAWN_MARK, Index, is_drawn
 from paddle_medcls.data.medmnist_cards import ALIASES, CARDS, SIZES, URL, Card
@@ -80,24 +80,6 @@ def fetch(name: str, root: Path) -> str:
     size = card.num_bytes if side == 28 else 0
     download(URL.format(file=target.name), target, size, md5=card.md5[side])
     return f"{target}: {target.stat().st_size:,} bytes, md5 as published; licence {card.licence}"
-
-
-def write_scores(folder: Path, index: Index, probs: np.ndarray, run: str) -> Path:
-    """Writes the predictions as MedMNIST's own evaluator reads them.
-
-    Name: `{flag}_{split}_[AUC]0.901_[ACC]0.863@{run}.csv`; lines: row of the split, then the scores.
-    An earlier file of the same split and run is replaced.
-    """
-    card, side = card_of(index.dataset)
-    stem = f"{card.flag}_{index.split}_" if side == 28 else f"{card.flag}_{side}_{index.split}_"
-    for old in folder.glob(f"{stem}*@{run}.csv"):
-        old.unlink()
-    auc = float(metrics.auc(probs, index.labels, index.task))
-    accuracy = float((metrics.predicted(probs, index.task) == index.labels).mean())
-    path = folder / f"{stem}[AUC]{auc:.3f}_[ACC]{accuracy:.3f}@{run}.csv"
-    lines = (",".join([str(row), *map(repr, scores)]) for row, scores in enumerate(probs.tolist()))
-    files.write_text(path, "".join(f"{line}\n" for line in lines))
-    return path
 
 
 def _bytes_note(path: Path, md5: str) -> str:
