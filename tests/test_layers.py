@@ -22,8 +22,8 @@ LAYERS = tuple(
         "safe_pickle",
         "augment dicom images plots",
         "data data.* inputs models models.*",
-        "checkpoint data.loader engines errorpage evaluate frozen gradcam medmnist_scores optim prepared report sidecar "
-        "snippets",
+        "checkpoint data.loader engines errorpage evaluate frozen gradcam medmnist_scores optim prepared report "
+        "sidecar snippets",
         "assemble gridtable modelcard predict recipes recipes.* rundir train trust",
         "benchmark benchmark.* export reproduce worker",
         "app app.* commands commands.*",
