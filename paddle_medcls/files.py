@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside the target, flushed to the disk, then renamed."""
+"""Atomic file writing: a file is complete or absent. It is written beside its place, flushed to the disk, renamed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import io
 import json
 import math
 import os
+import platform
+import re
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from paddle_medcls.errors import SetupError
+
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # of several that share a disk
+_TEMPORARY = re.compile(rf"\.medcls-{_MACHINE}-(\d+)-")
 
 
 def atomic_write(path: str | Path, write: Callable[[str], object] | bytes) -> None:
@@ -26,7 +32,9 @@ def atomic_write(path: str | Path, write: Callable[[str], object] | bytes) -> No
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".medcls-{_MACHINE}-{os.getpid()}-", suffix=path.suffix
+        )
         os.close(handle)
         if isinstance(write, bytes):
             Path(temporary).write_bytes(write)
@@ -46,6 +54,27 @@ def atomic_write(path: str | Path, write: Callable[[str], object] | bytes) -> No
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: str | Path) -> None:
+    """Removes the temporary files of `atomic_write` in a folder whose process, of this machine, has ended."""
+    try:
+        files = [(file, _TEMPORARY.match(file.name)) for file in Path(folder).iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for file, found in files:
+        if found and not _is_running(int(found[1])):
+            file.unlink(missing_ok=True)  # another process may be at it, too
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 asks, and does nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass  # of another user
+    return True
 
 
 def _umask() -> int:

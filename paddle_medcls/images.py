@@ -22,7 +22,7 @@ import numpy as np
 from paddle_medcls.dicom import decode_dicom, dicom_mode, dicom_size, is_dicom
 from paddle_medcls.errors import DataError, SetupError
 from paddle_medcls.files import atomic_write
-from paddle_medcls.recipe import CHOICES, Recipe
+from paddle_medcls.recipe import CHOICES, MAX_SIDE_PX, Recipe
 
 try:
     import cv2
@@ -36,7 +36,6 @@ except ImportError as error:  # the wheel is there, a system library is not (ser
 cv2.setNumThreads(1)  # the loader decodes several images at once; OpenCV's own threads would compete
 
 MAX_PIXELS = 100_000_000
-MAX_SIDE_PX = 4096  # of a network's input: a hostile sidecar must not ask for all the memory
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,

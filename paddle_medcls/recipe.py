@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,6 +44,14 @@ AUGMENTATION = (
     "color",
 )
 """Fields that change training images; 0 is off for each."""
+
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, pixel values; 0.485, 0.456, 0.406 of 255
+IMAGENET_STD = (58.395, 57.12, 57.375)  # 0.229, 0.224, 0.225 of 255
+IMAGENET: dict[str, object] = {"channels": "rgb", "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "statistics": "fixed"}
+"""What ImageNet weights were trained with; `pretrained=imagenet` sets these fields."""
+
+MAX_SIDE_PX = 4096  # of a network's input
 
 
 @dataclass(frozen=True)
@@ -123,9 +131,27 @@ class Recipe:
         return self.replace(**dict(_parse(text) for text in assignments))
 
     def replace(self, **changes: object) -> Recipe:
-        """A copy with other values; an unknown field is an error with the nearest names."""
+        """A copy with other values; an unknown field is an error with the nearest names.
+
+        `pretrained="imagenet"` also sets channels, mean and standard deviation to ImageNet's; other
+        values for these in the same call are an error.
+        """
         for field in changes:
             _known(field)
+        if changes.get("pretrained") == "imagenet":
+            faults = [
+                f"{field}: {changes[field]!r}"
+                for field in IMAGENET
+                if changes.get(field, IMAGENET[field]) != IMAGENET[field]
+            ]
+            if faults:
+                raise RecipeError(
+                    f"recipe {self.name}: pretrained=imagenet contradicts {len(faults)} field(s)",
+                    items=faults,
+                    expected=", ".join(f"{field}={value}" for field, value in IMAGENET.items()),
+                    do="leave these fields out, or give a weight file in place of imagenet",
+                )
+            changes = {**changes, **IMAGENET}
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def with_epochs(self, epochs: int) -> Recipe:
@@ -197,7 +223,7 @@ def _parse(text: str) -> tuple[str, object]:
 def _is_of(value: object, kind: typing.Any) -> bool:
     """Whether a value is of a field's type, down to the items of a tuple; numbers must be finite."""
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if typing.get_origin(kind) is None:  # tuple[float, ...] is a type for isinstance before Python 3.11
         return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     kinds = typing.get_args(kind)  # of tuple[x, ...] or tuple[x, y]
@@ -231,6 +257,8 @@ def _faults(recipe: Recipe) -> list[str]:
     channels = 1 if recipe.channels == "gray" else 3
     for field in ("epochs", "batch_size", "accumulate", "size_px", "resize_px"):
         check(getattr(recipe, field) >= 1, field, "at least 1")
+    for field in ("size_px", "resize_px"):
+        check(getattr(recipe, field) <= MAX_SIDE_PX, field, f"at most {MAX_SIDE_PX}")
     check(recipe.fit == "stretch" or recipe.resize_px >= recipe.size_px, "resize_px", "at least size_px")
     check(0 < recipe.lr < float("inf"), "lr", "a number above 0")
     check(0 <= recipe.end_lr <= recipe.lr, "end_lr", "between 0 and lr")
@@ -239,11 +267,14 @@ def _faults(recipe: Recipe) -> list[str]:
         check(0 <= getattr(recipe, field) < 1, field, "at least 0 and less than 1")
     for field in ("flip", "flip_vertical"):
         check(0 <= getattr(recipe, field) <= 1, field, "a probability, 0 to 1")
-    for field in ("weight_decay", "rotate_degrees", "zoom", "patience", "seed", "cache_views"):
+    for field in ("weight_decay", "rotate_degrees", "zoom", "patience", "cache_views"):
         check(getattr(recipe, field) >= 0, field, "0 or more")
+    check(0 <= recipe.seed < 2**64, "seed", "0 to 2**64 - 1")
     for field in ("mean", "std"):
         check(len(getattr(recipe, field)) == channels, field, f"{channels} number(s), as channels={recipe.channels}")
     check(all(value > 0 for value in recipe.std), "std", "numbers above 0, in units of pixel values")
     check(recipe.schedule != "polynomial" or len(recipe.decay_epochs) == 1, "decay_epochs", "one number")
-    check(all(value > 0 for value in recipe.decay_epochs), "decay_epochs", "numbers above 0")
+    least = recipe.warmup_epochs if recipe.schedule in ("polynomial", "step") else 0
+    expected = f"numbers above 0, after the warm-up of {least} epochs" if least else "numbers above 0"
+    check(all(value > 0 and value >= least for value in recipe.decay_epochs), "decay_epochs", expected)
     return faults

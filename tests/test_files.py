@@ -14,7 +14,7 @@ import pytest
 from fakes import ROOT
 
 from paddle_medcls.errors import SetupError
-from paddle_medcls.files import atomic_write, sha256, write_csv, write_json, write_text
+from paddle_medcls.files import atomic_write, remove_abandoned, sha256, write_csv, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_file_before_and_no_rubbish(tmp_path: Path) -> None:
@@ -86,3 +86,31 @@ def test_sha256(tmp_path: Path) -> None:
     data = os.urandom(3_000_000)  # more than one block
     (tmp_path / "a").write_bytes(data)
     assert sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    """A process that is killed in a write leaves its temporary file; the next start removes it, not a living one's."""
+    code = (
+        "import os, sys\n"
+        "from paddle_medcls.files import atomic_write\n"
+        "def write(name):\n"
+        "    open(name, 'w').write('half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "atomic_write(sys.argv[1], write)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.bin")], cwd=ROOT, timeout=60)
+    (left,) = os.listdir(tmp_path)
+    assert left.startswith(".medcls-") and left.endswith(".bin")
+    others = [".a.bin.abc123.bin", "a.bin", ".medcls-notes", ".medcls-ffffffff-1-x.bin", f"{left.rpartition('-')[0]}.d"]
+    for name in others:
+        (tmp_path / name).write_text("")
+    seen: list[set[str]] = []
+
+    def slow(temporary: str) -> None:
+        remove_abandoned(tmp_path)
+        seen.append(set(os.listdir(tmp_path)))
+
+    atomic_write(tmp_path / "b.bin", slow)  # while it writes
+    assert seen[0] - {*others} and left not in seen[0]
+    assert set(os.listdir(tmp_path)) == {*others, "b.bin"}
+    remove_abandoned(tmp_path / "none")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fakes import recipe
 
+from paddle_medcls.errors import RecipeError
 from paddle_medcls.optim import build_loss, build_optimizer, build_schedule, class_weights, learning_rates
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.runtime import paddle
@@ -80,6 +81,24 @@ def test_warm_up_rises_linearly_before_every_schedule(schedule: str) -> None:
     decay = () if schedule == "constant" else (2.0,)
     rates = learning_rates(recipe(epochs=3, lr=0.1, schedule=schedule, warmup_epochs=0.5, decay_epochs=decay), 8)
     np.testing.assert_allclose(rates[:5], [0, 0.025, 0.05, 0.075, 0.1])
+
+
+def test_the_warm_up_does_not_move_the_decay() -> None:
+    """By hand: 4 epochs of 2 steps, one epoch of warm-up; every rate from the first step to the last."""
+    common = {"epochs": 4, "lr": 0.1, "warmup_epochs": 1.0}
+    steps = recipe(schedule="step", decay_epochs=(2.0, 3.5), **common)
+    np.testing.assert_allclose(learning_rates(steps, 2), [0, 0.05, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001])
+    line = recipe(schedule="polynomial", decay_epochs=(3.0,), end_lr=0.02, **common)
+    np.testing.assert_allclose(learning_rates(line, 2), [0, 0.05, 0.1, 0.08, 0.06, 0.04, 0.02, 0.02])
+    assert learning_rates(recipe(schedule="constant", **common), 2) == [0, 0.05] + [0.1] * 6
+    cosine = [0.05 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
+    np.testing.assert_allclose(learning_rates(recipe(schedule="cosine", **common), 2), [0, 0.05, *cosine], atol=1e-12)
+
+
+def test_no_decay_before_the_end_of_the_warm_up() -> None:
+    for schedule in ("step", "polynomial"):
+        with pytest.raises(RecipeError, match=r"decay_epochs: \(0.5,\); expected .*after the warm-up of 1.0 epochs"):
+            recipe(epochs=4, warmup_epochs=1.0, schedule=schedule, decay_epochs=(0.5,))
 
 
 @pytest.mark.parametrize("steps_per_epoch", [1, 2, 7])

@@ -10,7 +10,7 @@ from fakes import recipe
 
 from paddle_medcls.data import dataset_names
 from paddle_medcls.errors import RecipeError
-from paddle_medcls.recipe import CHOICES, Recipe
+from paddle_medcls.recipe import CHOICES, IMAGENET_MEAN, IMAGENET_STD, Recipe
 from paddle_medcls.recipes import all_recipes, get_recipe
 
 
@@ -155,6 +155,35 @@ def test_overrides_are_parsed_by_the_fields_type(text: str, value: object) -> No
 def test_an_override_that_cannot_be_parsed(text: str) -> None:
     with pytest.raises(RecipeError, match="cannot read"):
         recipe().override([text])
+
+
+def test_imagenet_weights_bring_their_preprocessing() -> None:
+    """Whichever way they are asked for; contradictions are refused, agreement is not."""
+    bgr = recipe(channels="bgr", statistics="train")
+    for found in (bgr.override(["pretrained=imagenet"]), bgr.replace(pretrained="imagenet")):
+        assert (found.channels, found.mean, found.std) == ("rgb", IMAGENET_MEAN, IMAGENET_STD)
+        assert (found.pretrained, found.statistics) == ("imagenet", "fixed")
+    assert bgr.override(["pretrained=imagenet", "channels=rgb"]).channels == "rgb"
+    with pytest.raises(RecipeError, match="pretrained=imagenet contradicts 2 field") as caught:
+        bgr.override(["channels=bgr", "std=1,1,1", "pretrained=imagenet"])
+    assert "channels: 'bgr'" in str(caught.value) and "std: (1.0, 1.0, 1.0)" in str(caught.value)
+    assert bgr.replace(pretrained="palm.pdparams").channels == "bgr"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed=18446744073709551616", "seed: 18446744073709551616; expected 0 to"),
+        ("seed=-1", "seed: -1"),
+        ("size_px=5000", "size_px: 5000; expected at most 4096"),
+    ],
+)
+def test_numbers_that_paddle_or_memory_cannot_take(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe().override([text])
+    assert recipe(seed=2**64 - 1).seed == 2**64 - 1
+    with pytest.raises(RecipeError, match="lr: 1000.* is of the wrong type"):
+        recipe().replace(lr=10**400)
 
 
 def test_with_epochs_keeps_shares() -> None:

@@ -191,12 +191,10 @@ def _recipe(args: argparse.Namespace):
     if args.epochs is not None:
         recipe = recipe.with_epochs(args.epochs) if args.epochs > 0 else recipe.replace(epochs=args.epochs)
     recipe = recipe.override(assignments + args.set)
-    if args.pretrained != "imagenet":
+    if recipe.pretrained != "imagenet":
         return recipe
-    from paddle_medcls.models.pretrained import MEAN, STD
-
     print("pretrained on ImageNet: RGB, ImageNet's mean and standard deviation", file=sys.stderr)
-    return recipe.replace(channels="rgb", mean=MEAN, std=STD, statistics="fixed")
+    return recipe
 
 
 def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:

@@ -17,9 +17,6 @@ MD5 = {
 FOLDER = Path.home() / ".cache/paddle/hapi/weights"
 """Where paddle.vision keeps them too: a file that it has fetched is used."""
 
-MEAN = (123.675, 116.28, 103.53)  # RGB, pixel values; 0.485, 0.456, 0.406 of 255
-STD = (58.395, 57.12, 57.375)  # 0.229, 0.224, 0.225 of 255
-
 
 def pretrained_file(source: str, model: str) -> Path:
     """The weight file of `--pretrained`.

@@ -13,8 +13,7 @@ for 4 augmented versions of each scan. The document's ColorJitter has strengths 
 does ours. Cost of the features of one version of 84,000 scans: 3 to 4 hours on 2 CPU cores; minutes on a GPU.
 """
 
-from paddle_medcls.models.pretrained import MEAN, STD
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
 
 OCT = Recipe(
     name="oct",
@@ -28,8 +27,8 @@ OCT = Recipe(
     resize_px=256,
     fit="crop",
     channels="rgb",
-    mean=MEAN,
-    std=STD,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     crop_scale=0.8,
     flip=0.5,
     rotate_degrees=15,
