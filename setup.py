@@ -41,5 +41,5 @@ setup(
             *("streamlit>=1.50", "playwright"),  # the page, and its test in a browser
         ],
     },
-    entry_points={"console_scripts": ["medcls=paddle_medcls.commands:medcls"]},
+    entry_points={"console_scripts": ["medcls=paddle_medcls.commands:main"]},
 )

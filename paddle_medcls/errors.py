@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (writing direction), bytes outside UTF-8, line ends
 
@@ -21,8 +23,17 @@ def printable(text: object) -> str:
 
 def did_you_mean(name: str, known: Iterable[str], n: int = 1) -> str:
     """The end of a message about an unknown name: "; did you mean 'palm'?", or nothing where no name is near."""
-    near = difflib.get_close_matches(name, list(known), n=n, cutoff=0.5)
+    by_lower = {other.lower(): other for other in known}
+    near = [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=n, cutoff=0.5)]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def command(name: str) -> str:
+    """How this process's user calls a command: "python tools/train.py", or "medcls train"."""
+    own = Path(sys.argv[0])
+    return (
+        f"python tools/{name}.py" if own.suffix == ".py" and own.resolve().parent.name == "tools" else f"medcls {name}"
+    )
 
 
 class MedclsError(Exception):

@@ -85,7 +85,8 @@ def forward_split(
 ) -> list[np.ndarray]:
     """What `forward` gives for each of these batches of an index; `fitted` as in `ImageDataset`."""
     loaded = load_batches(ImageDataset(index, spec, fitted=fitted), batches, workers)
-    return [forward(batch.x) for batch in progress(loaded, f"evaluating {index.split}", len(batches), "batch", show)]
+    with progress(loaded, f"evaluating {index.split}", len(batches), "batch", show) as bar:
+        return [forward(batch.x) for batch in bar]
 
 
 def _gather(parts: list[np.ndarray], batches: list, world: int) -> np.ndarray:

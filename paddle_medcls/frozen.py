@@ -101,13 +101,14 @@ def _compute(model, dataset: ImageDataset, target: str, workers: int, what: str)
     model.eval()
     batches = cut(range(len(dataset)), 32)
     table = None
-    for batch in progress(load_batches(dataset, batches, workers), what, len(batches), "batch"):
-        with paddle.no_grad():
-            features = model.embed(paddle.to_tensor(batch.x)).numpy()
-        if table is None:
-            shape = (len(dataset), features.shape[1])
-            table = np.lib.format.open_memmap(target, "w+", np.float32, shape)
-        table[np.asarray(batch.rows)] = features
+    with progress(load_batches(dataset, batches, workers), what, len(batches), "batch") as bar:
+        for batch in bar:
+            with paddle.no_grad():
+                features = model.embed(paddle.to_tensor(batch.x)).numpy()
+            if table is None:
+                shape = (len(dataset), features.shape[1])
+                table = np.lib.format.open_memmap(target, "w+", np.float32, shape)
+            table[np.asarray(batch.rows)] = features
     assert table is not None, "an index is never empty"
     table.flush()
 

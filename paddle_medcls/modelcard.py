@@ -17,7 +17,7 @@ from paddle_medcls.data import default_root, medmnist
 from paddle_medcls.errors import DataError
 from paddle_medcls.files import sha256, write_text
 from paddle_medcls.recipe import Recipe
-from paddle_medcls.recipes import all_recipes, get_recipe
+from paddle_medcls.recipes import find_recipe, get_recipe
 from paddle_medcls.sidecar import Sidecar
 from paddle_medcls.snippets import export_code, preprocessing_text, weights_code
 
@@ -250,7 +250,7 @@ def recipe_changes(card: Sidecar, recipe: Recipe) -> list[str]:
 
 def known_recipe(card: Sidecar) -> Recipe | None:
     """The project's recipe that a sidecar names, for its data set and network."""
-    return get_recipe(card.recipe, card.dataset, card.network.model) if card.recipe in all_recipes() else None
+    return get_recipe(card.recipe, card.dataset, card.network.model) if find_recipe(card.recipe) else None
 
 
 def _data(card: Sidecar, about: dict[str, str], facts: dict) -> str:

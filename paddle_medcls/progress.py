@@ -1,12 +1,46 @@
-"""Progress bars: on standard error, in a terminal only, so that logs and pipes stay clean."""
+"""Progress on standard error: a bar on a terminal; elsewhere, in logs and pipes, a plain line every 30 seconds."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from tqdm import tqdm
 
+LINE_SECONDS = 30
+
 
 def progress(iterable: Iterable | None, what: str, total: int, unit: str, show: bool = True) -> tqdm:
-    """A bar with rate and remaining time, gone when done."""
-    return tqdm(iterable, what, total, unit=unit, leave=False, disable=None if show else True, dynamic_ncols=True)
+    """A bar with rate and remaining time, gone when done.
+
+    Use it in a `with` statement: the bar is then removed on errors and Ctrl-C as well, before their message is printed.
+    """
+    if not show or sys.stderr is None:
+        return tqdm(iterable, what, total, disable=True)
+    if sys.stderr.isatty():
+        return tqdm(iterable, what, total, unit=unit, leave=False, dynamic_ncols=True)
+    return tqdm(
+        iterable,
+        what,
+        total,
+        unit=unit,
+        file=_Lines(),
+        leave=False,
+        delay=LINE_SECONDS,
+        mininterval=LINE_SECONDS,
+        miniters=1,
+        bar_format="{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt}, {elapsed} passed, {remaining} left, "
+        "{rate_fmt}{postfix}",
+    )
+
+
+class _Lines:
+    """What tqdm writes to a terminal, as lines of a log: without carriage returns and erasing blanks."""
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()

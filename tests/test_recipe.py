@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from fakes import recipe
 
+from paddle_medcls import recipes
+from paddle_medcls.commands.listing import show
 from paddle_medcls.data import dataset_names
 from paddle_medcls.errors import RecipeError
 from paddle_medcls.recipe import CHOICES, IMAGENET_MEAN, IMAGENET_STD, Recipe
@@ -87,6 +89,26 @@ def test_an_unknown_field_is_answered_with_the_nearest(mistyped: str, meant: str
     for attempt in (lambda: recipe().replace(**{mistyped: 1}), lambda: recipe().override([f"{mistyped}=1"])):
         with pytest.raises(RecipeError, match=f"unknown recipe field '{mistyped}'; did you mean '{meant}'"):
             attempt()
+
+
+def test_a_recipes_name_leads_to_its_module() -> None:
+    assert all(recipes.find_recipe(name) == found for name, found in all_recipes().items())
+    assert recipes.find_recipe("nothing") is None and recipes.find_recipe("palm_nothing") is None
+
+
+@pytest.mark.parametrize("text", ["def (", "import no_such_module", "raise SystemError", "FAULTY = Recipe('faulty')"])
+def test_a_faulty_file_stops_its_own_recipes_alone(text: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "faulty.py").write_text(f"from paddle_medcls.recipe import Recipe\n{text}\n")
+    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
+    assert get_recipe("palm").name == "palm" and get_recipe("breastmnist").dataset == "breastmnist"
+    for name in ("faulty", "faulty_new"):
+        with pytest.raises(RecipeError, match="^recipes/faulty.py: "):
+            get_recipe(name)
+    with pytest.raises(RecipeError, match="unknown recipe 'pallm'; did you mean 'palm'[^$]*recipes/faulty.py: "):
+        get_recipe("pallm")
+    assert show("recipe") == 1
+    shown = capsys.readouterr()
+    assert "palm_tutorial" in shown.out and shown.err.startswith("RecipeError: recipes/faulty.py: ")
 
 
 def test_unknown_recipe_and_choice_suggest() -> None:

@@ -1,4 +1,4 @@
-"""The commands. Each module has `main(argv) -> exit code`; `tools/*.py` and `medcls` call it.
+"""The commands. Each module has `main(argv) -> exit code`; `medcls` and `tools/*.py` call it through `main` here.
 
 Exit codes: 0 done, 1 the run failed (one message on standard error), 2 wrong usage.
 Nothing heavy is imported before the arguments are parsed, so that `--help` answers at once.
@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import platform
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from paddle_medcls import __version__
+from paddle_medcls.errors import command, did_you_mean, printable
+
+PADDLES = ("paddlepaddle", "paddlepaddle-gpu")
 COMMANDS = {
     "prepare": "unpack, list, count and check a data set",
     "train": "train a recipe",
@@ -25,21 +33,59 @@ COMMANDS = {
 }
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """The whole process of a command: `medcls`, and the files in `tools/`."""
+    try:
+        return medcls(argv)
+    except KeyboardInterrupt:  # before or after `run`
+        print("interrupted", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # at exit Python waits for threads, and would show a traceback
+
+
 def medcls(argv: Sequence[str] | None = None) -> int:
     """`medcls COMMAND …`: the same commands as `python tools/COMMAND.py …`."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    lines = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    usage = f"usage: medcls COMMAND [options]\n       medcls --version\n\n{lines}"
+    if argv and argv[0] in ("-h", "--help"):
+        print(usage)
+        return 0
+    if argv and argv[0] == "--version":
+        print(_versions())
+        return 0
     if not argv or argv[0] not in COMMANDS:
-        lines = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
-        wanted_help = bool(argv) and argv[0] in ("-h", "--help")
-        print(f"usage: medcls COMMAND [options]\n\n{lines}", file=sys.stdout if wanted_help else sys.stderr)
-        return 0 if wanted_help else 2
+        fault = f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}" if argv else "a command is needed"
+        print(f"{usage}\n\nmedcls: error: {printable(fault)}", file=sys.stderr)
+        return 2
     return importlib.import_module(f"paddle_medcls.commands.{argv[0]}").main(argv[1:])
+
+
+def _versions() -> str:
+    """Versions of the package, of Paddle without importing it, and of Python."""
+    found = [f"paddle_medcls {__version__}"]
+    found += [f"{name} {text}" for name in PADDLES if (text := _installed(name))]
+    return ", ".join([*found, *(["no Paddle"] if len(found) == 1 else []), f"Python {platform.python_version()}"])
+
+
+def _installed(package: str) -> str:
+    """Version of an installed package, or ""."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def parser(name: str, text: str) -> argparse.ArgumentParser:
     """A parser with what all commands share."""
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal does not have must not end a command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     result = argparse.ArgumentParser(
-        prog=name,
+        prog=command(name),
         description=text,
         epilog="For research and teaching; not a medical device, not for diagnosis.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -47,6 +93,32 @@ def parser(name: str, text: str) -> argparse.ArgumentParser:
     )
     result.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return result
+
+
+def named(kind: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any]:
+    """The type of an option that takes a name: for "list" it prints all names, and ends the command.
+
+    Args:
+        kind: "recipe", "model", "dataset" or "field".
+        convert: the value's own type.
+    """
+
+    def value(text: str) -> Any:
+        if text != "list":
+            return convert(text)
+        from paddle_medcls.commands.listing import show
+
+        raise SystemExit(show(kind))
+
+    return value
+
+
+def boolean(text: str) -> bool:
+    """The type of a flag that may be followed by True or False."""
+    known = {"true": True, "false": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return known[text.lower()]
 
 
 def add_engine_options(p: argparse.ArgumentParser) -> None:
@@ -67,7 +139,7 @@ def open_predictor(weights: Path, args: argparse.Namespace):
     from paddle_medcls.recipes import get_recipe
 
     engine = args.engine
-    if args.device == "gpu" or _has_gpu_build():  # else Paddle, slow to import, need not be asked
+    if args.device == "gpu" or _installed("paddlepaddle-gpu"):  # else Paddle, slow to import, need not be asked
         from paddle_medcls.runtime import select_device
 
         if select_device(args.device) != "cpu" and engine == "auto":
@@ -76,19 +148,12 @@ def open_predictor(weights: Path, args: argparse.Namespace):
     return Predictor.from_weights(weights, recipe, engine, args.precision, lambda line: print(line, file=sys.stderr))
 
 
-def _has_gpu_build() -> bool:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return bool(version("paddlepaddle-gpu"))
-    except PackageNotFoundError:
-        return False
-
-
 def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Calls a command's work and turns its errors into one message and exit code 1."""
     try:
-        return work(args)
+        code = work(args)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
@@ -103,5 +168,6 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> 
         if isinstance(error, MedclsError):
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
         else:
-            print(f"unexpected {type(error).__name__}: {error}\n  fix        run again with --debug", file=sys.stderr)
+            what = printable(f"unexpected {type(error).__name__}: {error}")
+            print(f"{what}\n  fix        run again with --debug", file=sys.stderr)
         return 1

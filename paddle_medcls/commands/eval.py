@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import add_engine_options, open_predictor, parser, run
+from paddle_medcls.commands import add_engine_options, named, open_predictor, parser, run
 
 TEXT = """Scores a weight file on a whole split: loss, accuracy and AUC with 95% intervals, precision,
 recall and F1 of each class, the published figure beside ours. The file's sidecar says how it was
@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two predictions of the same images")
     p.add_argument("--data-root", type=Path, help="folder of the images (default: the run's, else datasets/<dataset>)")
     p.add_argument("--split", choices=("train", "val", "test"), help="default: test where there is one, else val")
-    p.add_argument("--recipe", help="for a file without a sidecar: the recipe it was trained with")
+    p.add_argument(
+        "--recipe", type=named("recipe"), help="for a file without a sidecar: the recipe it was trained with"
+    )
     p.add_argument("--without-leaks", action="store_true", help="score again without images that training has too")
     p.add_argument("--calibrate", action="store_true", help="fit temperature (and threshold) on validation first")
     p.add_argument("--sensitivity", type=float, metavar="S", help="with --calibrate, two classes: wanted sensitivity")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import parser, run
+from paddle_medcls.commands import named, parser, run
 from paddle_medcls.commands.predict import newest_weights
 
 TEXT = """Shows by Grad-CAM where a network found its reasons. Writes each image under its heat map, at its
@@ -24,7 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser("gradcam", TEXT)
     p.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders (searched below) or globs")
     p.add_argument("--weights", type=Path, metavar="FILE", help="default: the newest run's")
-    p.add_argument("--recipe", metavar="NAME", help="for a file without a sidecar: the recipe it was trained with")
+    p.add_argument(
+        "--recipe",
+        type=named("recipe"),
+        metavar="NAME",
+        help="for a file without a sidecar: the recipe it was trained with",
+    )
     p.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the pictures; with --measure also measures.csv"
     )

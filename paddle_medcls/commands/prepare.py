@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import parser, run
+from paddle_medcls.commands import named, parser, run
 
 TEXT = """Gets a data set ready: unpacks its archives, writes list files, computes counts, sizes, mean
 and standard deviation, draws a sheet of sample images, looks for faults."""
@@ -14,7 +14,12 @@ and standard deviation, draws a sheet of sample images, looks for faults."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("prepare", TEXT)
-    p.add_argument("--dataset", required=True, help="palm, covid, … or a MedMNIST set: breastmnist, …")
+    p.add_argument(
+        "--dataset",
+        required=True,
+        type=named("dataset"),
+        help="palm, …, or a MedMNIST set: breastmnist, …; list: names them",
+    )
     p.add_argument("--data-root", type=Path, help="folder of the images (default: datasets/<dataset>)")
     p.add_argument("--download", action="store_true", help="fetch the set (MedMNIST), size and checksum checked")
     p.add_argument("--archives", type=Path, metavar="DIR", help="unpack this folder's zip files into the data root")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import parser, run
+from paddle_medcls.commands import named, parser, run
 
 TEXT = """Trains recipes with several seeds each, scores every one on the test split, and writes a table beside
 the published figures. Run the same command again after any interruption: finished runs are kept, a
@@ -19,9 +19,18 @@ half-done one goes on."""
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("reproduce", TEXT)
     p.add_argument("--suite", required=True, choices=("medmnist", "palm", "covid"))
-    p.add_argument("--recipe", type=_names, default=(), help="one or more, with commas (default: the suite's)")
-    p.add_argument("--sets", type=_names, default=(), help="MedMNIST sets, as breast,retina (default: all twelve)")
-    p.add_argument("--models", type=_names, default=(), help="as resnet18,resnet50 (default: the suite's)")
+    p.add_argument(
+        "--recipe", type=named("recipe", _names), default=(), help="one or more, with commas (default: the suite's)"
+    )
+    p.add_argument(
+        "--sets",
+        type=named("dataset", _names),
+        default=(),
+        help="MedMNIST sets, as breast,retina (default: all twelve)",
+    )
+    p.add_argument(
+        "--models", type=named("model", _names), default=(), help="as resnet18,resnet50 (default: the suite's)"
+    )
     p.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
     p.add_argument("--epochs", type=int, help="of each run; decay points keep their share")
     p.add_argument("--data-root", type=Path, help="folder of the images (default: datasets/<…>)")

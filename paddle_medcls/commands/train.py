@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import parser, run
+from paddle_medcls.commands import boolean, named, parser, run
 
 TEXT = """Trains a recipe and writes a run directory: best weights and their sidecar, history,
 metrics, predictions, pictures, and the state to resume from."""
@@ -19,15 +19,26 @@ metrics, predictions, pictures, and the state to resume from."""
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("train", TEXT)
     p.add_argument(
-        "--dataset", "--data_name", help="palm, covid, … or a MedMNIST set (breastmnist, …); trains its own recipe"
+        "--dataset",
+        type=named("dataset"),
+        help="palm, covid, … or a MedMNIST set (breastmnist, …), or list: names them; trains the set's own recipe",
     )
-    p.add_argument("--recipe", help="another recipe, by name or as a JSON file")
+    p.add_argument("--data_name", dest="dataset", type=str.lower, help="--dataset, as in the MedMNIST tutorial")
+    p.add_argument("--recipe", type=named("recipe"), help="another recipe, by name or as a JSON file; list: names them")
     p.add_argument(
         "--data-root", "--input_root", type=Path, help="folder of the images (default: datasets/<dataset or medmnist>)"
     )
-    p.add_argument("--download", action="store_true", help="fetch the set first, if it is not there (MedMNIST)")
+    p.add_argument(
+        "--download",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="True|False",
+        help="fetch the set first, if it is not there (MedMNIST)",
+    )
     p.add_argument("--sample", action="store_true", help="train on sample images that the project draws")
-    p.add_argument("--model", help="resnet18, 34, 50, 101, 152 or vgg16")
+    p.add_argument("--model", type=named("model"), help="resnet18, 34, 50, 101, 152 or vgg16; list: names them")
     p.add_argument("--epochs", "--num_epoch", type=int, help="warm-up and decay points keep their share of the run")
     p.add_argument("--batch-size", type=int)
     p.add_argument("--lr", type=float, help="peak learning rate")
@@ -35,7 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--pretrained", metavar="FILE|imagenet", help="start from these weights; imagenet: Paddle's own")
     p.add_argument("--cache-views", type=int, metavar="K", help="frozen features: versions of each image to keep")
     p.add_argument("--val", choices=("shipped",), help="oct: validate on the shipped folder, as the tutorial does")
-    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any field of the recipe")
+    p.add_argument(
+        "--set",
+        type=named("field"),
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any field of the recipe; list: names them",
+    )
     p.add_argument("--output", type=Path, help="run directory (default: runs/<recipe>-<time>)")
     p.add_argument(
         "--output_root", type=Path, metavar="DIR", help="run directory DIR/<dataset>, as document 000 has it"
@@ -169,10 +188,13 @@ def _processes_of(run_dir: Path) -> int:
 
 
 def _recipe(args: argparse.Namespace):
+    from paddle_medcls.data import dataset_module
     from paddle_medcls.errors import RecipeError
     from paddle_medcls.recipe import Recipe
     from paddle_medcls.recipes import get_recipe
 
+    if args.dataset:
+        dataset_module(args.dataset)  # unknown as a data set, not as a recipe
     name = args.recipe or args.dataset
     recipe = Recipe.from_file(name) if name.endswith(".json") else get_recipe(name, args.dataset, args.model)
     if args.dataset and recipe.dataset != args.dataset:

@@ -36,11 +36,11 @@ class Network:
 
     def build(self) -> Layer:
         """The network with random weights: x (N, in_channels, H, W) float32 -> logits (N, num_outputs)."""
-        builders = _builders()
-        if self.model not in builders:
-            hint = did_you_mean(self.model, builders)
-            raise RecipeError(f"unknown model {self.model!r}{hint}", expected=", ".join(sorted(builders)))
-        return builders[self.model](self)
+        known = builders()
+        if self.model not in known:
+            hint = did_you_mean(self.model, known)
+            raise RecipeError(f"unknown model {self.model!r}{hint}", expected=", ".join(sorted(known)))
+        return known[self.model](self)
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -48,10 +48,11 @@ class Network:
 
 def model_names() -> list[str]:
     """Names that `--model` takes."""
-    return sorted(_builders())
+    return sorted(builders())
 
 
-def _builders() -> dict:
+def builders() -> dict:
+    """Name of each model -> the function that makes it of a `Network`."""
     found: dict = {}
     for info in pkgutil.iter_modules(__path__):
         if info.name not in _HELPERS:
