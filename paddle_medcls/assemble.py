@@ -19,7 +19,6 @@ from paddle_medcls.distributed import from_first, whole_batch_norm
 from paddle_medcls.errors import SetupError
 from paddle_medcls.evaluate import flips_of
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash
-from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import Network, network_for
 from paddle_medcls.models.accelerate import obstacle
 from paddle_medcls.models.pretrained import pretrained_file
@@ -100,9 +99,9 @@ def _facts(
     facts: dict[str, Any] = {"data_root": str(Path(data_root).resolve()), "drawn": train_index.drawn}
     facts["note"] = train_index.note
     for index in (train_index, val_index):
-        parts = recipe.crop_scale and index is train_index  # random parts need the whole image
+        parts = recipe.augmentation.crop_scale and index is train_index  # random parts need the whole image
         folder = Path(image_cache) if image_cache and not (recipe.freeze or parts) else None
-        found, images = scan_cached(index, Preprocessing.of(recipe), workers, folder, say)
+        found, images = scan_cached(index, recipe.preprocessing, workers, folder, say)
         caches[index.split] = "" if images is None else str(images.filename)
         facts[index.split] = {
             "images": len(index),
@@ -169,7 +168,7 @@ def build_learner(
         task=data.train.task,
         loss=recipe.loss,
         network=network,
-        preprocessing=Preprocessing.of(recipe),
+        preprocessing=recipe.preprocessing,
         flips=flips_of(recipe),
         labels=recipe.labels,
         drawn=data.train.drawn,

@@ -9,21 +9,47 @@ in memory are changed a batch at a time, from one generator a batch, seeded by (
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, dataclass, replace
 
 import cv2
 import numpy as np
 
 from paddle_medcls.images import Preprocessing, fit
-from paddle_medcls.recipe import AUGMENTATION, Recipe
 
 
-def augments(recipe: Recipe) -> bool:
-    """Whether the recipe changes training images at all."""
-    return any(getattr(recipe, name) for name in AUGMENTATION)
+@dataclass(frozen=True)
+class Augmentation:
+    """Strengths of the random changes of training images; 0 is off for each. A `Recipe` checks the values.
+
+    Attributes:
+        crop_scale: with `fit="crop"`: a random part of the image, of at least this share of its area.
+        flip, flip_vertical: probability of a left-right and of a top-bottom flip.
+        rotate_degrees: angle, uniform in +- this.
+        zoom: scale between 1/(1+zoom) and 1+zoom.
+        shift: uniform in +- this share of the side.
+        brightness, contrast: factor of the whole image, uniform in 1 +- this.
+        color: gain of each channel, uniform in 1 +- this.
+    """
+
+    crop_scale: float = 0.0
+    flip: float = 0.0
+    flip_vertical: float = 0.0
+    rotate_degrees: float = 0.0
+    zoom: float = 0.0
+    shift: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    color: float = 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether training images are changed at all."""
+        return any(astuple(self))
 
 
-def random_version(image: np.ndarray, spec: Preprocessing, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+def random_version(
+    image: np.ndarray, spec: Preprocessing, augmentation: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
     """A decoded image, scaled to the network's size and changed at random.
 
     With `crop_scale` as in document 004: a random part of the image, scaled to `resize_px` square, changed,
@@ -36,11 +62,11 @@ def random_version(image: np.ndarray, spec: Preprocessing, recipe: Recipe, rng: 
     Returns:
         (size_px, size_px, C), values 0..255.
     """
-    if not recipe.crop_scale:
-        return augment(fit(image, spec), recipe, rng)
-    top, left, height, width = _random_part(image.shape[0], image.shape[1], recipe.crop_scale, rng)
+    if not augmentation.crop_scale:
+        return augment(fit(image, spec), augmentation, rng)
+    top, left, height, width = _random_part(image.shape[0], image.shape[1], augmentation.crop_scale, rng)
     square = replace(spec, fit="stretch", size_px=spec.resize_px)
-    changed = augment(fit(image[top : top + height, left : left + width], square), recipe, rng)
+    changed = augment(fit(image[top : top + height, left : left + width], square), augmentation, rng)
     start = (spec.resize_px - spec.size_px) // 2
     return changed[start : start + spec.size_px, start : start + spec.size_px]
 
@@ -59,8 +85,8 @@ def _random_part(height: int, width: int, scale: float, rng: np.random.Generator
     return 0, 0, height, width
 
 
-def augment(image: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
-    """One random version of an image, by the recipe's strengths.
+def augment(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """One random version of an image, by the strengths.
 
     Args:
         image: (S, S, C), values 0..255, uint8 or float32.
@@ -69,45 +95,45 @@ def augment(image: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.n
     Returns:
         The same shape; uint8 stays uint8 unless intensities change, then float32 in 0..255.
     """
-    if recipe.flip and rng.random() < recipe.flip:
+    if augmentation.flip and rng.random() < augmentation.flip:
         image = image[:, ::-1]
-    if recipe.flip_vertical and rng.random() < recipe.flip_vertical:
+    if augmentation.flip_vertical and rng.random() < augmentation.flip_vertical:
         image = image[::-1]
-    if recipe.rotate_degrees or recipe.zoom or recipe.shift:
-        image = _warp(image, recipe, rng)
-    if recipe.brightness or recipe.contrast or recipe.color:
-        image = _intensity(image, recipe, rng)
+    if augmentation.rotate_degrees or augmentation.zoom or augmentation.shift:
+        image = _warp(image, augmentation, rng)
+    if augmentation.brightness or augmentation.contrast or augmentation.color:
+        image = _intensity(image, augmentation, rng)
     return np.ascontiguousarray(image)
 
 
-def _warp(image: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+def _warp(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
     """Rotation, zoom and shift about the centre, in one interpolation; what comes in is black."""
     side = image.shape[0]
     centre = (side / 2 - 0.5, side / 2 - 0.5)
-    angle = rng.uniform(-recipe.rotate_degrees, recipe.rotate_degrees)
-    scale = math.exp(rng.uniform(-1, 1) * math.log1p(recipe.zoom))
+    angle = rng.uniform(-augmentation.rotate_degrees, augmentation.rotate_degrees)
+    scale = math.exp(rng.uniform(-1, 1) * math.log1p(augmentation.zoom))
     matrix = cv2.getRotationMatrix2D(centre, angle, scale)
-    matrix[:, 2] += rng.uniform(-recipe.shift, recipe.shift, 2) * side
+    matrix[:, 2] += rng.uniform(-augmentation.shift, augmentation.shift, 2) * side
     warped = cv2.warpAffine(np.ascontiguousarray(image), matrix, (side, side), flags=cv2.INTER_LINEAR)
     return warped.reshape(image.shape)  # OpenCV drops a single channel
 
 
-def _intensity(image: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+def _intensity(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
     """Brightness and contrast of the whole image, and gain of each channel (`color`)."""
     x = image.astype(np.float32)
     mean = float(x.mean())
-    brightness = rng.uniform(1 - recipe.brightness, 1 + recipe.brightness)
-    contrast = rng.uniform(1 - recipe.contrast, 1 + recipe.contrast)
+    brightness = rng.uniform(1 - augmentation.brightness, 1 + augmentation.brightness)
+    contrast = rng.uniform(1 - augmentation.contrast, 1 + augmentation.contrast)
     x = (x - mean) * np.float32(contrast) + np.float32(mean * brightness)
-    if recipe.color:
-        x *= np.float32(rng.uniform(1 - recipe.color, 1 + recipe.color, image.shape[2]))
+    if augmentation.color:
+        x *= np.float32(rng.uniform(1 - augmentation.color, 1 + augmentation.color, image.shape[2]))
     return np.clip(x, 0, 255)
 
 
 # --- a batch at a time ---------------------------------------------------------------------------
 
 
-def augment_batch(images: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+def augment_batch(images: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
     """One random version of each image of a batch; the same operations as `augment`.
 
     Args:
@@ -118,25 +144,25 @@ def augment_batch(images: np.ndarray, recipe: Recipe, rng: np.random.Generator) 
         (N, S, S, C), uint8 or float32 as in `augment`.
     """
     count = len(images)
-    if recipe.flip:
-        chosen = rng.random(count) < recipe.flip
+    if augmentation.flip:
+        chosen = rng.random(count) < augmentation.flip
         images = np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
-    if recipe.flip_vertical:
-        chosen = rng.random(count) < recipe.flip_vertical
+    if augmentation.flip_vertical:
+        chosen = rng.random(count) < augmentation.flip_vertical
         images = np.where(chosen[:, None, None, None], images[:, ::-1], images)
-    if recipe.rotate_degrees or recipe.zoom or recipe.shift:
-        images = _warp_batch(images, recipe, rng)
-    if recipe.brightness or recipe.contrast or recipe.color:
-        images = _intensity_batch(images, recipe, rng)
+    if augmentation.rotate_degrees or augmentation.zoom or augmentation.shift:
+        images = _warp_batch(images, augmentation, rng)
+    if augmentation.brightness or augmentation.contrast or augmentation.color:
+        images = _intensity_batch(images, augmentation, rng)
     return images
 
 
-def _warp_batch(images: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+def _warp_batch(images: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
     """Rotation, zoom and shift about the centre, bilinear; what comes in is black."""
     count, side = images.shape[:2]
-    angle = np.radians(rng.uniform(-recipe.rotate_degrees, recipe.rotate_degrees, count))
-    scale = np.exp(rng.uniform(-1, 1, count) * math.log1p(recipe.zoom))
-    shift = rng.uniform(-recipe.shift, recipe.shift, (2, count)) * side
+    angle = np.radians(rng.uniform(-augmentation.rotate_degrees, augmentation.rotate_degrees, count))
+    scale = np.exp(rng.uniform(-1, 1, count) * math.log1p(augmentation.zoom))
+    shift = rng.uniform(-augmentation.shift, augmentation.shift, (2, count)) * side
     # Each output pixel asks where it comes from: the inverse turn and zoom of its place, in a frame one
     # pixel wider on every side, black, in which everything outside ends.
     centre = (side - 1) / 2
@@ -159,7 +185,7 @@ def _warp_batch(images: np.ndarray, recipe: Recipe, rng: np.random.Generator) ->
     return np.rint(warped).astype(np.uint8) if images.dtype == np.uint8 else warped
 
 
-def _intensity_batch(images: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+def _intensity_batch(images: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
     """Brightness, contrast and gain of each channel, drawn for each image."""
 
     def factor(strength: float, columns: int) -> np.ndarray:
@@ -167,8 +193,8 @@ def _intensity_batch(images: np.ndarray, recipe: Recipe, rng: np.random.Generato
 
     x = images.astype(np.float32)
     mean = x.mean(axis=(1, 2, 3), keepdims=True)
-    brightness, contrast = factor(recipe.brightness, 1), factor(recipe.contrast, 1)
+    brightness, contrast = factor(augmentation.brightness, 1), factor(augmentation.contrast, 1)
     x = (x - mean) * contrast + mean * brightness
-    if recipe.color:
-        x *= factor(recipe.color, images.shape[3])
+    if augmentation.color:
+        x *= factor(augmentation.color, images.shape[3])
     return np.clip(x, 0, 255)

@@ -19,7 +19,7 @@ FLIPS = {"flip": (3,), "flip_vertical": (2,)}  # axes of NCHW
 
 def flips_of(recipe: Recipe) -> tuple[str, ...]:
     """Flips averaged at evaluation: those that the augmentation uses, if the recipe asks for them."""
-    return tuple(name for name in FLIPS if recipe.test_flips and getattr(recipe, name))
+    return tuple(name for name in FLIPS if recipe.test_flips and getattr(recipe.augmentation, name))
 
 
 def flip_axes(flips: tuple[str, ...]) -> list[tuple[int, ...]]:

@@ -11,6 +11,7 @@ image files with their sizes and times), so it is never stale and serves later r
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,8 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import Batch, ImageDataset, cut, load_batches
 from paddle_medcls.data.statistics import file_key
 from paddle_medcls.files import atomic_write
-from paddle_medcls.images import Preprocessing
 from paddle_medcls.progress import progress
-from paddle_medcls.recipe import AUGMENTATION, Recipe
+from paddle_medcls.recipe import Recipe
 from paddle_medcls.runtime import paddle
 
 
@@ -85,13 +85,13 @@ def cached_features(
     Returns:
         A .npy file, (N, D) float32.
     """
-    spec = Preprocessing.of(recipe)
+    spec = recipe.preprocessing
     key: list = [weights_hash, spec.to_json(), file_key(index, spec.channels)]
     if view is not None:
-        key += [view, recipe.seed, {name: getattr(recipe, name) for name in AUGMENTATION}]
+        key += [view, recipe.seed, asdict(recipe.augmentation)]
     path = keyed_file(folder, key)
     if not path.is_file():
-        dataset = ImageDataset(index, spec, None if view is None else recipe, recipe.seed, view or 0)
+        dataset = ImageDataset(index, spec, None if view is None else recipe.augmentation, recipe.seed, view or 0)
         what = f"features of {index.split}" + ("" if view is None else f", view {view + 1}")
         atomic_write(path, lambda temporary: _compute(model, dataset, temporary, workers, what))
     return path

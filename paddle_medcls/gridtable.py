@@ -57,7 +57,11 @@ def _line(recipe: Recipe, rows: list[dict]) -> str:
     """One line of the table: all seeds of a recipe on a set."""
     split = rows[0]["split"]
     stated = _published(recipe, split)
-    document = published.DOCUMENT_002.get((_flag(recipe.dataset), recipe.model)) if recipe.size_px == 28 else None
+    document = (
+        published.DOCUMENT_002.get((_flag(recipe.dataset), recipe.model))
+        if recipe.preprocessing.size_px == 28
+        else None
+    )
     noise = published.SEED_NOISE.get(_flag(recipe.dataset), (None, None))
     ours, differences, verdicts = [], [], []
     for metric, figure, s in zip(("auc", "accuracy"), stated, noise):
@@ -151,7 +155,7 @@ def verdict(
 def _published(recipe: Recipe, split: str) -> tuple[float | None, float | None]:
     """The paper's figures for a MedMNIST set; for another recipe those that it names itself."""
     if recipe.dataset in NAMES and card_of(recipe.dataset)[1] == 28:
-        return published.paper(_flag(recipe.dataset), recipe.model, recipe.size_px) or (None, None)
+        return published.paper(_flag(recipe.dataset), recipe.model, recipe.preprocessing.size_px) or (None, None)
     named = dict(recipe.targets)
     return named.get(f"{split}/auc"), named.get(f"{split}/accuracy")
 

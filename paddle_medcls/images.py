@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ import numpy as np
 from paddle_medcls.dicom import decode_dicom, dicom_mode, dicom_size, is_dicom
 from paddle_medcls.errors import DataError, SetupError
 from paddle_medcls.files import atomic_write
-from paddle_medcls.recipe import CHOICES, MAX_SIDE_PX, Recipe
 
 try:
     import cv2
@@ -36,6 +35,7 @@ except ImportError as error:  # the wheel is there, a system library is not (ser
 cv2.setNumThreads(1)  # the loader decodes several images at once; OpenCV's own threads would compete
 
 MAX_PIXELS = 100_000_000
+MAX_SIDE_PX = 4096  # of a network's input: a hostile sidecar must not ask for all the memory
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
@@ -55,6 +55,16 @@ GRAY_FLAGS = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+
+
+CHOICES = {
+    "fit": ("stretch", "crop"),
+    "channels": ("bgr", "rgb", "gray"),
+    "interpolation": tuple(INTERPOLATIONS),
+    "resize_dtype": ("uint8", "float32"),
+    "decode": ("exact", "reduced"),
+}
+"""Allowed values of the fields of `Preprocessing` that are words."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +94,9 @@ class Preprocessing:
     decode: str = "exact"
 
     def __post_init__(self) -> None:
-        for name in ("fit", "channels", "interpolation", "resize_dtype", "decode"):
-            if getattr(self, name) not in CHOICES[name]:
-                raise ValueError(f"preprocessing {name}: {getattr(self, name)!r} is not one of {CHOICES[name]}")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"preprocessing {name}: {getattr(self, name)!r} is not one of {allowed}")
         for name in ("size_px", "resize_px"):
             if type(getattr(self, name)) is not int or not 1 <= getattr(self, name) <= MAX_SIDE_PX:
                 raise ValueError(f"preprocessing {name}: {getattr(self, name)!r} is not a number of pixels")
@@ -108,11 +118,6 @@ class Preprocessing:
         if self.decode == "exact":
             return 0
         return 2 * (self.resize_px if self.fit == "crop" else self.size_px)
-
-    @staticmethod
-    def of(recipe: Recipe) -> Preprocessing:
-        """The preprocessing fields of a recipe."""
-        return Preprocessing(**{field.name: getattr(recipe, field.name) for field in fields(Preprocessing)})
 
     def to_json(self) -> dict:
         return asdict(self)

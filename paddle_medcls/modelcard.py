@@ -10,6 +10,7 @@ import csv
 import json
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from paddle_medcls import metrics, report
@@ -25,7 +26,6 @@ FORMS = ("weights", "paddle", "onnx", "openvino")
 MARK = "# written by paddle_medcls, and written again when the model is"
 _PUBLISHED = ("what", "classes", "counts", "splits", "patients", "made by", "from", "to cite")
 """Rows of a data set's card that a model card repeats."""
-_AUGMENTATION = tuple("crop_scale flip flip_vertical rotate_degrees zoom shift brightness contrast color".split())
 
 
 def run_facts(weights: Path, card: Sidecar) -> dict:
@@ -218,7 +218,7 @@ def _training(folder: Path, card: Sidecar, recipe: Recipe | None, facts: dict) -
     if "recipe" in facts and recipe is not None:
         start = {"": "random weights", "imagenet": "ImageNet weights"}.get(recipe.pretrained, "other weights")
         kept = f": {card.metrics['epoch']}" if "epoch" in card.metrics else ""
-        augmented = [f"{name} {getattr(recipe, name):g}" for name in _AUGMENTATION if getattr(recipe, name)]
+        augmented = [f"{name} {value:g}" for name, value in asdict(recipe.augmentation).items() if value]
         lines += [
             f"Recipe `{_cell(recipe.name)}` ({recipe.source}), from {start}, seed {recipe.seed}.",
             f"{recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer}, learning rate {recipe.lr:g} "

@@ -13,7 +13,7 @@ from paddle_medcls.data import dataset_classes
 from paddle_medcls.data.index import Index
 from paddle_medcls.engines import FORMS, PRECISIONS, Forward, open_model, require
 from paddle_medcls.errors import DataError, SetupError, WeightsError
-from paddle_medcls.images import Preprocessing, preprocess, read_image, unfit
+from paddle_medcls.images import preprocess, read_image, unfit
 from paddle_medcls.models.layouts import recognise
 from paddle_medcls.output_head import OutputHead, check_finite
 from paddle_medcls.prepared import candidates, open_prepared
@@ -253,7 +253,7 @@ def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, di
     outputs = 1 if recipe.loss == "sigmoid" and task == "binary" else len(classes)
     if outputs != network.num_outputs:
         raise WeightsError(f"{path}: has {network.num_outputs} output(s), recipe {recipe.name} needs {outputs}")
-    spec = Preprocessing.of(recipe)
+    spec = recipe.preprocessing
     mean, std = spec.mean[0], spec.std[0]
     notes.append(
         f"assumed: recipe {recipe.name}; {spec.channels.upper()}, {spec.size_px} px, "

@@ -1,4 +1,4 @@
-"""A recipe: everything that a run depends on, in one flat, frozen record.
+"""A recipe: everything that a run depends on, in one frozen record.
 
 Published systems are modules in `recipes/`; each holds one or more `Recipe(...)`. A recipe is written
 to the run directory as JSON, and that file alone describes the run again.
@@ -13,37 +13,24 @@ import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
+from paddle_medcls.augment import Augmentation
 from paddle_medcls.errors import RecipeError, did_you_mean
+from paddle_medcls.images import CHOICES as PREPROCESSING_CHOICES
+from paddle_medcls.images import MAX_SIDE_PX, Preprocessing
 
 CHOICES = {
+    **PREPROCESSING_CHOICES,
     "loss": ("softmax", "sigmoid"),
     "stem": ("imagenet", "small"),
-    "fit": ("stretch", "crop"),
-    "channels": ("bgr", "rgb", "gray"),
-    "interpolation": ("nearest", "linear", "area", "cubic"),
-    "resize_dtype": ("uint8", "float32"),
-    "decode": ("exact", "reduced"),
     "statistics": ("fixed", "train"),
     "optimizer": ("momentum", "adam"),
     "schedule": ("cosine", "polynomial", "step", "constant"),
     "class_weights": ("none", "balanced"),
     "monitor": ("accuracy", "auc", "loss"),
 }
-
-
-AUGMENTATION = (
-    "crop_scale",
-    "flip",
-    "flip_vertical",
-    "rotate_degrees",
-    "zoom",
-    "shift",
-    "brightness",
-    "contrast",
-    "color",
-)
-"""Fields that change training images; 0 is off for each."""
+"""Allowed values of the fields that are words."""
 
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, pixel values; 0.485, 0.456, 0.406 of 255
@@ -51,12 +38,13 @@ IMAGENET_STD = (58.395, 57.12, 57.375)  # 0.229, 0.224, 0.225 of 255
 IMAGENET: dict[str, object] = {"channels": "rgb", "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "statistics": "fixed"}
 """What ImageNet weights were trained with; `pretrained=imagenet` sets these fields."""
 
-MAX_SIDE_PX = 4096  # of a network's input
-
 
 @dataclass(frozen=True)
 class Recipe:
     """One training run. Values are checked when it is made; all faults are reported at once.
+
+    Its JSON file, `--set`, `replace` and `override` name the fields of `preprocessing` and `augmentation` as if they
+    were the recipe's own: `recipe.replace(size_px=128, flip=0.5)`.
 
     Losses: "softmax" is cross-entropy over the classes; "sigmoid" is binary cross-entropy, on one
     output for a two-class task and on one output a label for a multi-label task.
@@ -75,28 +63,10 @@ class Recipe:
     freeze: bool = False  # train the head alone
     cache_views: int = 0  # with freeze: train on the cached features of this many augmented versions of each image
 
-    # preprocessing: see images.Preprocessing
-    size_px: int = 224
-    resize_px: int = 256
-    fit: str = "stretch"
-    channels: str = "rgb"
-    interpolation: str = "linear"
-    resize_dtype: str = "uint8"
-    decode: str = "exact"  # "reduced": JPEGs far larger than the input are decoded at 1/2, 1/4 or 1/8 of their size
+    # images
+    preprocessing: Preprocessing = Preprocessing()
     statistics: str = "fixed"  # "train": mean and std are computed from the training list
-    mean: tuple[float, ...] = (127.5, 127.5, 127.5)
-    std: tuple[float, ...] = (127.5, 127.5, 127.5)
-
-    # augmentation of training images; 0 is off
-    crop_scale: float = 0.0  # with fit="crop": a random part of the image, of at least this share of its area
-    flip: float = 0.0  # probability of a left-right flip
-    flip_vertical: float = 0.0  # probability of a top-bottom flip
-    rotate_degrees: float = 0.0  # uniform in +- this
-    zoom: float = 0.0  # scale between 1/(1+zoom) and 1+zoom
-    shift: float = 0.0  # uniform in +- this share of the side
-    brightness: float = 0.0  # factor uniform in 1 +- this
-    contrast: float = 0.0  # factor uniform in 1 +- this
-    color: float = 0.0  # gain of each channel uniform in 1 +- this
+    augmentation: Augmentation = Augmentation()
 
     # optimisation
     epochs: int = 10
@@ -122,9 +92,7 @@ class Recipe:
     targets: tuple[tuple[str, float], ...] = ()  # published figures: ("test/accuracy", 0.9651)
 
     def __post_init__(self) -> None:
-        faults = _faults(self)
-        if faults:
-            raise RecipeError(f"recipe {self.name}: {len(faults)} faulty field(s)", items=faults)
+        _refuse_faults(self.to_json())
 
     def override(self, assignments: Iterable[str]) -> Recipe:
         """A copy with `key=value` strings applied, each parsed by its field's type."""
@@ -152,7 +120,7 @@ class Recipe:
                     do="leave these fields out, or give a weight file in place of imagenet",
                 )
             changes = {**changes, **IMAGENET}
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+        return _from_values({**self.to_json(), **changes})
 
     def with_epochs(self, epochs: int) -> Recipe:
         """A shorter or longer version: warm-up and decay points keep their share of the run."""
@@ -161,7 +129,12 @@ class Recipe:
         return self.replace(epochs=epochs, warmup_epochs=round(self.warmup_epochs * share, 4), decay_epochs=decay)
 
     def to_json(self) -> dict:
-        return dataclasses.asdict(self)
+        """All fields, those of `preprocessing` and `augmentation` among them, in one flat dictionary."""
+        values: dict = {}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            values |= dataclasses.asdict(value) if name in _RECORDS else {name: value}
+        return values
 
     @staticmethod
     def from_json(fields: dict, where: object = None) -> Recipe:
@@ -170,7 +143,7 @@ class Recipe:
             raise RecipeError("not a recipe", where=where, expected="a JSON object with name, source, dataset, …")
         for field in fields:
             _known(field, where)
-        return Recipe(**{name: _to_tuple(value) for name, value in fields.items()})  # type: ignore[arg-type]
+        return _from_values({name: _to_tuple(value) for name, value in fields.items()})
 
     @staticmethod
     def from_file(path: str | Path) -> Recipe:
@@ -187,7 +160,27 @@ class Recipe:
         return [f"{name}: {mine[name]!r} -> {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
 
-_TYPES = typing.get_type_hints(Recipe)
+_RECORDS = {"preprocessing": Preprocessing, "augmentation": Augmentation}
+_TYPES = {
+    name: kind
+    for record in (Recipe, *_RECORDS.values())
+    for name, kind in typing.get_type_hints(record).items()
+    if name not in _RECORDS
+}
+"""Every field by its name, as `to_json` has them, with its type."""
+
+
+def _from_values(values: dict) -> Recipe:
+    """The recipe of flat fields; those that are left out have their defaults."""
+    defaults = {
+        field.name: field.default for kind in (Recipe, *_RECORDS.values()) for field in dataclasses.fields(kind)
+    }
+    _refuse_faults({name: values.get(name, defaults[name]) for name in _TYPES})
+    own = {name: value for name, value in values.items() if name in Recipe.__dataclass_fields__}
+    for name, record in _RECORDS.items():
+        names = [field.name for field in dataclasses.fields(record) if field.name in values]
+        own[name] = record(**{field: values[field] for field in names})
+    return Recipe(**own)
 
 
 def _known(field: str, where: object = None) -> None:
@@ -233,7 +226,14 @@ def _is_of(value: object, kind: typing.Any) -> bool:
     return len(value) == len(kinds) and all(map(_is_of, value, kinds))
 
 
-def _faults(recipe: Recipe) -> list[str]:
+def _refuse_faults(values: dict) -> None:
+    faults = _faults(values)
+    if faults:
+        raise RecipeError(f"recipe {values['name']}: {len(faults)} faulty field(s)", items=faults)
+
+
+def _faults(values: dict) -> list[str]:
+    recipe = SimpleNamespace(**values)
     faults = []
     for field, kind in _TYPES.items():
         value = getattr(recipe, field)

@@ -189,7 +189,7 @@ def _refuse_other_recipe(cell: Cell, options: Options) -> None:
     begun = Recipe.from_file(cell.folder / "recipe.json")
     wanted = cell.recipe
     if wanted.statistics == "train":  # the run has put in what it computed
-        wanted = wanted.replace(mean=begun.mean, std=begun.std)
+        wanted = wanted.replace(mean=begun.preprocessing.mean, std=begun.preprocessing.std)
     changes = begun.differences(wanted)
     if (cell.folder / "environment.json").exists():
         kernels, precision = kernels_of(cell.folder)

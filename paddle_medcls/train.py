@@ -24,7 +24,6 @@ from paddle_medcls.distributed import exchange, from_first, join, over_processes
 from paddle_medcls.errors import RunError
 from paddle_medcls.evaluate import evaluate_split, flips_of
 from paddle_medcls.frozen import FeatureDataset, head_logits, start_training
-from paddle_medcls.images import Preprocessing
 from paddle_medcls.interrupt import Interrupt, stopped
 from paddle_medcls.models.accelerate import Accelerated
 from paddle_medcls.models.onednn import Operators
@@ -87,7 +86,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
     data = read_data(recipe, data_root, options.workers, options.image_cache, say, rank, world)
     if recipe.statistics == "train" and not resume:
         recipe = recipe.replace(**{name: tuple(of) for name, of in data.facts["train"]["per_image"].items()})
-    spec = Preprocessing.of(recipe)
+    spec = recipe.preprocessing
     say(f"{recipe.name}: {len(data.train)} training and {len(data.val)} validation images, {recipe.model}, {device}")
     for line in filter(None, (data.note, data.train.note)):
         say(line)
@@ -138,7 +137,7 @@ def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, res
                 dataset = FeatureDataset(features, data.train.labels)
             else:
                 fitted = data.fitted["train"]
-                dataset = ImageDataset(data.train, spec, recipe, recipe.seed, state.epoch, fitted)
+                dataset = ImageDataset(data.train, spec, recipe.augmentation, recipe.seed, state.epoch, fitted)
             batches = cut(epoch_order(len(data.train), recipe.seed, state.epoch), recipe.batch_size)
             work = [pieces(rows, rank, world, recipe.accumulate) for rows in batches]
             mine = [piece for parts in work[state.batch :] for piece, _ in parts]

@@ -79,10 +79,8 @@ def covid_tree(root: Path) -> Path:
 def recipe(dataset: str = "palm", **changes: object) -> Recipe:
     """A recipe that trains in a moment."""
     loss = "sigmoid" if dataset == "palm" else "softmax"
-    base = Recipe(
-        name="toy", source="tests", dataset=dataset, model="resnet18", loss=loss, size_px=32, epochs=2, batch_size=5
-    )
-    return base.replace(**changes)
+    base = Recipe(name="toy", source="tests", dataset=dataset, model="resnet18", loss=loss, epochs=2, batch_size=5)
+    return base.replace(**{"size_px": 32, **changes})
 
 
 def within(seconds: float, work: Callable[[], object]) -> object:

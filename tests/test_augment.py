@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import pixels, recipe
+from fakes import pixels
 
-from paddle_medcls.augment import augment, augments
+from paddle_medcls.augment import Augmentation, augment
 from paddle_medcls.data import load_index
-from paddle_medcls.images import Preprocessing
 from paddle_medcls.recipes import get_recipe
 
 IMAGE = pixels(0)
@@ -24,27 +23,27 @@ def rng(*seed: int) -> np.random.Generator:
 
 
 def test_off_is_the_identity() -> None:
-    assert not augments(recipe())
-    np.testing.assert_array_equal(augment(IMAGE, recipe(), rng(0)), IMAGE)
+    assert not Augmentation().active
+    np.testing.assert_array_equal(augment(IMAGE, Augmentation(), rng(0)), IMAGE)
 
 
 @pytest.mark.parametrize("field", [*GEOMETRY, *INTENSITY])
 def test_every_field_alone_does_something(field: str) -> None:
-    changed = recipe(**{field: {**GEOMETRY, **INTENSITY}[field]})
-    assert augments(changed)
+    changed = Augmentation(**{field: {**GEOMETRY, **INTENSITY}[field]})
+    assert changed.active
     assert any((augment(IMAGE, changed, rng(row)) != IMAGE).any() for row in range(8))
 
 
 def test_flips_are_exact() -> None:
-    np.testing.assert_array_equal(augment(IMAGE, recipe(flip=1.0), rng(0)), IMAGE[:, ::-1])
-    np.testing.assert_array_equal(augment(IMAGE, recipe(flip_vertical=1.0), rng(0)), IMAGE[::-1])
-    both = augment(IMAGE, recipe(flip=1.0, flip_vertical=1.0), rng(0))
+    np.testing.assert_array_equal(augment(IMAGE, Augmentation(flip=1.0), rng(0)), IMAGE[:, ::-1])
+    np.testing.assert_array_equal(augment(IMAGE, Augmentation(flip_vertical=1.0), rng(0)), IMAGE[::-1])
+    both = augment(IMAGE, Augmentation(flip=1.0, flip_vertical=1.0), rng(0))
     np.testing.assert_array_equal(both, np.rot90(IMAGE, 2))
 
 
 def test_a_flip_happens_as_often_as_its_probability_says() -> None:
     """Of 400 images 100 are expected at 0.25; 4 standard deviations are 35."""
-    flipped = sum((augment(IMAGE, recipe(flip=0.25), rng(row)) != IMAGE).any() for row in range(400))
+    flipped = sum((augment(IMAGE, Augmentation(flip=0.25), rng(row)) != IMAGE).any() for row in range(400))
     assert 65 < flipped < 135
 
 
@@ -53,16 +52,16 @@ def test_a_flip_happens_as_often_as_its_probability_says() -> None:
 def test_shape_type_and_range(dtype: type, channels: int) -> None:
     image = np.ascontiguousarray(IMAGE[:, :, :channels]).astype(dtype)
     for row in range(20):
-        moved = augment(image, recipe(**GEOMETRY), rng(row))
+        moved = augment(image, Augmentation(**GEOMETRY), rng(row))
         assert moved.dtype == dtype and moved.shape == image.shape and moved.flags.c_contiguous
-        both = augment(image, recipe(**GEOMETRY, **INTENSITY), rng(row))
+        both = augment(image, Augmentation(**GEOMETRY, **INTENSITY), rng(row))
         assert both.dtype == np.float32 and both.shape == image.shape
         assert both.min() >= 0 and both.max() <= 255
 
 
 def test_the_input_is_left_as_it_was() -> None:
     image = IMAGE.copy()
-    augment(image, recipe(**GEOMETRY, **INTENSITY), rng(0))
+    augment(image, Augmentation(**GEOMETRY, **INTENSITY), rng(0))
     np.testing.assert_array_equal(image, IMAGE)
 
 
@@ -96,13 +95,13 @@ def slow_warp(image: np.ndarray, degrees: float, scale: float, shift: float) -> 
     [(90.0, 0.0, 0.0), (30.0, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.25), (20.0, 0.2, 0.1)],
 )
 def test_warp_against_a_loop(degrees: float, zoom: float, shift: float) -> None:
-    found = augment(IMAGE, recipe(rotate_degrees=degrees, zoom=zoom, shift=shift), Fixed())
+    found = augment(IMAGE, Augmentation(rotate_degrees=degrees, zoom=zoom, shift=shift), Fixed())
     difference = np.abs(found - slow_warp(IMAGE, degrees, 1 + zoom, shift))
     assert difference.mean() < 0.5 and difference.max() < 8  # OpenCV counts in 1/32 of a pixel
 
 
 def test_a_quarter_turn_is_a_quarter_turn() -> None:
-    found = augment(IMAGE, recipe(rotate_degrees=90.0), Fixed())
+    found = augment(IMAGE, Augmentation(rotate_degrees=90.0), Fixed())
     np.testing.assert_allclose(found.astype(int), np.rot90(IMAGE), atol=1)
 
 
@@ -111,7 +110,7 @@ def test_intensity_by_hand() -> None:
     image = np.full((4, 4, 3), 100, np.uint8)
     image[0, 0] = 60
     mean = (100 * 15 + 60) / 16
-    found = augment(image, recipe(brightness=0.1, contrast=0.2, color=0.05), Fixed())
+    found = augment(image, Augmentation(brightness=0.1, contrast=0.2, color=0.05), Fixed())
     np.testing.assert_allclose(found[1, 1], ((100 - mean) * 1.2 + mean * 1.1) * 1.05, rtol=1e-5)
     np.testing.assert_allclose(found[0, 0], ((60 - mean) * 1.2 + mean * 1.1) * 1.05, rtol=1e-5)
 
@@ -123,12 +122,12 @@ def test_an_image_is_a_function_of_seed_epoch_and_row(palm_root: Path) -> None:
     toy = get_recipe("palm").replace(size_px=32)
 
     def item(seed: int, epoch: int, row: int) -> np.ndarray:
-        return ImageDataset(index, Preprocessing.of(toy), toy, seed, epoch)[row][0]
+        return ImageDataset(index, toy.preprocessing, toy.augmentation, seed, epoch)[row][0]
 
     np.testing.assert_array_equal(item(1, 2, 3), item(1, 2, 3))
     for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
         assert (item(1, 2, 3) != item(*other)).any()
-    plain = ImageDataset(index, Preprocessing.of(toy))[3][0]
+    plain = ImageDataset(index, toy.preprocessing)[3][0]
     assert (plain != item(1, 2, 3)).any()
 
 
@@ -138,6 +137,6 @@ def test_evaluation_is_not_augmented(palm_root: Path) -> None:
 
     index = load_index("palm", palm_root, "val")
     toy = get_recipe("palm").replace(size_px=32)
-    x, label = ImageDataset(index, Preprocessing.of(toy))[2]
-    np.testing.assert_array_equal(x, preprocess(index.read(2, "bgr"), Preprocessing.of(toy)))
+    x, label = ImageDataset(index, toy.preprocessing)[2]
+    np.testing.assert_array_equal(x, preprocess(index.read(2, "bgr"), toy.preprocessing))
     assert label == index.labels[2]

@@ -260,12 +260,12 @@ def _differs_invisibly(data: bytes, size_px: int) -> None:
 
 
 def test_the_sidecar_carries_it_and_an_old_one_means_exact() -> None:
-    spec = Preprocessing.of(get_recipe("palm").replace(decode="reduced"))
+    spec = get_recipe("palm").replace(decode="reduced").preprocessing
     assert spec.least_px == 256 and Preprocessing.from_json(spec.to_json()) == spec
     old = spec.to_json()
     del old["decode"]
     assert Preprocessing.from_json(old).least_px == 0
-    assert all(get_recipe(name).decode == "exact" for name in ("palm_tutorial", "covid", "oct"))
+    assert all(get_recipe(name).preprocessing.decode == "exact" for name in ("palm_tutorial", "covid", "oct"))
 
 
 def test_a_recipe_reduces_with_the_area_filter_alone() -> None:

@@ -13,7 +13,6 @@ from paddle_medcls.data import load_index
 from paddle_medcls.errors import DataError, RecipeError, WeightsError
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash, head_logits, start_training
-from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import Network, pretrained
 from paddle_medcls.models.weights import load_pretrained, recognise, save_weights
 from paddle_medcls.runtime import paddle
@@ -118,7 +117,7 @@ def test_cached_and_uncached_evaluation_agree(palm_root: Path, tmp_path: Path) -
     model, recipe = small_model(), frozen_recipe()
     index = load_index("palm", palm_root, "val")
     cached = head_logits(model, np.load(cached_features(model, "w", index, recipe, None, tmp_path / "features", 0)))
-    direct = evaluate_split(model, index, Preprocessing.of(recipe), 3, 0)
+    direct = evaluate_split(model, index, recipe.preprocessing, 3, 0)
     np.testing.assert_allclose(cached, direct, atol=1e-5)
     assert np.ptp(direct) > 1e-3
 
@@ -198,8 +197,8 @@ def test_random_parts_have_the_area_and_the_aspect() -> None:
 def test_random_version_has_the_networks_size_and_is_a_function_of_its_generator() -> None:
     image = fakes.pixels(0, size=96)[:60]
     recipe = fakes.recipe(fit="crop", size_px=32, resize_px=40, crop_scale=0.8, flip=0.5, rotate_degrees=15.0)
-    spec = Preprocessing.of(recipe)
-    versions = [random_version(image, spec, recipe, np.random.default_rng([1, k])) for k in (0, 0, 1)]
+    spec = recipe.preprocessing
+    versions = [random_version(image, spec, recipe.augmentation, np.random.default_rng([1, k])) for k in (0, 0, 1)]
     assert versions[0].shape == (32, 32, 3)
     np.testing.assert_array_equal(versions[0], versions[1])
     assert not np.array_equal(versions[0], versions[2])

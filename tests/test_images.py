@@ -262,7 +262,7 @@ def palm_notebook(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(300, 280), (224, 224), (100, 120)])
 def test_palm_preprocessing_is_the_notebooks(shape: tuple[int, int]) -> None:
     image = noise(*shape)
-    x = preprocess(image, Preprocessing.of(get_recipe("palm_tutorial")))
+    x = preprocess(image, get_recipe("palm_tutorial").preprocessing)
     assert x.dtype == np.float32 and x.shape == (3, 224, 224) and x.flags.c_contiguous
     np.testing.assert_allclose(x, palm_notebook(image), atol=1e-6)
 
@@ -275,7 +275,7 @@ def test_covid_preprocessing_is_the_notebooks() -> None:
     mean, std = [129.90909919] * 3, [59.0183735] * 3
     notebook = t.Compose([t.Resize(size=224), t.ToTensor(), t.Normalize(mean=mean, std=std, data_format="CHW")])
     image = noise(299, 299)
-    x = preprocess(image, Preprocessing.of(get_recipe("covid_notebook")))
+    x = preprocess(image, get_recipe("covid_notebook").preprocessing)
     np.testing.assert_allclose(x, notebook(image.astype("float32")).numpy(), atol=1e-5)
 
 
@@ -330,7 +330,7 @@ def test_one_channel_keeps_its_axis() -> None:
 
 
 def test_preprocessing_survives_json() -> None:
-    spec = Preprocessing.of(get_recipe("covid_notebook"))
+    spec = get_recipe("covid_notebook").preprocessing
     assert Preprocessing.from_json(spec.to_json()) == spec
     assert Preprocessing.from_json({**spec.to_json(), "mean": list(spec.mean)}) == spec
 

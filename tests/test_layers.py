@@ -18,10 +18,9 @@ LAYERS = tuple(
     set(words.split())
     for words in (
         "cpu errors published",
-        "calibration comparison distributed files interrupt metrics output_head processes progress recipe runtime "
-        "safe_pickle",
+        "calibration comparison distributed files interrupt metrics output_head processes progress runtime safe_pickle",
         "augment dicom images plots",
-        "data data.* inputs models models.*",
+        "recipe data data.* inputs models models.*",
         "checkpoint data.loader engines errorpage evaluate frozen gradcam medmnist_scores optim prepared report "
         "sidecar snippets",
         "assemble gridtable modelcard predict recipes recipes.* rundir train trust",

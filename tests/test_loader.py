@@ -56,7 +56,7 @@ def test_batches_hold_their_rows_in_order(workers: int) -> None:
 
 def test_the_same_bits_with_any_number_of_threads(palm_root: Path) -> None:
     toy = recipe(flip=0.5, rotate_degrees=30.0, brightness=0.2)
-    dataset = ImageDataset(load_index("palm", palm_root, "train"), Preprocessing.of(toy), toy, 3, 4)
+    dataset = ImageDataset(load_index("palm", palm_root, "train"), toy.preprocessing, toy.augmentation, 3, 4)
     found = [[batch.x.tobytes() for batch in load_batches(dataset, cut(range(12), 5), n)] for n in (0, 1, 2)]
     assert found[0] == found[1] == found[2] and len(found[0]) == 3
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paddle_medcls import metrics, published
-from paddle_medcls.augment import augment_batch
+from paddle_medcls.augment import Augmentation, augment_batch
 from paddle_medcls.commands import eval as eval_command
 from paddle_medcls.commands import train as train_command
 from paddle_medcls.data import dataset_module, dataset_names, default_root, load_index, weights_name
@@ -28,7 +28,7 @@ from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.errors import DataError, Stopped
 from paddle_medcls.evaluate import flips_of
-from paddle_medcls.images import Preprocessing, fit, preprocess
+from paddle_medcls.images import fit, preprocess
 from paddle_medcls.medmnist_scores import write_scores
 from paddle_medcls.models import network_for
 from paddle_medcls.output_head import OutputHead
@@ -113,7 +113,8 @@ def test_every_recipe_fits_every_set(flag):
         assert (recipe.dataset, network.in_channels, network.num_outputs) == (flag, card.channels, len(card.classes))
         assert recipe.name == name
     best = get_recipe("medmnist_best", flag)
-    assert {name for name in ("flip", "flip_vertical") if getattr(best, name)} == set(card.flips) == set(flips_of(best))
+    flips = {name for name in ("flip", "flip_vertical") if getattr(best.augmentation, name)}
+    assert flips == set(card.flips) == set(flips_of(best))
     assert get_recipe(flag) == get_recipe("medmnist", flag)
 
 
@@ -129,13 +130,14 @@ def test_published_figures_follow_set_network_and_size():
 
 def test_sizes_and_lengths_of_the_recipes():
     plus, enlarged = get_recipe("breastmnist_224"), get_recipe("medmnist_28_to_224", "breastmnist")
-    assert (plus.dataset, plus.size_px, plus.stem) == ("breastmnist_224", 224, "imagenet")
-    assert (enlarged.dataset, enlarged.size_px, enlarged.interpolation) == ("breastmnist", 224, "nearest")
+    assert (plus.dataset, plus.preprocessing.size_px, plus.stem) == ("breastmnist_224", 224, "imagenet")
+    spec = enlarged.preprocessing
+    assert (enlarged.dataset, spec.size_px, spec.interpolation) == ("breastmnist", 224, "nearest")
     study = [get_recipe("medmnist_study", "breastmnist", model).epochs for model in ("resnet18", "resnet50")]
     assert study == [50, 20]
     paper = get_recipe("medmnist", "breastmnist")
     assert (paper.optimizer, paper.lr, paper.decay_epochs, paper.epochs) == ("adam", 0.001, (50, 75), 100)
-    assert (paper.batch_size, paper.monitor, paper.stem, paper.mean) == (128, "auc", "small", (127.5,))
+    assert (paper.batch_size, paper.monitor, paper.stem, paper.preprocessing.mean) == (128, "auc", "small", (127.5,))
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -274,7 +276,7 @@ def test_a_missing_file_tells_how_to_get_it(tmp_path):
 @pytest.mark.parametrize(("flag", "name"), [("breastmnist", "medmnist"), ("bloodmnist", "medmnist_28_to_224")])
 def test_batches_equal_images_one_by_one(tmp_path, flag, name):
     index = load_index(flag, drawn(tmp_path, flag, (8, 8, 8)), "train")
-    spec = Preprocessing.of(get_recipe(name, flag))
+    spec = get_recipe(name, flag).preprocessing
     dataset = ImageDataset(index, spec)
     assert dataset.enlarge == spec.size_px // 28
     for batch in load_batches(dataset, cut(range(8), 3), workers=2):
@@ -286,7 +288,7 @@ def test_batches_equal_images_one_by_one(tmp_path, flag, name):
 
 def test_enlarging_is_the_nearest_pixel():
     image = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
-    spec = Preprocessing.of(get_recipe("medmnist_28_to_224", "bloodmnist"))
+    spec = get_recipe("medmnist_28_to_224", "bloodmnist").preprocessing
     assert np.array_equal(fit(image, spec), np.kron(image, np.ones((8, 8, 1), np.uint8)))
     assert preprocess(image, spec).shape == (3, 224, 224)
 
@@ -294,11 +296,11 @@ def test_enlarging_is_the_nearest_pixel():
 def test_augmented_batches_depend_on_seed_epoch_and_batch_alone(tmp_path):
     recipe = get_recipe("medmnist_best", "bloodmnist")
     index = load_index("bloodmnist", drawn(tmp_path, "bloodmnist"), "train")
-    spec = Preprocessing.of(recipe)
+    spec = recipe.preprocessing
     batches = cut(epoch_order(24, 5, 1), 8)
 
     def xs(first, workers, epoch=1):
-        dataset = ImageDataset(index, spec, recipe, 5, epoch)
+        dataset = ImageDataset(index, spec, recipe.augmentation, 5, epoch)
         return np.concatenate([batch.x for batch in load_batches(dataset, batches[first:], workers)])
 
     whole = xs(0, 0)
@@ -307,17 +309,12 @@ def test_augmented_batches_depend_on_seed_epoch_and_batch_alone(tmp_path):
     assert not np.array_equal(whole, xs(0, 0, epoch=2))
 
 
-def strengths(**changes):
-    none = dict.fromkeys(("flip", "flip_vertical", "rotate_degrees", "zoom", "shift", "brightness", "contrast"), 0.0)
-    return get_recipe("medmnist", "bloodmnist").replace(**{**none, **changes})
-
-
 def test_flips_of_a_batch():
     images = np.random.default_rng(1).integers(0, 256, (64, 28, 28, 3), dtype=np.uint8)
     rng = np.random.default_rng
-    assert np.array_equal(augment_batch(images, strengths(flip=1.0), rng(0)), images[:, :, ::-1])
-    assert np.array_equal(augment_batch(images, strengths(flip_vertical=1.0), rng(0)), images[:, ::-1])
-    half = augment_batch(images, strengths(flip=0.5), rng(0))
+    assert np.array_equal(augment_batch(images, Augmentation(flip=1.0), rng(0)), images[:, :, ::-1])
+    assert np.array_equal(augment_batch(images, Augmentation(flip_vertical=1.0), rng(0)), images[:, ::-1])
+    half = augment_batch(images, Augmentation(flip=0.5), rng(0))
     turned = [not np.array_equal(a, b) for a, b in zip(half, images)]
     assert 16 < sum(turned) < 48
 
@@ -327,8 +324,8 @@ def test_warps_of_a_batch_agree_with_opencv(dtype):
     rng = np.random.default_rng(2)
     images = np.stack([cv2.GaussianBlur(rng.uniform(0, 255, (28, 28, 1)), (0, 0), 2) for _ in range(6)])
     images = images.reshape(6, 28, 28, 1).astype(dtype)
-    recipe = strengths(rotate_degrees=30.0, zoom=0.3, shift=0.2)
-    warped = augment_batch(images, recipe, np.random.default_rng(3))
+    augmentation = Augmentation(rotate_degrees=30.0, zoom=0.3, shift=0.2)
+    warped = augment_batch(images, augmentation, np.random.default_rng(3))
     draws = np.random.default_rng(3)
     angle = draws.uniform(-30, 30, 6)
     scale = np.exp(draws.uniform(-1, 1, 6) * np.log1p(0.3))
@@ -344,7 +341,7 @@ def test_warps_of_a_batch_agree_with_opencv(dtype):
 def test_intensities_of_a_batch():
     images = np.full((500, 4, 4, 1), 100, np.uint8)
     images[:, 0] = 140
-    changed = augment_batch(images, strengths(brightness=0.2, contrast=0.2), np.random.default_rng(4))
+    changed = augment_batch(images, Augmentation(brightness=0.2, contrast=0.2), np.random.default_rng(4))
     factors = changed.mean(axis=(1, 2, 3)) / images.mean(axis=(1, 2, 3))
     assert 0.8 <= factors.min() < 0.82 and 1.18 < factors.max() <= 1.2
     spread = np.ptp(changed, axis=(1, 2, 3)) / 40

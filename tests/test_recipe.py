@@ -12,6 +12,7 @@ from paddle_medcls import recipes
 from paddle_medcls.commands.listing import show
 from paddle_medcls.data import dataset_names
 from paddle_medcls.errors import RecipeError
+from paddle_medcls.images import Preprocessing
 from paddle_medcls.recipe import CHOICES, IMAGENET_MEAN, IMAGENET_STD, Recipe
 from paddle_medcls.recipes import all_recipes, get_recipe
 
@@ -36,10 +37,11 @@ def test_published_constants() -> None:
     """Documents 001 and 003, as sources/README.md lists them."""
     palm = get_recipe("palm_tutorial")
     assert (palm.epochs, palm.batch_size, palm.lr, palm.end_lr, palm.decay_epochs) == (10, 10, 0.005, 0.001, (2.5,))
-    assert (palm.channels, palm.size_px, palm.mean, palm.std) == ("bgr", 224, (127.5,) * 3, (127.5,) * 3)
+    assert palm.preprocessing == Preprocessing(224, channels="bgr", mean=(127.5,) * 3, std=(127.5,) * 3)
     covid = get_recipe("covid_notebook")
     assert (covid.epochs, covid.batch_size, covid.lr, covid.momentum, covid.warmup_epochs) == (50, 50, 0.01, 0.9, 5)
-    assert (covid.mean, covid.std, covid.resize_dtype) == ((129.90909919,) * 3, (59.0183735,) * 3, "float32")
+    pixels = covid.preprocessing
+    assert (pixels.mean, pixels.std, pixels.resize_dtype) == ((129.90909919,) * 3, (59.0183735,) * 3, "float32")
     assert dict(covid.targets) == {"test/accuracy": 0.9651}
 
 
@@ -146,7 +148,7 @@ def test_every_choice_is_accepted_and_others_are_not(field: str) -> None:
         extra = {"mean": (1.0,), "std": (1.0,)} if value == "gray" else {}
         extra |= {"decay_epochs": (1.0,)} if value == "polynomial" else {}
         extra |= {"interpolation": "area"} if value == "reduced" else {}
-        assert getattr(recipe(**{field: value}, **extra), field) == value
+        assert recipe(**{field: value}, **extra).to_json()[field] == value
     with pytest.raises(RecipeError, match=field):
         recipe(**{field: "something else"})
 
@@ -167,7 +169,7 @@ def test_every_choice_is_accepted_and_others_are_not(field: str) -> None:
     ],
 )
 def test_overrides_are_parsed_by_the_fields_type(text: str, value: object) -> None:
-    found = getattr(recipe().override([text]), text.partition("=")[0])
+    found = recipe().override([text]).to_json()[text.partition("=")[0]]
     assert found == value and type(found) is type(value)
 
 
@@ -183,13 +185,14 @@ def test_imagenet_weights_bring_their_preprocessing() -> None:
     """Whichever way they are asked for; contradictions are refused, agreement is not."""
     bgr = recipe(channels="bgr", statistics="train")
     for found in (bgr.override(["pretrained=imagenet"]), bgr.replace(pretrained="imagenet")):
-        assert (found.channels, found.mean, found.std) == ("rgb", IMAGENET_MEAN, IMAGENET_STD)
+        pixels = found.preprocessing
+        assert (pixels.channels, pixels.mean, pixels.std) == ("rgb", IMAGENET_MEAN, IMAGENET_STD)
         assert (found.pretrained, found.statistics) == ("imagenet", "fixed")
-    assert bgr.override(["pretrained=imagenet", "channels=rgb"]).channels == "rgb"
+    assert bgr.override(["pretrained=imagenet", "channels=rgb"]).preprocessing.channels == "rgb"
     with pytest.raises(RecipeError, match="pretrained=imagenet contradicts 2 field") as caught:
         bgr.override(["channels=bgr", "std=1,1,1", "pretrained=imagenet"])
     assert "channels: 'bgr'" in str(caught.value) and "std: (1.0, 1.0, 1.0)" in str(caught.value)
-    assert bgr.replace(pretrained="palm.pdparams").channels == "bgr"
+    assert bgr.replace(pretrained="palm.pdparams").preprocessing.channels == "bgr"
 
 
 @pytest.mark.parametrize(

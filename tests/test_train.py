@@ -164,10 +164,10 @@ def test_the_run_directory(dataset: str, palm_root: Path, covid_root: Path, tmp_
     card = json.loads((run_dir / f"{name}.json").read_text())
     assert card["sha256"] == sha256(run_dir / f"{name}.pdparams") and card["classes"] == list(val.classes)
     own = Recipe.from_file(run_dir / "recipe.json")
-    assert own.name == "toy" and card["preprocessing"]["mean"] == list(own.mean)
+    assert own.name == "toy" and card["preprocessing"]["mean"] == list(own.preprocessing.mean)
     if dataset == "covid":  # the figures of the training list, not the recipe's constants
         facts = json.loads((run_dir / "data.json").read_text())
-        assert list(own.mean) == facts["train"]["per_image"]["mean"] != [127.5] * 3
+        assert list(own.preprocessing.mean) == facts["train"]["per_image"]["mean"] != [127.5] * 3
     environment = json.loads((run_dir / "environment.json").read_text())
     assert environment["threads"] == 1 and {"paddle", "numpy", "python", "code", "device"} <= environment.keys()
 

@@ -772,7 +772,7 @@ CARD = Sidecar(
     task="multi-class",
     loss="softmax",
     network=Network("resnet18", 4),
-    preprocessing=Preprocessing.of(PRESET),
+    preprocessing=PRESET.preprocessing,
 )
 
 

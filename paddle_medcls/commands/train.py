@@ -261,5 +261,6 @@ def _summary(recipe) -> int:
 
     classes, task = dataset_classes(recipe.dataset, recipe.labels)
     network = network_for(recipe, len(classes), task)
-    paddle.summary(network.build(), (1, network.in_channels, recipe.size_px, recipe.size_px))
+    size = recipe.preprocessing.size_px
+    paddle.summary(network.build(), (1, network.in_channels, size, size))
     return 0

@@ -18,10 +18,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from paddle_medcls.augment import augment, augment_batch, augments, random_version
+from paddle_medcls.augment import Augmentation, augment, augment_batch, random_version
 from paddle_medcls.data.index import Index
 from paddle_medcls.images import Preprocessing, fit, normalize
-from paddle_medcls.recipe import Recipe
 from paddle_medcls.runtime import paddle
 
 Rows = TypeVar("Rows", range, np.ndarray)
@@ -33,7 +32,7 @@ class ImageDataset(paddle.io.Dataset):
     Args:
         index: what to read.
         spec: preprocessing.
-        recipe: its augmentation is applied, for training; None for evaluation.
+        augmentation: random changes, for training; None for evaluation.
         seed, epoch: with the row, they seed each image's augmentation.
         fitted: the images decoded and scaled already, see `data.cache`.
     """
@@ -42,7 +41,7 @@ class ImageDataset(paddle.io.Dataset):
         self,
         index: Index,
         spec: Preprocessing,
-        recipe: Recipe | None = None,
+        augmentation: Augmentation | None = None,
         seed: int = 0,
         epoch: int = 0,
         fitted: np.ndarray | None = None,
@@ -50,7 +49,7 @@ class ImageDataset(paddle.io.Dataset):
         super().__init__()
         self.index = index
         self.spec = spec
-        self.recipe = recipe if recipe is not None and augments(recipe) else None
+        self.augmentation = augmentation if augmentation is not None and augmentation.active else None
         self.seed = seed
         self.epoch = epoch
         self.fitted = fitted
@@ -68,10 +67,14 @@ class ImageDataset(paddle.io.Dataset):
         rng = np.random.default_rng([self.seed, self.epoch, row])
         if self.fitted is not None:
             image = np.array(self.fitted[row])
-            image = image if self.recipe is None else augment(image, self.recipe, rng)
+            image = image if self.augmentation is None else augment(image, self.augmentation, rng)
         else:
             image = self.index.read(row, self.spec.channels, self.spec.least_px)
-            image = fit(image, self.spec) if self.recipe is None else random_version(image, self.spec, self.recipe, rng)
+            image = (
+                fit(image, self.spec)
+                if self.augmentation is None
+                else random_version(image, self.spec, self.augmentation, rng)
+            )
         return normalize(image, self.spec), self.index.labels[row]
 
     def batch(self, rows: range | np.ndarray) -> Batch:
@@ -80,9 +83,11 @@ class ImageDataset(paddle.io.Dataset):
         images = self.index.read_rows(rows, self.spec.channels)
         if self.enlarge > 1:
             images = images.repeat(self.enlarge, axis=1).repeat(self.enlarge, axis=2)
-        if self.recipe is not None:
+        if self.augmentation is not None:
             # A row begins one batch of an epoch at most, so this is a function of seed, epoch and batch.
-            images = augment_batch(images, self.recipe, np.random.default_rng([self.seed, self.epoch, int(rows[0])]))
+            images = augment_batch(
+                images, self.augmentation, np.random.default_rng([self.seed, self.epoch, int(rows[0])])
+            )
         return Batch(normalize(images, self.spec), self.index.labels[rows], rows)
 
 

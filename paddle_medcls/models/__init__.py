@@ -68,5 +68,4 @@ def network_for(recipe: Recipe, num_classes: int, task: str) -> Network:
         fault = f"{recipe.name}: loss={recipe.loss} does not fit a {task} task"
         raise RecipeError(fault, expected=" or ".join(fitting))
     one = recipe.loss == "sigmoid" and task == "binary"
-    channels = 1 if recipe.channels == "gray" else 3
-    return Network(recipe.model, 1 if one else num_classes, channels, recipe.stem)
+    return Network(recipe.model, 1 if one else num_classes, recipe.preprocessing.num_channels, recipe.stem)

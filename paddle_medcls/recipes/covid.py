@@ -13,6 +13,7 @@ training list (the document used all images, test included), and the cosine ends
 `covid_notebook` has the document's constants; its weight files are read with them.
 """
 
+from paddle_medcls.images import Preprocessing
 from paddle_medcls.recipe import Recipe
 
 COVID = Recipe(
@@ -20,8 +21,7 @@ COVID = Recipe(
     source="document 003: COVID-19 Radiography with ResNet-50 and CosineWarmup",
     dataset="covid",
     model="resnet50",
-    channels="bgr",
-    resize_dtype="float32",  # the notebook resizes after astype("float32")
+    preprocessing=Preprocessing(channels="bgr", resize_dtype="float32"),  # the notebook resizes after astype("float32")
     statistics="train",
     epochs=50,
     batch_size=50,

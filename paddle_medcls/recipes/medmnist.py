@@ -28,6 +28,7 @@ by about .01 AUC and .01 to .05 ACC on these small sets.
 
 from paddle_medcls import published
 from paddle_medcls.data.medmnist import card_of
+from paddle_medcls.images import Preprocessing
 from paddle_medcls.recipe import Recipe
 
 MEDMNIST = Recipe(
@@ -36,7 +37,7 @@ MEDMNIST = Recipe(
     dataset="pathmnist",
     model="resnet18",
     stem="small",
-    size_px=28,
+    preprocessing=Preprocessing(size_px=28),
     epochs=100,
     batch_size=128,
     optimizer="adam",
@@ -116,7 +117,10 @@ def for_dataset(recipe: Recipe, name: str, model: str) -> Recipe:
     if side > 28:
         changes |= {"size_px": side, "stem": "imagenet"}
     if recipe.name == MEDMNIST_BEST.name:
-        changes |= {flip: getattr(recipe, flip) if flip in card.flips else 0.0 for flip in ("flip", "flip_vertical")}
+        changes |= {
+            flip: getattr(recipe.augmentation, flip) if flip in card.flips else 0.0
+            for flip in ("flip", "flip_vertical")
+        }
     if recipe.name == MEDMNIST_STUDY.name and model == "resnet50":
         changes["epochs"] = 20
     return recipe.replace(**changes)

@@ -13,6 +13,8 @@ for 4 augmented versions of each scan. The document's ColorJitter has strengths 
 does ours. Cost of the features of one version of 84,000 scans: 3 to 4 hours on 2 CPU cores; minutes on a GPU.
 """
 
+from paddle_medcls.augment import Augmentation
+from paddle_medcls.images import Preprocessing
 from paddle_medcls.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
 
 OCT = Recipe(
@@ -23,15 +25,10 @@ OCT = Recipe(
     pretrained="imagenet",
     freeze=True,
     cache_views=4,
-    size_px=224,
-    resize_px=256,
-    fit="crop",
-    channels="rgb",
-    mean=IMAGENET_MEAN,
-    std=IMAGENET_STD,
-    crop_scale=0.8,
-    flip=0.5,
-    rotate_degrees=15,
+    preprocessing=Preprocessing(
+        size_px=224, resize_px=256, fit="crop", channels="rgb", mean=IMAGENET_MEAN, std=IMAGENET_STD
+    ),
+    augmentation=Augmentation(crop_scale=0.8, flip=0.5, rotate_degrees=15),
     epochs=30,
     batch_size=128,
     optimizer="adam",

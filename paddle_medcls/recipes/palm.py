@@ -14,6 +14,7 @@ zoom and intensity changes, more epochs, cosine, an average of the weights, and 
 evaluation.
 """
 
+from paddle_medcls.images import Preprocessing
 from paddle_medcls.recipe import Recipe
 
 PALM_TUTORIAL = Recipe(
@@ -22,7 +23,7 @@ PALM_TUTORIAL = Recipe(
     dataset="palm",
     model="resnet50",
     loss="sigmoid",
-    channels="bgr",
+    preprocessing=Preprocessing(channels="bgr"),
     epochs=10,
     batch_size=10,
     optimizer="momentum",
