@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_medcls.data import covid, dataset_classes, dataset_names, load_index, palm
-from paddle_medcls.data.index import DRAWN_MARK, Index
+from paddle_medcls.data.index import DRAWN_MARK, Index, subfolders
 from paddle_medcls.data.splits import CUTS, holdout, split_by_class
 from paddle_medcls.data.statistics import cached_scan, file_key, read_cache, scan
 from paddle_medcls.errors import DataError
@@ -286,6 +286,82 @@ def test_covid_lists_do_not_depend_on_the_order_of_the_disk(tmp_path: Path) -> N
         (tmp_path / "b" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "b" / name).write_bytes(b"not read")
     assert covid.make_lists(tmp_path / "a", 0) == covid.make_lists(tmp_path / "b", 0)
+
+
+@pytest.mark.parametrize("above", ["covid", "COVID", "normal/archive/COVID-19_Radiography_Dataset"])
+def test_covid_below_a_folder_that_is_called_like_a_class(tmp_path: Path, above: str) -> None:
+    covid_images(tmp_path / above, count=10)
+    for split, text in covid.make_lists(tmp_path, 0).items():
+        (tmp_path / f"{split}.txt").write_text(text, encoding="utf-8")
+    assert list(load_index("covid", tmp_path, "train").counts().values()) == [7] * 4
+
+
+BAD_NAMES = ["line\nend.png", "next\u2028line.png", " blank.png", "blank.png ", b"\xff\xfe.png", "escape\x1b[2J.png"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("dataset", ["covid", "palm"])
+def test_names_that_no_list_can_hold_are_refused_at_once(tmp_path: Path, name: str | bytes, dataset: str) -> None:
+    folder = (covid_images(tmp_path) / "Normal") if dataset == "covid" else palm_tree(tmp_path) / "PALM-Training400"
+    Path(os.fsdecode(os.path.join(os.fsencode(folder), os.fsencode(name)))).write_bytes(b"x")
+    with pytest.raises(DataError, match="1 of .* cannot be used[\\s\\S]*a control character, a blank at an end"):
+        covid.make_lists(tmp_path, 0) if dataset == "covid" else load_index("palm", tmp_path, "train")
+
+
+@pytest.mark.parametrize("folder", ["new\nline", "next\u2028line", "tab\x85"])
+def test_a_list_that_loading_would_refuse_is_never_written(tmp_path: Path, folder: str) -> None:
+    covid_images(tmp_path / folder, count=10)
+    with pytest.raises(DataError, match="cannot stand in a list file"):
+        covid.make_lists(tmp_path, 0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "broken link"])
+@pytest.mark.parametrize("dataset", ["covid", "palm"])
+def test_no_files_among_the_images(tmp_path: Path, kind: str, dataset: str) -> None:
+    folder = (covid_images(tmp_path) / "Normal") if dataset == "covid" else palm_tree(tmp_path) / "PALM-Training400"
+    odd = folder / "P0099.png"
+    {"folder": odd.mkdir, "pipe": lambda: os.mkfifo(odd), "broken link": lambda: odd.symlink_to("nowhere")}[kind]()
+    read = (
+        (lambda: covid.make_lists(tmp_path, 0)) if dataset == "covid" else lambda: load_index("palm", tmp_path, "train")
+    )
+    with pytest.raises(DataError, match="1 of .* cannot be used[\\s\\S]*'P0099.png': no file"):
+        within(20, read)
+
+
+def test_covid_a_pipe_in_a_list(covid_root: Path) -> None:
+    (covid_root / "COVID" / "COVID-1.png").unlink()
+    os.mkfifo(covid_root / "COVID" / "COVID-1.png")
+    with pytest.raises(DataError, match="'COVID/COVID-1.png' does not exist, or is no file"):
+        within(20, lambda: load_index("covid", covid_root, "train"))
+
+
+@pytest.mark.parametrize("other", ["./COVID/COVID-1.png", "COVID//COVID-1.png", "COVID/./COVID-1.png"])
+def test_covid_one_path_in_two_spellings_is_listed_twice(covid_root: Path, other: str) -> None:
+    path = covid_root / "train.txt"
+    path.write_text(f"{path.read_text()}{other} 0\n")
+    with pytest.raises(DataError, match="is listed twice"):
+        load_index("covid", covid_root, "train")
+    path.write_text(f"{other} 0\n")
+    assert covid.read_list(path) == (["COVID/COVID-1.png"], [0])
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    covid_images(tmp_path)
+    (tmp_path / "Normal" / "._Normal-1.png").write_bytes(b"kept by macOS")
+    assert len(covid.find_images(tmp_path)["Normal"]) == 4
+
+
+def test_a_home_directory_is_not_searched(tmp_path: Path) -> None:
+    for number in range(2001):
+        (tmp_path / str(number)).mkdir()
+    with pytest.raises(DataError, match="more than 2000 folders"):
+        covid.find_images(tmp_path)
+
+
+def test_a_link_to_a_folder_above_is_not_followed_for_ever(tmp_path: Path) -> None:
+    covid_images(tmp_path, count=10)
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert len(subfolders(tmp_path)) == 5 and len(covid.find_images(tmp_path)) == 4
 
 
 def test_covid_missing_and_doubled_classes(tmp_path: Path) -> None:

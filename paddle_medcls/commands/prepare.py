@@ -22,7 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--data-root", type=Path, help="folder of the images (default: datasets/<dataset>)")
     p.add_argument("--download", action="store_true", help="fetch the set (MedMNIST), size and checksum checked")
-    p.add_argument("--archives", type=Path, metavar="DIR", help="unpack this folder's zip files into the data root")
+    p.add_argument(
+        "--archives",
+        type=Path,
+        metavar="DIR",
+        help="unpack the archives of this folder, or this archive, into the data root",
+    )
     p.add_argument("--split", action="store_true", help="write list files train.txt, val.txt, test.txt (7:2:1)")
     p.add_argument("--stats", action="store_true", help="counts, sizes, mean and std; statistics.json and pictures")
     p.add_argument("--check", action="store_true", help="unreadable, odd and duplicate images; leaks between splits")
@@ -49,7 +54,7 @@ def _work(args: argparse.Namespace) -> int:
     if args.download:
         print(fetch(args.dataset, root))
     if args.archives:
-        _unpack_all(args.archives, root)
+        _unpack_all(args, module, root)
     if args.sample:
         from paddle_medcls.data.sample import draw
 
@@ -66,16 +71,16 @@ def _work(args: argparse.Namespace) -> int:
     return _check(args, module, root) if args.check else 0
 
 
-def _unpack_all(archives: Path, root: Path) -> None:
-    from paddle_medcls.data.archives import unpack
-    from paddle_medcls.errors import DataError
+def _unpack_all(args: argparse.Namespace, module, root: Path) -> None:
+    from paddle_medcls.data.archives import put, unpack_all
 
-    files = sorted(archives.glob("*.zip"))
-    if not files:
-        raise DataError("no zip files", where=archives)
-    for file in files:
-        count = unpack(file, root / file.stem)
-        print(f"{file.name}: {count} files -> {root / file.stem}")
+    if hasattr(module, "file_of") and (name := module.file_of(args.dataset)):
+        single = args.archives / name if args.archives.is_dir() else args.archives
+        if single.name == name and single.is_file():
+            print(put(single, root / name))
+            return
+    for done in unpack_all(args.archives, root):
+        print(done)
 
 
 def _write_lists(module, root: Path, seed: int) -> None:

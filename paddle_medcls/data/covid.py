@@ -9,14 +9,13 @@ out) and the tutorial's (`COVID/…`, `LungOpacity`, `ViralPneumonia`).
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from paddle_medcls.data.index import Index, is_drawn, subfolders
+from paddle_medcls.data.index import Index, image_files, is_drawn, subfolders
 from paddle_medcls.data.splits import CUTS, split_by_class
-from paddle_medcls.errors import DataError
-from paddle_medcls.images import SUFFIXES
+from paddle_medcls.errors import DataError, command
 
 WEIGHTS_NAME = "COVID"
 SPLITS = ("train", "val", "test")
@@ -46,7 +45,7 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
         raise DataError(
             f"covid: no list file {split}.txt",
             where=root,
-            do=f"make the splits: python tools/prepare.py --dataset covid --split --data-root {root}",
+            do=f"make the splits: {command('prepare')} --dataset covid --split --data-root {root}",
         )
     ids, numbers = read_list(list_file)
     return Index(
@@ -62,71 +61,80 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
 
 
 def read_list(path: Path) -> tuple[list[str], list[int]]:
-    """Paths and labels of one list file; every faulty line is reported.
-
-    The label follows the last space, so that paths may hold spaces ("Viral Pneumonia/…").
-    """
+    """Paths and labels of one list file; every faulty line is reported."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"covid: {path.name} cannot be read: {error}", where=path) from None
-    ids, labels, faults = [], [], []
-    seen: set[str] = set()
-    for number, line in enumerate(lines, start=1):
-        name, _, label = line.rpartition(" ")
-        folders = [_plain(part) for part in name.split("/")[:-1]]
-        folder = next((_LABEL_OF_FOLDER[part] for part in folders if part in _LABEL_OF_FOLDER), None)
-        if not name or label not in _NUMBERS:
-            faults.append(f"line {number}: {line!r} is not 'relative/path label' with a label of 0 to 3")
-        elif Path(name).is_absolute() or ".." in Path(name).parts:
-            faults.append(f"line {number}: {name!r} leads out of the data root")
-        elif name in seen:
-            faults.append(f"line {number}: {name!r} is listed twice")
-        elif folder is not None and folder != int(label):
-            faults.append(f"line {number}: {name!r} has label {label}, its folder says {folder}")
-        else:
-            ids.append(name)
-            labels.append(int(label))
-        seen.add(name)
-    missing = [name for name in ids if not os.path.isfile(path.parent / name)]  # False for impossible names too
-    faults += [f"{name!r} does not exist" for name in missing]
+    ids, labels, faults = _parse_list(text, path.parent)
     if faults or not ids:
         raise DataError(
-            f"covid: {path.name}: {len(faults)} faulty line(s) of {len(lines)}",
+            f"covid: {path.name}: {len(faults)} faulty line(s) of {len(text.splitlines())}",
             items=faults,
             where=path,
-            do="make the list again: python tools/prepare.py --dataset covid --split",
+            do=f"make the list again: {command('prepare')} --dataset covid --split --data-root {path.parent}",
         )
     return ids, labels
 
 
+def _parse_list(text: str, root: Path) -> tuple[list[str], list[int], list[str]]:
+    """Paths, labels and faults of the text of a list file.
+
+    The label follows the last space, so that paths may hold spaces ("Viral Pneumonia/…"). "./a" and "a" are one path.
+    """
+    ids, labels, faults = [], [], []
+    seen: set[str] = set()
+    for number, line in enumerate(text.splitlines(), start=1):
+        written, _, label = line.rpartition(" ")
+        parts = PurePosixPath(written).parts
+        name = "/".join(parts)
+        folder = next(
+            (_LABEL_OF_FOLDER[plain] for plain in map(_plain, parts[-2::-1]) if plain in _LABEL_OF_FOLDER), None
+        )
+        if not name or label not in _NUMBERS:
+            faults.append(f"line {number}: {line!r} is not 'relative/path label' with a label of 0 to 3")
+        elif parts[0] == "/" or Path(name).is_absolute() or ".." in parts:
+            faults.append(f"line {number}: {written!r} leads out of the data root")
+        elif name in seen:
+            faults.append(f"line {number}: {written!r} is listed twice")
+        elif folder is not None and folder != int(label):
+            faults.append(f"line {number}: {written!r} has label {label}, its folder says {folder}")
+        else:
+            ids.append(name)
+            labels.append(int(label))
+        seen.add(name)
+    missing = [name for name in ids if not os.path.isfile(root / name)]  # False for impossible names too
+    return ids, labels, [*faults, *(f"{name!r} does not exist, or is no file" for name in missing)]
+
+
 def find_images(root: Path) -> dict[str, list[str]]:
     """Images of each class as paths relative to the root, in class order, sorted by name."""
-    found: dict[str, list[str]] = {}
-    for folder in subfolders(root, depth=2)[1:]:  # the root itself may well be called "covid"
+    folders: dict[str, list[Path]] = {name: [] for name in CLASSES}
+    for folder in subfolders(root)[1:]:  # the root itself may well be called "covid"
         label = _LABEL_OF_FOLDER.get(_plain(folder.name))
-        if label is None:
-            continue
-        folder = folder / "images" if (folder / "images").is_dir() else folder
-        names = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-        if names and CLASSES[label] in found:
-            raise DataError(
-                f"covid: two folders hold the class {CLASSES[label]}",
-                where=root,
-                items=[str(folder), str((root / found[CLASSES[label]][0]).parent)],
-                do="point --data-root at one of them",
-            )
-        if names:
-            found[CLASSES[label]] = [path.relative_to(root).as_posix() for path in names]
-    missing = [name for name in CLASSES if name not in found]
+        if label is not None:
+            folder = folder / "images" if (folder / "images").is_dir() else folder
+            if image_files(folder):
+                folders[CLASSES[label]].append(folder)
+    missing = [name for name, found in folders.items() if not found]
     if missing:
         raise DataError(
             f"covid: no images of {', '.join(missing)}",
             where=root,
             expected="COVID, Lung_Opacity (or LungOpacity), Normal, Viral Pneumonia (or ViralPneumonia)",
-            do="unpack the archive there (datasets/covid/README.md), or pass --data-root",
+            do=f"unpack the archive: {command('prepare')} --dataset covid --archives DIR, or pass --data-root",
         )
-    return {name: found[name] for name in CLASSES}
+    for name, found in folders.items():
+        if len(found) > 1:
+            raise DataError(
+                f"covid: two folders hold the class {name}",
+                where=root,
+                items=[str(folder) for folder in found],
+                do="point --data-root at one of them, or remove the other",
+            )
+    return {
+        name: [path.relative_to(root).as_posix() for path in image_files(found[0])] for name, found in folders.items()
+    }
 
 
 def make_lists(root: Path, seed: int) -> dict[str, str]:
@@ -134,10 +142,22 @@ def make_lists(root: Path, seed: int) -> dict[str, str]:
 
     Returns:
         {"train": text, "val": text, "test": text}; the same images and seed give the same text.
+
+    Raises:
+        DataError: missing classes; images whose names `read_list` would refuse.
     """
     by_class = find_images(root)
     lines: dict[str, list[str]] = {split: [] for split in SPLITS}
     for label, name in enumerate(CLASSES):
         for split, rows in zip(SPLITS, split_by_class(len(by_class[name]), CUTS, (seed, label))):
             lines[split] += [f"{by_class[name][row]} {label}" for row in rows]
-    return {split: "".join(f"{line}\n" for line in lines[split]) for split in SPLITS}
+    texts = {split: "".join(f"{line}\n" for line in lines[split]) for split in SPLITS}
+    faults = [f"{split}.txt: {fault}" for split, text in texts.items() for fault in _parse_list(text, root)[2]]
+    if faults:
+        raise DataError(
+            f"covid: {len(faults)} image(s) cannot stand in a list file",
+            items=faults,
+            where=root,
+            do="rename or remove these files or folders",
+        )
+    return texts

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.errors import DataError
-from paddle_medcls.images import image_mode, read_image
+from paddle_medcls.errors import DataError, printable
+from paddle_medcls.images import SUFFIXES, image_mode, read_image
+
+DEPTH = 6  # of the folders that readers look through: <archive>/<archive inside>/<its top folder>/<set>/<split>/<class>
+MAX_FOLDERS = 2000
 
 DRAWN_MARK = "DRAWN.txt"
 """A data root with this file holds images that the project drew; every output says so."""
@@ -103,17 +108,87 @@ def is_drawn(root: Path) -> bool:
     return (root / DRAWN_MARK).exists()
 
 
-def subfolders(root: Path, depth: int = 2) -> list[Path]:
-    """`root` and the folders below it down to `depth`, nearest first, sorted, hidden ones left out."""
+def subfolders(root: Path, depth: int = DEPTH) -> list[Path]:
+    """`root` and the folders below it, nearest first, sorted by name; hidden ones and __MACOSX are left out.
+
+    Raises:
+        DataError: more than MAX_FOLDERS, as a home directory has.
+    """
     if not root.is_dir():
         return []
     found, level = [root], [root]
+    seen = {_identity(root)}  # a link to a folder above would be walked again and again
     for _ in range(depth):
-        level = sorted(
-            folder
-            for parent in level
-            for folder in parent.iterdir()
-            if folder.is_dir() and not folder.name.startswith((".", "__MACOSX"))
-        )
+        inside = [Path(entry.path) for parent in level for entry in os.scandir(parent) if _is_visible_folder(entry)]
+        level = [folder for folder in sorted(inside) if _identity(folder) not in seen]
+        seen.update(map(_identity, level))
         found += level
+        if len(found) > MAX_FOLDERS:
+            raise DataError(
+                f"more than {MAX_FOLDERS} folders to look through",
+                where=root,
+                expected="a folder that holds the data set and little else",
+                do="point --data-root at the folder of the data set itself",
+            )
     return found
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_visible_folder(entry: os.DirEntry) -> bool:
+    return not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()
+
+
+def image_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """The images of one folder by their names, sorted; hidden files are left out (macOS keeps its own beside images).
+
+    Raises:
+        DataError: a folder, pipe, device or broken link among them; a name with a line end, another control
+            character, bytes that are not UTF-8, or a blank at an end: lists and tables could not hold it.
+    """
+    found, faults = [], []
+    for entry in os.scandir(folder):
+        path = Path(entry.path)
+        if entry.name.startswith(".") or path.suffix.strip().lower() not in suffixes:
+            continue
+        if entry.name != printable(entry.name) or entry.name != entry.name.strip():
+            faults.append(f"{entry.name!r}: a name with a control character, a blank at an end, or not in UTF-8")
+        elif not entry.is_file():
+            faults.append(f"{entry.name!r}: no file, but a folder, a pipe, a device or a broken link")
+        found.append(path)
+    if faults:
+        raise DataError(
+            f"{len(faults)} of {len(found)} image(s) cannot be used",
+            items=sorted(faults),
+            where=folder,
+            do="rename or remove them",
+        )
+    return sorted(found)
+
+
+def only_copy(places: Sequence[Path], files: Callable[[Path], list[Path]] = image_files) -> Path:
+    """The first of several places of the same part of a data set, which must all hold the same.
+
+    Some archives hold the set twice (Kaggle's of OCT2017). Single files are compared by their bytes, folders by
+    the names and sizes of their files.
+
+    Raises:
+        DataError: they differ; all are named.
+    """
+
+    def same(a: Path, b: Path) -> bool:
+        if a.is_file():
+            return filecmp.cmp(a, b, shallow=False)
+        contents = ([(str(path.relative_to(at)), path.stat().st_size) for path in files(at)] for at in (a, b))
+        return next(contents) == next(contents)
+
+    if not all(same(places[0], place) for place in places[1:]):
+        raise DataError(
+            f"{places[0].name} is there {len(places)} times, with different content",
+            items=[str(place) for place in places],
+            do="point --data-root at one of them, or remove the others",
+        )
+    return places[0]

@@ -11,6 +11,7 @@ real one, and no pickle is ever opened.
 
 from __future__ import annotations
 
+import functools
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,9 +20,9 @@ import numpy as np
 
 from paddle_medcls import files
 from paddle_medcls.data.download import checksum_text, download
-from paddle_medcls.data.index import DRAWN_MARK, Index, is_drawn
+from paddle_medcls.data.index import DRAWN_MARK, Index, is_drawn, only_copy, subfolders
 from paddle_medcls.data.medmnist_cards import ALIASES, CARDS, SIZES, URL, Card
-from paddle_medcls.errors import DataError
+from paddle_medcls.errors import DataError, command
 
 SPLITS = ("train", "val", "test")
 NAMES = (*CARDS, *ALIASES, *(f"{flag}_{side}" for flag in CARDS for side in SIZES[1:]))
@@ -41,6 +42,15 @@ def file_of(name: str) -> str:
     return f"{card.flag}.npz" if side == 28 else f"{card.flag}_{side}.npz"
 
 
+def file_in(root: Path, name: str) -> Path:
+    """A set's npz file: in the data root, or, as archives unpack, in a folder below; its place, where there is none."""
+    at_top = root / file_of(name)
+    if at_top.exists():
+        return at_top
+    found = [folder / at_top.name for folder in subfolders(root) if (folder / at_top.name).is_file()]
+    return only_copy(found) if found else at_top
+
+
 def describe(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
     """Class names and task."""
     if labels != "default":
@@ -53,7 +63,7 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
     """One split of a set, its images in memory."""
     classes, task = describe(name, labels)
     card, side = card_of(name)
-    path = root / file_of(name)
+    path = file_in(root, name)
     drawn = is_drawn(root)
     images, numbers = _read_npz(path, card, side, split, drawn)
     if task != "multi-label":
@@ -74,7 +84,7 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
 def fetch(name: str, root: Path) -> str:
     """Downloads a set's file into the data root, unless one is there; says what was done."""
     card, side = card_of(name)
-    target = root / file_of(name)
+    target = file_in(root, name)
     if target.exists():
         return _bytes_note(target, card.md5[side]) or f"{target} is there already, md5 as published"
     size = card.num_bytes if side == 28 else 0
@@ -83,8 +93,15 @@ def fetch(name: str, root: Path) -> str:
 
 
 def _bytes_note(path: Path, md5: str) -> str:
-    found = files.md5(path)
+    status = path.stat()
+    found = _md5(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     return "" if found == md5 else f"{path.name}: not the official bytes: md5 {found}, published {md5}"
+
+
+@functools.lru_cache(maxsize=64)
+def _md5(path: Path, *_state: int) -> str:
+    """The md5 of a file in the state that size, times and inode tell: gigabytes are read once a process."""
+    return files.md5(path)
 
 
 # --- npz -----------------------------------------------------------------------------------------
@@ -111,7 +128,7 @@ def _read_npz(path: Path, card: Card, side: int, split: str, drawn: bool) -> tup
         raise DataError(
             f"{path.stem}: no file {path.name}",
             where=path.parent,
-            do=f"python tools/prepare.py --dataset {path.stem} --download --data-root {path.parent}, or fetch "
+            do=f"{command('prepare')} --dataset {path.stem} --download --data-root {path.parent}, or fetch "
             f"{URL.format(file=path.name)} and save it there; {checksum_text(card.md5[side])}",
         ) from None
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:

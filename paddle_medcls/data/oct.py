@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.data.index import Index, is_drawn, subfolders
+from paddle_medcls.data.index import Index, image_files, is_drawn, only_copy, subfolders
 from paddle_medcls.data.splits import split_groups
-from paddle_medcls.errors import DataError
-from paddle_medcls.images import SUFFIXES
+from paddle_medcls.errors import DataError, command
 
 WEIGHTS_NAME = "OCT"
 SPLITS = ("train", "val", "test")
@@ -65,25 +64,24 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
 
 
 def _scans(root: Path, split: str) -> tuple[list[Path], list[int]]:
-    folders = [folder for folder in subfolders(root, depth=2) if folder.name == split]
-    folders = [folder for folder in folders if any((folder / name).is_dir() for name in CLASSES)]
+    # NORMAL alone does not tell: the chest films beside the scans in ZhangLabData.zip have such a folder as well
+    folders = [folder for folder in subfolders(root) if folder.name == split]
+    folders = [folder for folder in folders if any((folder / name).is_dir() for name in CLASSES[:3])]
     if not folders:
         raise DataError(
             f"oct: no folder {split} with {', '.join(CLASSES)}",
             where=root,
             expected=f"{root}/OCT2017/{split}/CNV/CNV-1016042-1.jpeg, …",
-            do="unpack the archive there (datasets/oct/README.md), or pass --data-root",
+            do=f"unpack the archive: {command('prepare')} --dataset oct --archives DIR, or pass --data-root",
         )
-    paths: list[Path] = []
-    numbers: list[int] = []
-    empty = []
-    for label, name in enumerate(CLASSES):
-        folder = folders[0] / name
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-        paths += found
-        numbers += [label] * len(found)
-        if not found:
-            empty.append(name)
+    folder = only_copy(folders, lambda folder: [path for name in CLASSES for path in _images(folder / name)])
+    by_class = [_images(folder / name) for name in CLASSES]
+    empty = [name for name, found in zip(CLASSES, by_class) if not found]
     if empty:
-        raise DataError(f"oct: no scans of {', '.join(empty)}", where=folders[0], expected=", ".join(CLASSES))
-    return paths, numbers
+        raise DataError(f"oct: no scans of {', '.join(empty)}", where=folder, expected=", ".join(CLASSES))
+    numbers = [label for label, found in enumerate(by_class) for _ in found]
+    return [path for found in by_class for path in found], numbers
+
+
+def _images(folder: Path) -> list[Path]:
+    return image_files(folder) if folder.is_dir() else []

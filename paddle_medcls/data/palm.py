@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.data.index import Index, is_drawn, subfolders
+from paddle_medcls.data.index import Index, image_files, is_drawn, only_copy, subfolders
 from paddle_medcls.data.splits import holdout
-from paddle_medcls.errors import DataError
+from paddle_medcls.errors import DataError, command
 
 WEIGHTS_NAME = "PALM"
 SPLITS = ("train", "val")
@@ -29,6 +29,7 @@ LETTERS = {
     "default": {"N": 0, "H": 0, "P": 1},
     "three": {"N": 0, "H": 1, "P": 2},
 }
+IMAGES = (".jpg", ".jpeg", ".png")
 LABEL_FILES = ("labels.csv", "PM_Label_and_Fovea_Location.xlsx")
 
 
@@ -63,7 +64,7 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    return image_files(folder, IMAGES)
 
 
 def _by_first_letter(root: Path, letters: dict[str, int]) -> tuple[list[Path], list[int]]:
@@ -95,35 +96,40 @@ def _by_label_file(root: Path) -> tuple[list[Path], list[int]]:
             items=[f"{text}, which does not exist" for text in missing] + [f"no label for {name}" for name in extra],
             where=folder,
             expected=f"{len(rows)} images, found {len(present)}",
-            do="compare with datasets/palm/README.md, or pass --data-root",
+            do="unpack the archives again, or pass --data-root",
         )
     return [folder / name for _, name, _ in rows], [label for _, _, label in rows]
 
 
 def _find_folder(root: Path, name: str, letters: str) -> Path:
     """The folder with the images: by its name, nested or not, or by what its files are called."""
-    folders = subfolders(root, depth=3)
-    for folder in [folder for folder in folders if folder.name == name][::-1] + folders:
-        if any(path.name[0] in letters and path.name[1:5].isdigit() for path in _images(folder)):
-            return folder
+    folders = [folder for folder in subfolders(root) if _holds(folder, letters)]
+    named = [folder for folder in folders if folder.name == name]
+    if folders:
+        return only_copy(named or folders, _images)
     raise DataError(
         f"palm: no folder {name} with images",
         where=root,
         expected=f"{root}/{name}/{letters[0]}0001.jpg, …",
-        do="unpack the archives there (tools/prepare.py --dataset palm --archives DIR), or pass --data-root",
+        do=f"unpack the archives: {command('prepare')} --dataset palm --archives DIR, or pass --data-root",
     )
 
 
+def _holds(folder: Path, letters: str) -> bool:
+    names = (path.name for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    return any(name[0] in letters and name[1:5].isdigit() for name in names)
+
+
 def _find_label_file(root: Path) -> Path:
-    for folder in subfolders(root, depth=3):
-        for name in LABEL_FILES:
-            if (folder / name).is_file():
-                return folder / name
+    for name in LABEL_FILES:
+        found = [folder / name for folder in subfolders(root) if (folder / name).is_file()]
+        if found:
+            return only_copy(found)
     raise DataError(
         "palm: no validation labels",
         where=root,
         expected=" or ".join(LABEL_FILES),
-        do="unpack the archive of validation labels there; see datasets/palm/README.md",
+        do=f"unpack the archive of validation labels: {command('prepare')} --dataset palm --archives DIR",
     )
 
 
