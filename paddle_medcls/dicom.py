@@ -3,7 +3,9 @@
 The steps are those of the standard: stored value -> modality LUT (rescale slope and intercept) -> VOI
 (window, else LUT) -> 0..255, MONOCHROME1 inverted (PS3.3 C.11.1, C.11.2). Without a window or a LUT
 pixels of up to 8 bits keep their shades and deeper ones are spread from the lowest to the highest value.
-Nothing but the image's own attributes is looked at, and no message quotes a value of another one.
+Padding (PixelPaddingValue) does not count as one of these and is black. In an enhanced file rescale and
+window are those of the frame's functional groups (PS3.3 C.7.6.16). Nothing but the image's own attributes
+is looked at, and no message quotes a value of another one.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from paddle_medcls import jpeg
 from paddle_medcls.errors import DataError
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -179,6 +182,10 @@ def _jpeg(ds) -> np.ndarray | None:
             raise ValueError("another size")
         if image.format != "JPEG" or str(ds.file_meta.TransferSyntaxUID) not in BASELINE:
             return None
+        markers = jpeg.read_markers(frame)
+        if markers is None or jpeg.lacks_data(frame, markers, np.asarray(image)):
+            raise ValueError("damaged")
+    with Image.open(io.BytesIO(frame)) as image:
         if ds.SamplesPerPixel == 1:
             return np.asarray(image)
         first = image.layer[0][0]  # type: ignore[attr-defined]  # number of its first component
@@ -193,34 +200,82 @@ def _grey(pixels: np.ndarray, ds, name: str) -> np.ndarray:
     unused = ds.BitsAllocated - ds.BitsStored  # may hold an overlay, or no sign
     if unused:
         pixels = pixels << unused >> unused
+    padding = _padding(pixels, ds, name)
+    shown = pixels if padding is None else pixels[~padding]
+    if not shown.size:
+        raise DataError(f"{name}: the DICOM file declares all of its pixels as padding (PixelPaddingValue)")
     if ds.BitsStored <= 8:
         lowest = -(1 << ds.BitsStored - 1) if ds.PixelRepresentation else 0
         highest = lowest + (1 << ds.BitsStored) - 1
     else:
-        lowest, highest = int(pixels.min()), int(pixels.max())
+        lowest, highest = int(shown.min()), int(shown.max())
     shades = _shades(np.arange(lowest, highest + 1), ds, name)
     if ds.PhotometricInterpretation == "MONOCHROME1":
         shades = 255 - shades
-    return shades[pixels.astype(np.int32) - lowest]
+    image = shades[np.clip(pixels.astype(np.int32), lowest, highest) - lowest]
+    if padding is not None:
+        image[padding] = 0
+    return image
+
+
+def _padding(pixels: np.ndarray, ds, name: str) -> np.ndarray | None:
+    """Which pixels (H, W) only fill the rectangle up; None: nothing is declared.
+
+    Source: DICOM PS3.3 C.7.5.1.1.2; the limit belongs to the range.
+    """
+    values = _numbers(ds, "PixelPaddingValue", name)
+    if not values:
+        return None
+    values += _numbers(ds, "PixelPaddingRangeLimit", name)
+    if len(values) > 2 or any(value != int(value) for value in values):
+        raise DataError(f"{name}: the DICOM file's PixelPaddingValue or PixelPaddingRangeLimit is not one whole number")
+    # Files often give the signed number as an unsigned one: the bits that are stored count, as in the pixels.
+    modulus = 1 << ds.BitsStored
+    bits = [int(value) % modulus for value in values]
+    if ds.PixelRepresentation:
+        bits = [value - modulus if value >= modulus // 2 else value for value in bits]
+    return (pixels >= min(bits)) & (pixels <= max(bits))
 
 
 def _shades(values: np.ndarray, ds, name: str) -> np.ndarray:
     """The shade 0..255, uint8, of each stored value (an ascending range)."""
+    rescale, voi = _of_frame(ds, "PixelValueTransformationSequence"), _of_frame(ds, "FrameVOILUTSequence")
     if ds.get("ModalityLUTSequence"):
         x = _functions().apply_modality_lut(values, ds).astype(np.float64)
     else:
-        (slope,) = _numbers(ds, "RescaleSlope", name) or [1.0]
-        (intercept,) = _numbers(ds, "RescaleIntercept", name) or [0.0]
+        (slope,) = _numbers(rescale, "RescaleSlope", name) or [1.0]
+        (intercept,) = _numbers(rescale, "RescaleIntercept", name) or [0.0]
         x = values * slope + intercept
-    centers, widths = _numbers(ds, "WindowCenter", name), _numbers(ds, "WindowWidth", name)
+    centers, widths = _numbers(voi, "WindowCenter", name), _numbers(voi, "WindowWidth", name)
     if centers and widths:  # several windows are alternatives, the first is the default
-        share = window(x, centers[0], widths[0], ds.get("VOILUTFunction") or "LINEAR", name)
-    elif ds.get("VOILUTSequence"):
-        bits = int(ds.VOILUTSequence[0].LUTDescriptor[2])
-        share = _functions().apply_voi(x.astype(np.int64), ds) / (2.0**bits - 1)
+        share = window(x, centers[0], widths[0], voi.get("VOILUTFunction") or "LINEAR", name)
+    elif voi.get("VOILUTSequence"):
+        share = _voi_lut(x, voi.VOILUTSequence[0])
     else:
         share = (x - x.min()) / max(x.max() - x.min(), 1e-9)
     return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+
+
+def _of_frame(ds, macro: str):
+    """The data set with the attributes of the one frame: its functional group, else the shared one, else the file."""
+    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for group in ds.get(groups) or ():
+            if group.get(macro):
+                return group[macro][0]
+    return ds
+
+
+def _voi_lut(x: np.ndarray, item) -> np.ndarray:
+    """The VOI LUT: values -> 0 (black) to 1 (white); values outside the table take its first or last entry.
+
+    pydicom's own wraps round where a table with entries of 8 bits is longer than 256.
+    """
+    count, first, bits = item.LUTDescriptor
+    table = item.LUTData
+    if isinstance(table, bytes):
+        table = np.frombuffer(table, np.uint8 if len(table) <= (count or 65536) + 1 and bits <= 8 else "<u2")
+    table = np.asarray(table)[: count or 65536]
+    return table[np.clip(x.astype(np.int64) - first, 0, len(table) - 1)] / (2.0**bits - 1)
 
 
 def window(x: np.ndarray, center: float, width: float, function: str, name: str) -> np.ndarray:

@@ -5,9 +5,12 @@ Bytes -> `read_image` -> uint8 (H, W, C) -> `fit` -> (size, size, C), values 0..
 
 What the decoder does with each kind of file, at every door the same: EXIF orientation is applied;
 16-bit images keep their high byte; grey images become three equal channels; alpha is dropped;
-palettes are expanded; CMYK is converted; DICOM files are windowed (`dicom`). Truncated files are
-refused (OpenCV alone would return the upper half of a truncated JPEG), and the size is checked in the
-header before anything is decoded.
+palettes are expanded; CMYK is converted; DICOM files are windowed (`dicom`).
+
+Refused are: truncated and damaged files (`jpeg`: OpenCV alone would return the upper half of a truncated JPEG);
+files of several pictures (animations, pages); 16-bit pictures that use 14 bits or fewer (10, 12 or 14 bits in a file
+of 16 would become almost black, and by how much they should be scaled up no format says: PNG's sBIT promises
+values of the full range). The size is checked in the header before anything is decoded.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paddle_medcls import jpeg
 from paddle_medcls.dicom import decode_dicom, dicom_mode, dicom_size, is_dicom
 from paddle_medcls.errors import DataError, SetupError
 from paddle_medcls.files import atomic_write
@@ -148,6 +152,13 @@ def _pillow_size(data: bytes, name: str) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as header:
+                # MPO is a JPEG of a camera that has a preview or the other eye's view behind the picture.
+                if getattr(header, "is_animated", False) and header.format != "MPO":
+                    raise DataError(
+                        f"{name}: the {header.format} file holds several pictures: frames of an animation, or pages",
+                        expected="one picture",
+                        do="save the picture that is meant as a file of its own",
+                    )
                 return header.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if "bomb" in str(error):
@@ -185,7 +196,8 @@ def read_image(path: str | Path, channels: str = "bgr", least_px: int = 0) -> np
         uint8 (H, W, 3), or (H, W, 1) for "gray".
 
     Raises:
-        DataError: missing, empty, not an image, truncated or too large; the message names the file.
+        DataError: missing, empty, not an image, truncated, damaged, too large, several pictures in one file, or
+            16 bits of which 14 or fewer are used; the message names the file.
     """
     try:
         data = Path(path).read_bytes()
@@ -199,21 +211,48 @@ def decode_image(data: bytes, name: str, channels: str = "bgr", least_px: int = 
     size = image_size(data, name)
     if is_dicom(data):
         return _to_channels(decode_dicom(data, name), channels)
-    image = None
-    if not _truncated_jpeg(data):
-        part = 1
-        if least_px and data[:2] == b"\xff\xd8":
-            part = next((part for part in (8, 4, 2) if min(size) // part >= least_px), 1)
-        flag = (GRAY_FLAGS if channels == "gray" else COLOR_FLAGS)[part]
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-        except cv2.error:
-            image = None
-    if image is None:
+    is_jpeg = data[:2] == b"\xff\xd8"
+    markers = jpeg.read_markers(data) if is_jpeg else None
+    part = 1
+    if least_px and is_jpeg:
+        part = next((part for part in (8, 4, 2) if min(size) // part >= least_px), 1)
+    image = (
+        None if is_jpeg and not markers else _decode(data, (GRAY_FLAGS if channels == "gray" else COLOR_FLAGS)[part])
+    )
+    if image is None or (markers and jpeg.lacks_data(data, markers, image)):
         raise DataError(f"{name}: the image is truncated or damaged", do="copy or download it again")
+    if not is_jpeg:
+        _refuse_unused_bits(data, image, name)
     if channels == "gray":
         return image[:, :, None]
     return image if channels == "bgr" else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode(data: bytes, flag: int) -> np.ndarray | None:
+    """OpenCV's decoder; None where it fails."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error:
+        return None
+
+
+def _refuse_unused_bits(data: bytes, image: np.ndarray, name: str) -> None:
+    """Refuses 16-bit values that end below a quarter of their range; see the module's docstring.
+
+    Args:
+        image: as decoded to 8 bits; only a dark one is decoded again.
+    """
+    if image.max() > 1 << 6:  # some formats are rounded, not cut
+        return
+    deep = _decode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    if deep is None or deep.dtype != np.uint16 or not 0 < deep.max() < 1 << 14:
+        return
+    bits = int(deep.max()).bit_length()
+    raise DataError(
+        f"{name}: a 16-bit picture whose largest value is {deep.max()} of 65535, which would be shown almost black",
+        expected="values of the full range, 0 to 65535",
+        do=f"multiply its values by {1 << 16 - bits} if they have {bits} bits, or save the picture with 8 bits",
+    )
 
 
 def _to_channels(image: np.ndarray, channels: str) -> np.ndarray:
@@ -223,28 +262,6 @@ def _to_channels(image: np.ndarray, channels: str) -> np.ndarray:
     if channels == "gray":
         return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None]
     return image if channels == "rgb" else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-
-
-def _truncated_jpeg(data: bytes) -> bool:
-    """True for a JPEG without an end marker after its scan data.
-
-    The markers before the scan are walked by their lengths, so that the end marker of an embedded
-    thumbnail does not count; inside the scan 0xFFD9 cannot occur by chance (0xFF is stuffed).
-    """
-    if data[:2] != b"\xff\xd8":
-        return False
-    at = 2
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            return True
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-        elif marker == 0xDA:  # start of scan
-            return data.find(b"\xff\xd9", at) < 0
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return True
 
 
 def fit(image: np.ndarray, spec: Preprocessing) -> np.ndarray:

@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -168,6 +167,167 @@ def test_modality_lut_and_voi_lut() -> None:
     )
     assert found == [0, 51, 204, 255]
     assert shades([0, 128], np.uint8, VOILUTSequence=Sequence([lut(0, [255] * 256)])) == [255, 255]
+
+
+def test_a_voi_lut_longer_than_its_entries_are_wide() -> None:
+    """1024 entries of 8 bits, as words and packed into bytes: pydicom's own lookup wraps round at 256."""
+    table = np.arange(1024) // 4
+    for data in (table.astype("<u2").tobytes(), table.astype(np.uint8).tobytes()):
+        item = Dataset()
+        item.LUTDescriptor, item.LUTData = [1024, 100, 8], data
+        item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
+        found = shades([0, 100, 612, 1123, 4000], VOILUTSequence=Sequence([item]))
+        assert found == [0, 0, 128, 255, 255]
+
+
+# --- padding ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "padding", "stored"),
+    [(np.uint16, 65535, 65535), (np.int16, -2000, -2000), (np.int16, 63536, -2000), (np.int16, -32768, -32768)],
+)
+def test_padding_is_black_and_not_part_of_the_range(kind: type, padding: int, stored: int) -> None:
+    """The body spans black to white as without padding; a signed value may be written as an unsigned one."""
+    values = {"SmallestImagePixelValue": None}
+    body = [0, 1000, 4000]
+    assert shades(body, kind) == [0, 64, 255]
+    found = shades([stored, *body, stored], kind, PixelPaddingValue=_stored(padding, kind), **values)
+    assert found == [0, 0, 64, 255, 0]
+    inverted = {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": _stored(padding, kind)}
+    assert shades([stored, *body], kind, **inverted) == [0, 255, 191, 0]
+
+
+def _stored(value: int, kind: type) -> int:
+    return int(np.array(value & 0xFFFF, np.uint16).view(kind))
+
+
+def test_a_range_of_padding_holds_both_its_ends() -> None:
+    attributes = {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1998}
+    assert shades([-2000, -1999, -1998, -1997, 3], **attributes) == [0, 0, 0, 0, 255]
+    attributes = {"PixelPaddingValue": 100, "PixelPaddingRangeLimit": 90}
+    assert shades([90, 95, 100, 0, 200], **attributes) == [0, 0, 0, 0, 255]
+
+
+def test_padding_under_a_window_and_of_eight_and_twelve_bits() -> None:
+    window = {"WindowCenter": 0, "WindowWidth": 1, "PixelPaddingValue": 500}
+    assert shades([-5, 5, 500], **window) == [0, 255, 0]
+    assert shades([7, 9, 255], np.uint8, PixelPaddingValue=255) == [7, 9, 0]
+    stored = np.array([[0xF830, 0, 100]], np.uint16).view(np.int16)  # -2000 in 12 bits, an overlay above it
+    found = grey(dicom(stored, BitsStored=12, PixelPaddingValue=-2000))
+    assert found[0].tolist() == [0, 0, 255]
+
+
+def test_without_padding_in_the_picture_nothing_changes() -> None:
+    image = np.random.default_rng(0).integers(0, 4096, (9, 7)).astype(np.uint16)
+    np.testing.assert_array_equal(grey(dicom(image, PixelPaddingValue=65535)), grey(dicom(image)))
+
+
+# --- enhanced files of one frame -------------------------------------------------------------------
+
+
+def group(**macros: Dataset) -> Sequence:
+    item = Dataset()
+    for name, attributes in macros.items():
+        setattr(item, name, Sequence([attributes]))
+    return Sequence([item])
+
+
+def attributes(**values: object) -> Dataset:
+    item = Dataset()
+    for name, value in values.items():
+        setattr(item, name, value)
+    return item
+
+
+RESCALE = attributes(RescaleSlope=2, RescaleIntercept=-2048, RescaleType="HU")
+WINDOW = attributes(WindowCenter=0.5, WindowWidth=101)
+OTHER = attributes(WindowCenter=5000, WindowWidth=7)
+SHARED, OWN = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {SHARED: group(PixelValueTransformationSequence=RESCALE, FrameVOILUTSequence=WINDOW)},
+        {OWN: group(PixelValueTransformationSequence=RESCALE, FrameVOILUTSequence=WINDOW)},
+        {
+            SHARED: group(PixelValueTransformationSequence=RESCALE, FrameVOILUTSequence=OTHER),
+            OWN: group(FrameVOILUTSequence=WINDOW),
+        },
+        {
+            SHARED: group(PixelValueTransformationSequence=RESCALE),
+            OWN: group(FrameVOILUTSequence=WINDOW),
+            "WindowCenter": 5000,
+            "WindowWidth": 7,
+        },
+    ],
+    ids=["shared", "of the frame", "the frame's goes before the shared", "the frame's goes before the file's"],
+)
+def test_window_and_rescale_of_functional_groups(groups: dict) -> None:
+    """The same as in `test_rescale_comes_before_the_window`, where both are in the file itself."""
+    assert shades([999, 1024, 1049], NumberOfFrames=1, **groups) == [0, 128, 255]
+
+
+# --- pydicom's own files, against pydicom's own functions ------------------------------------------
+
+
+def pydicoms_files() -> list[Path]:
+    """The test files in pydicom's wheel that hold one grey picture that we read."""
+    from pydicom import data
+
+    found = []
+    for path in sorted((Path(data.__path__[0]) / "test_files").glob("*.dcm")):
+        try:
+            read_image(path)
+        except DataError:
+            continue
+        if pydicom.dcmread(path).PhotometricInterpretation.startswith("MONOCHROME"):
+            found.append(path)
+    return found
+
+
+def expected_shades(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What pydicom gives: 0..255, not rounded; and which pixels are padding, which it knows nothing of."""
+    if pydicom.__version__ >= "3":
+        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    else:
+        from pydicom.pixel_data_handlers.util import apply_modality_lut, apply_voi_lut
+    ds = pydicom.dcmread(path)
+    x = apply_modality_lut(ds.pixel_array, ds).astype(np.float64)
+    padding = ds.pixel_array == ds.get("PixelPaddingValue", 1e9)
+    body = x[~padding]
+    if "WindowCenter" in ds:
+        ends = apply_voi_lut(np.array([-1e12, 1e12]), ds, prefer_lut=False)
+        low, high = float(ends[0]), float(ends[1])
+        shade = (apply_voi_lut(x, ds, prefer_lut=False) - low) / (high - low)
+    elif ds.BitsStored <= 8:
+        lowest = -(1 << ds.BitsStored - 1) if ds.PixelRepresentation else 0
+        ends = apply_modality_lut(np.array([lowest, lowest + (1 << ds.BitsStored) - 1]), ds)
+        shade = (x - float(ends[0])) / float(ends[1] - ends[0])
+    else:
+        shade = (x - body.min()) / max(body.max() - body.min(), 1e-9)
+    return 255 * (1 - shade if ds.PhotometricInterpretation == "MONOCHROME1" else shade), padding
+
+
+@pytest.mark.filterwarnings("ignore")  # pydicom's, of oddities in its own test files
+def test_grey_pictures_are_as_pydicom_shows_them() -> None:
+    files = pydicoms_files()
+    assert len(files) >= 8
+    for path in files:
+        found = read_image(path, "gray")[:, :, 0].astype(float)
+        expected, padding = expected_shades(path)
+        assert not found[padding].any()
+        assert np.abs(found - expected)[~padding].max() <= 1, path.name
+
+
+@pytest.mark.data
+def test_real_radiographs_are_as_pydicom_shows_them(real_data: Path) -> None:
+    files = sorted((real_data / "dicom_chest").glob("*.dcm"))
+    assert files
+    for path in files:
+        found = read_image(path, "gray")[:, :, 0].astype(float)
+        assert np.abs(found - expected_shades(path)[0]).max() <= 1, path.name
 
 
 # --- kinds of pixels -------------------------------------------------------------------------------
@@ -373,6 +533,9 @@ def faults() -> dict[str, bytes]:
         "DICOM, deflated": dicom(IMAGE, DEFLATED),
         "DICOM, JPEG lossless without a decoder": framed(PHOTO, syntax=LOSSLESS, **flat),
         "DICOM, an unknown transfer syntax": dicom(IMAGE, "1.2.3.4.5"),
+        "DICOM, all of it padding": dicom(np.full((8, 8), 7, np.uint16), PixelPaddingValue=7),
+        "DICOM, padding of two values": dicom(deep, PixelPaddingValue=[1, 2, 3]),
+        "DICOM, half a JPEG with an end marker": framed(PHOTO[: len(PHOTO) // 2] + b"\xff\xd9", syntax=JPEG, **flat),
         "DICOM, half a JPEG": framed(PHOTO[: len(PHOTO) // 2], syntax=JPEG, **flat),
         "DICOM, a JPEG of another size": framed(PHOTO, syntax=JPEG, **{**flat, "Rows": 32}),
         "DICOM, RLE of nonsense": framed(b"\xff" * 200, **rle),
@@ -384,10 +547,8 @@ FAULTS = faults()
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_each_fault_is_one_error_without_the_patient(kind: str, capsys: pytest.CaptureFixture) -> None:
-    start = time.perf_counter()
     with pytest.raises(DataError) as caught:
         within(20, lambda: decode_image(FAULTS[kind], "scan.dcm"))
-    assert time.perf_counter() - start < 5
     out, err = capsys.readouterr()
     assert "scan.dcm" in str(caught.value) and PATIENT not in str(caught.value) + out + err
 

@@ -106,6 +106,13 @@ def pictures() -> Iterator[Case]:
     for kind in ("JPEG", "PNG", "BMP", "TIFF"):
         data = test_images.saved(noise, kind)
         yield f"{kind}, half of it", written("scan.png", data[: len(data) // 2], read_image)
+    for name, data in test_images.DAMAGED_JPEGS.items():
+        if name.startswith(("baseline", "progressive")):  # all are in test_images
+            yield f"JPEG, {name}", written("scan.jpg", data, read_image)
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        yield f"{kind} of three pictures", written("scan.png", test_images.several(kind), read_image)
+    for suffix in (".png", ".tiff"):
+        yield f"12 bits in a 16-bit file ({suffix})", written("scan.png", test_images.deep(12, suffix), read_image)
     damaged = bytearray(test_images.saved(noise, "PNG"))
     damaged[len(damaged) // 2] ^= 0xFF
     yield "PNG with a flipped byte", written("scan.png", bytes(damaged), read_image)

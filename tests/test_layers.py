@@ -18,7 +18,7 @@ LAYERS = tuple(
     set(words.split())
     for words in (
         "cpu errors published",
-        "calibration comparison distributed files interrupt metrics output_head processes progress runtime safe_pickle",
+        "calibration comparison distributed files interrupt jpeg metrics output_head processes progress runtime safe_pickle",
         "augment dicom images plots",
         "recipe data data.* inputs models models.*",
         "checkpoint data.loader engines errorpage evaluate frozen gradcam medmnist_scores optim prepared report "
@@ -31,7 +31,7 @@ LAYERS = tuple(
 NO_PADDLE = (
     "augment calibration comparison data data.archives data.audit data.cache data.check data.covid data.download "
     "data.index data.medmnist data.oct data.palm data.sample data.splits data.statistics dicom engines errors files "
-    "images inputs medmnist_scores metrics modelcard models models.layouts output_head plots predict prepared "
+    "images inputs jpeg medmnist_scores metrics modelcard models models.layouts output_head plots predict prepared "
     "processes recipe recipes report sidecar snippets"
 ).split()
 
