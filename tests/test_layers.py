@@ -18,7 +18,8 @@ LAYERS = tuple(
     set(words.split())
     for words in (
         "cpu errors published",
-        "calibration comparison distributed files interrupt jpeg metrics output_head processes progress runtime safe_pickle",
+        "calibration comparison distributed files interrupt jpeg metrics output_head processes progress runtime "
+        "safe_pickle",
         "augment dicom images plots",
         "recipe data data.* inputs models models.*",
         "checkpoint data.loader engines errorpage evaluate frozen gradcam medmnist_scores optim prepared report "
