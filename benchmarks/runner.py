@@ -1,18 +1,4 @@
-"""How fast is it, side by side: each figure in a fresh process, rounds interleaved, medians, ratios.
-
-| row | what is measured |
-|---|---|
-| `training`, `training28` | steps of ResNet-50 (224 pixels, batch 16) and ResNet-18 (28 pixels, batch 128) |
-| `inference1`, `inference32` | ResNet-50 at 224 pixels, batches of 1 and 32, in every engine |
-| `head` | an epoch of VGG-16's head on drawn scans: through the frozen network, and on cached features |
-| `start`, `help` | wall time of `predict.py` on one image; of every command's --help |
-| `reading`, `waiting` | an image from its bytes to 224 pixels; the share of training that waits for images |
-| `memory` | statistics and evaluation of a growing number of images |
-| `limit` | a matrix product: about the most that a network can reach (oneDNN's direct convolutions pass it a little) |
-| `batch`, `side`, `processes` | how the cost of training ResNet-50 grows |
-
-What is not installed is named, not left out. Images are drawn, and weights are random.
-"""
+"""Runs the measurements in fresh processes and compares their figures."""
 
 from __future__ import annotations
 
@@ -28,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-from paddle_medcls.benchmark.cell import Job
-from paddle_medcls.benchmark.rows import GFLOP, LIMITS, ONCE, PEERS, ROWS, UNITS
+from benchmarks.cell import Job
+from benchmarks.rows import GFLOP, LIMITS, ONCE, PEERS, ROWS, UNITS
 from paddle_medcls.cpu import usable_cores
 from paddle_medcls.errors import RunError
 from paddle_medcls.files import python_path
@@ -58,10 +44,12 @@ def run_rows(rows: Sequence[str], rounds: int, quick: bool, torch_python: str) -
             cells = [replace(job, row=row, variant=variant) for variant in ROWS[row]]
             cells *= 1 if row in ONCE else rounds
             found: dict[str, list[dict]] = {variant: [] for variant in ROWS[row]}
-            for cell in progress(cells, row, len(cells), "figure"):
-                results = found[cell.variant]
-                if not (results and "not_measured" in results[0]):
-                    results.append(fresh_process(cell))
+            print(f"measuring {row}: {', '.join(ROWS[row])}", file=sys.stderr)
+            with progress(cells, row, len(cells), "figure") as bar:
+                for cell in bar:
+                    results = found[cell.variant]
+                    if not (results and "not_measured" in results[0]):
+                        results.append(fresh_process(cell))
             yield [_figure(row, variant, results) for variant, results in found.items()]
 
 
@@ -74,8 +62,8 @@ def _figure(row: str, variant: str, results: list[dict]) -> dict:
 
 
 def fresh_process(job: Job) -> dict:
-    """What a process of its own finds; see `__main__.measure`."""
-    command = [sys.executable, "-m", "paddle_medcls.benchmark", job.to_json()]
+    """What a process of its own finds; see `measure.measure`."""
+    command = [sys.executable, "-m", "benchmarks.measure", job.to_json()]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": python_path()})
     try:
         return json.loads(done.stdout.splitlines()[-1])

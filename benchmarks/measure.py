@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from paddle_medcls.benchmark.cell import Job, peak_mb
+from benchmarks.cell import Job, peak_mb
 from paddle_medcls.errors import SetupError
 
 
@@ -15,8 +15,8 @@ def measure(job: Job) -> dict:
         from paddle_medcls.runtime import environment
 
         return environment("cpu")
-    from paddle_medcls.benchmark.networks import prepare
-    from paddle_medcls.benchmark.rows import ROWS
+    from benchmarks.networks import prepare
+    from benchmarks.rows import ROWS
 
     try:
         value = prepare(job) if job.row == "prepare" else ROWS[job.row][job.variant](job)

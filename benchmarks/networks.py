@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paddle_medcls.benchmark.cell import Job, rate, train_command
+from benchmarks.cell import Job, rate, train_command
 from paddle_medcls.cpu import usable_cores
 from paddle_medcls.errors import RunError, SetupError
 

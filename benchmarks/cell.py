@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,17 +51,17 @@ def rate(
 
 def medcls(*arguments: str, before: str = "") -> list[str]:
     """A command line of this package's commands; `before` is run ahead of it, in the same process."""
-    return [sys.executable, "-c", f"{before}from paddle_medcls.commands import medcls as m; exit(m())", *arguments]
+    return [sys.executable, "-c", f"{before}from paddle_medcls.commands import main; exit(main())", *arguments]
 
 
-def run(command: Sequence[str]) -> float:
-    """Runs a command; returns its wall time in seconds.
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
+    """Runs a command, in this process's environment unless another is given; returns its wall time in seconds.
 
     Raises:
         RunError: it failed; the last line that it said.
     """
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     seconds = time.perf_counter() - start
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]

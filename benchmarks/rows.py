@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from paddle_medcls.benchmark import networks, system
-from paddle_medcls.benchmark.cell import Job
-from paddle_medcls.benchmark.networks import RESNET18, RESNET50, Work
+from benchmarks import networks, system
+from benchmarks.cell import Job
+from benchmarks.networks import RESNET18, RESNET50, Work
+from paddle_medcls.commands import COMMANDS
 from paddle_medcls.cpu import usable_cores
 
 Variants = dict[str, Callable[[Job], float]]
@@ -62,15 +63,13 @@ ROWS: dict[str, Variants] = {
         "cached": partial(system.head, cached=True),
     },
     "start": {
-        INSTALLED: partial(system.predict_seconds, engine="as installed"),
-        **{
-            name: partial(system.predict_seconds, engine=name)
-            for name in ("paddle", "onednn", "onnxruntime", "openvino", "auto")
-        },
+        INSTALLED: partial(system.predict_seconds, setup="as installed"),
+        "first call": partial(system.predict_seconds, setup="first"),
+        "later calls": partial(system.predict_seconds, setup="later"),
     },
     "help": {
         "import paddle_medcls": partial(system.help_seconds, command=""),
-        **{f"{name} --help": partial(system.help_seconds, command=name) for name in system.commands()},
+        **{f"{name} --help": partial(system.help_seconds, command=name) for name in COMMANDS},
     },
     "reading": {
         "JPEG 2124x2056": system.read_photograph,
