@@ -1,8 +1,10 @@
 """Is one model better than another on the same images, or is it chance? From their predictions alone.
 
 Accuracy: McNemar's exact test on the images that only one of them has right. AUC of two classes: DeLong,
-DeLong and Clarke-Pearson 1988; of more classes or labels: the paired bootstrap of the images. Differences
-are B - A. Probabilities are those of the files, with 8 decimals.
+DeLong and Clarke-Pearson 1988; of more classes or labels: the paired bootstrap of the images. Where a file
+patients_<split>.csv beside the predictions says that several images are of one patient, all intervals and
+both tests are paired bootstraps of the patients. Differences are B - A. Probabilities are those of the files,
+with 8 decimals.
 """
 
 from __future__ import annotations
@@ -15,10 +17,20 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.errors import DataError
-from paddle_medcls.metrics import auc, bootstrap_areas, percentile_interval, wilson
+from paddle_medcls.metrics import (
+    accuracy_interval,
+    auc,
+    bootstrap_areas,
+    bootstrap_means,
+    clusters_of,
+    percentile_interval,
+)
 
 Z = 1.959963984540054  # of a 95% interval
 FIXED = ["id", "label", "predicted"]
+PATIENTS = ["id", "patient"]
+NAN_INTERVAL = (float("nan"), float("nan"))
+NO_SPREAD = "no spread between the images: too few of them for an interval or a test"
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class Predictions:
         labels, guesses: class numbers (N,), or 0 and 1 (N, L) for a multi-label task.
         probs: (N, C) in [0, 1].
         classes: names of the columns.
+        patients: of each image, where `patients_<split>.csv` beside the file tells; else empty.
     """
 
     path: Path
@@ -39,6 +52,7 @@ class Predictions:
     guesses: np.ndarray
     probs: np.ndarray
     classes: tuple[str, ...]
+    patients: tuple[str, ...] = ()
 
     @property
     def task(self) -> str:
@@ -76,7 +90,31 @@ def read_predictions(path: Path) -> Predictions:
         raise DataError(f"{path}: {len(faults)} faulty line(s) of {len(rows)}", items=faults)
     numbers = [[list(map(int, text)) if many else int(text) for text in row[1:3]] for row in rows]
     labels, guesses = np.moveaxis(np.array(numbers, np.int64), 1, 0)
-    return Predictions(path, ids, labels, guesses, np.array([row[3:] for row in rows], np.float64), classes)
+    probs = np.array([row[3:] for row in rows], np.float64)
+    return Predictions(path, ids, labels, guesses, probs, classes, _read_patients(path, ids))
+
+
+def _read_patients(predictions: Path, ids: list[str]) -> tuple[str, ...]:
+    """The patient of each image, from `patients_<split>.csv` beside `predictions_<split>.csv`, if there is one."""
+    path = predictions.with_name(predictions.name.replace("predictions_", "patients_", 1))
+    if path == predictions or not path.is_file():
+        return ()
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file, strict=True)
+        if header != PATIENTS or any(len(row) != 2 for row in rows):
+            raise ValueError("its columns differ")
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read: {error}", expected=f"columns {', '.join(PATIENTS)}") from None
+    known = dict(rows)
+    missing = [name for name in ids if not known.get(name)]
+    if missing or len(known) != len(rows):
+        raise DataError(
+            f"{path}: {len(missing)} image(s) of {len(ids)} without a patient, {len(rows) - len(known)} named twice",
+            items=missing,
+            do="write both files again (eval --output), or remove this one to compare by images",
+        )
+    return tuple(known[name] for name in ids)
 
 
 def _file(path: Path) -> Path:
@@ -116,7 +154,8 @@ def compare(a: Predictions, b: Predictions) -> dict:
         `accuracy` and `auc`, each with `a` and `b` (figure, 95% interval), `difference` (B - A), its
         95% `interval`, `p` (two-sided) and `test`, the name of the test; for single labels the accuracy
         also has `only_a` and `only_b`, the images that one of them alone has right. What is not defined
-        (an AUC of one class) is nan.
+        (an AUC of one class) is nan; `reason` says why, where the images do not suffice for a test.
+        `accuracy` and `auc` also have `patients`, where these are resampled.
 
     Raises:
         DataError: the files are not of the same images, labels and classes.
@@ -130,44 +169,77 @@ def compare(a: Predictions, b: Predictions) -> dict:
         items += [f"in B alone: {name}" for name in sorted(set(b.ids) - set(a.ids))[:5]]
         raise DataError("the two files are not predictions of the same images", items=items, where=b.path)
     rows = [place[name] for name in a.ids]
+    patients = tuple(b.patients[row] for row in rows) if b.patients else ()
+    if a.patients and patients and a.patients != patients:
+        items = [f"{name}: {p} in A, {q} in B" for name, p, q in zip(a.ids, a.patients, patients) if p != q]
+        raise DataError(f"{len(items)} of {len(a.ids)} images have another patient in B", items=items, where=b.path)
     b = Predictions(b.path, a.ids, b.labels[rows], b.guesses[rows], b.probs[rows], b.classes)
     other = np.flatnonzero((a.labels != b.labels).reshape(len(a.ids), -1).any(axis=1))
     if len(other):
         items = [f"{a.ids[row]}: {a.labels[row].tolist()} in A, {b.labels[row].tolist()} in B" for row in other[:20]]
         raise DataError(f"{len(other)} of {len(a.ids)} images have another label in B", items=items, where=b.path)
-    return {"accuracy": _accuracy(a, b), "auc": _auc(a, b)}
+    clusters = clusters_of(a.patients or patients)
+    found = {"accuracy": _accuracy(a, b, clusters), "auc": _auc(a, b, clusters)}
+    if clusters is not None:
+        for row in found.values():
+            row["patients"] = int(clusters.max()) + 1
+    return found
 
 
-def _accuracy(a: Predictions, b: Predictions) -> dict:
+def _accuracy(a: Predictions, b: Predictions, clusters: np.ndarray | None = None) -> dict:
     hits = [(model.guesses == model.labels).reshape(len(a.ids), -1).mean(axis=1) for model in (a, b)]
-    sides = [(float(hit.mean()), wilson(hit.sum(), len(hit))) for hit in hits]
+    sides = [(float(hit.mean()), accuracy_interval(hit, clusters)) for hit in hits]
+    gain = hits[1] - hits[0]
+    same = np.array_equal(a.guesses, b.guesses)
     result: dict = {"a": sides[0], "b": sides[1], "difference": sides[1][0] - sides[0][0]}
+    counts = {"only_a": int((gain == -1).sum()), "only_b": int((gain == 1).sum())} if a.task != "multi-label" else {}
+    if clusters is not None:
+        differing = int(
+            np.count_nonzero(abs(np.bincount(clusters, gain)) > 1e-12)
+        )  # patients who tell the models apart
+        return {**result, **_resampled(bootstrap_means(gain, clusters), differing, same), **counts}
     if a.task == "multi-label":  # an image is right in part: no McNemar
-        gain = hits[1] - hits[0]
         variance = gain.var(ddof=1) / len(gain) if len(gain) > 1 else float("nan")
-        return {**result, **_normal(result["difference"], variance), "test": "paired z"}
-    only_a, only_b = (int(((hits[k] == 1) & (hits[1 - k] == 0)).sum()) for k in (0, 1))
+        return {**result, **_normal(result["difference"], variance, same), "test": "paired z"}
+    only_a, only_b = counts.values()
     interval = paired_interval(only_a, only_b, len(a.ids))
-    counts = {"only_a": only_a, "only_b": only_b}
     return {**result, "interval": interval, "p": mcnemar(only_a, only_b), "test": "McNemar, exact", **counts}
 
 
-def _auc(a: Predictions, b: Predictions) -> dict:
-    areas = [bootstrap_areas(model.probs, model.labels, model.task) for model in (a, b)]
+def _auc(a: Predictions, b: Predictions, clusters: np.ndarray | None = None) -> dict:
+    areas = [bootstrap_areas(model.probs, model.labels, model.task, clusters=clusters) for model in (a, b)]
     figures = [float(auc(model.probs, model.labels, model.task)) for model in (a, b)]
     sides = [(figure, percentile_interval(values)) for figure, values in zip(figures, areas)]
+    same = np.array_equal(a.probs, b.probs)
     result: dict = {"a": sides[0], "b": sides[1], "difference": figures[1] - figures[0]}
-    if a.task == "binary":
+    if a.task == "binary" and clusters is None:
         variance = delong_variance(a.labels, a.probs[:, 1], b.probs[:, 1])
-        return {**result, **_normal(result["difference"], variance), "test": "DeLong"}
-    gain = areas[1] - areas[0]
-    return {**result, "interval": percentile_interval(gain), "p": bootstrap_p(gain), "test": "paired bootstrap"}
+        return {**result, **_normal(result["difference"], variance, same), "test": "DeLong"}
+    units = len(a.ids) if clusters is None else clusters.max() + 1
+    tested = _resampled(areas[1] - areas[0], units, same)
+    return {**result, **tested, "test": "paired bootstrap" if clusters is None else tested["test"]}
 
 
-def _normal(difference: float, variance: float) -> dict:
-    """Interval and p of a difference that is normal with this variance; without spread, what is seen is certain."""
-    error = math.sqrt(max(variance, 0.0)) if not math.isnan(variance) else variance
-    p = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
+def _resampled(gains: np.ndarray, units: int, same: bool) -> dict:
+    """Interval and p of a difference from its resamples (B,), drawn from so many units."""
+    row = {"interval": percentile_interval(gains), "p": bootstrap_p(gains, units)}
+    known = gains[np.isfinite(gains)]
+    if len(known) and np.ptp(known) < 1e-12 and not same:
+        row = {"interval": NAN_INTERVAL, "p": float("nan"), "reason": NO_SPREAD}
+    return {**row, "test": "paired bootstrap of patients"}
+
+
+def _normal(difference: float, variance: float, same: bool = True) -> dict:
+    """Interval and p of a difference that is normal with this variance.
+
+    Args:
+        same: whether the two models answer the same. Only then is a variance of 0 certainty; else it
+            comes of too few images, and nothing is known.
+    """
+    if variance <= 1e-18 and not (same and difference == 0):
+        return {"interval": NAN_INTERVAL, "p": float("nan"), "reason": NO_SPREAD}
+    error = math.sqrt(variance) if variance > 1e-18 else 0.0 if variance == variance else variance
+    p = math.erfc(abs(difference) / error / math.sqrt(2)) if error else 1.0
     return {"interval": (difference - Z * error, difference + Z * error), "p": p}
 
 
@@ -213,13 +285,21 @@ def _placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
     return below(scores[truth == 1], negative), 1 - below(scores[truth == 0], positive)
 
 
-def bootstrap_p(gains: np.ndarray) -> float:
-    """Two-sided p of resampled differences: twice the share on the rarer side of 0, never below 2 / (B + 1)."""
+def bootstrap_p(gains: np.ndarray, units: int = 1000) -> float:
+    """Two-sided p of resampled differences: twice the share on the rarer side of 0.
+
+    Never below 2 / (B + 1), nor below 2 / 2^units, which no exact test of so many pairs goes below: resamples
+    of three images that all favour one model agree, and prove little.
+
+    Args:
+        gains: (B,); nan among them are left out.
+        units: images or patients that were resampled; those that favour neither model need not count.
+    """
     gains = gains[np.isfinite(gains)]
     if not len(gains):
         return float("nan")
-    rarer = min((gains <= 0).sum(), (gains >= 0).sum())
-    return float(min(1.0, 2 * (rarer + 1) / (len(gains) + 1)))
+    rarer = min((gains <= 1e-12).sum(), (gains >= -1e-12).sum())  # sums of the same numbers differ by rounding
+    return float(min(1.0, max(2 * (rarer + 1) / (len(gains) + 1), 2.0 ** (1 - int(units)))))
 
 
 def verdict(found: dict) -> str:
@@ -228,7 +308,7 @@ def verdict(found: dict) -> str:
     for name, title in (("accuracy", "accuracy"), ("auc", "AUC")):
         p, difference = found[name]["p"], found[name]["difference"]
         if math.isnan(p):
-            parts.append(f"{title}: not defined on these images")
+            parts.append(f"{title}: {found[name].get('reason', 'not defined on these images')}")
         elif p < 0.05:
             parts.append(f"{title}: {'B' if difference > 0 else 'A'} is better")
         else:

@@ -121,17 +121,20 @@ def permutation_p(a: Sequence[float], b: Sequence[float], most: int = 100_000) -
 
     Args:
         a, b: one figure a run.
-        most: beyond this many ways, so many random ones stand for all.
+        most: beyond this many ways, so many random ones are drawn; the observed one counts among them, so that
+            p is never 0 (Phipson and Smyth 2010).
     """
     runs = np.array([*a, *b])
     deals: Iterable = itertools.combinations(range(len(runs)), len(a))
-    if math.comb(len(runs), len(a)) > most:
+    drawn = math.comb(len(runs), len(a)) > most
+    if drawn:
         rng = np.random.default_rng(0)
         deals = (rng.permutation(len(runs))[: len(a)] for _ in range(most))
     sums = np.array([runs[list(chosen)].sum() for chosen in deals])
     differences = sums / len(a) - (runs.sum() - sums) / len(b)
     observed = abs(np.mean(a) - np.mean(b))
-    return float(np.mean(abs(differences) >= observed - 1e-12))  # the same runs, added in another order
+    as_far = int((abs(differences) >= observed - 1e-12).sum())  # the same runs, added in another order
+    return (as_far + drawn) / (len(sums) + drawn)
 
 
 def verdict(

@@ -7,7 +7,7 @@ predicted) is nan, not 0, and counts in no average.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -81,19 +81,53 @@ def wilson(correct: float, total: int, z: float = 1.959963984540054) -> tuple[fl
     return float((centre - half) / scale), float((centre + half) / scale)
 
 
-def bootstrap_areas(
-    probs: np.ndarray, labels: np.ndarray, task: str, resamples: int = 1000, seed: int = 0
-) -> np.ndarray:
-    """AUC (B,) of resamples of the images; the same seed draws the same images for any model."""
+def clusters_of(groups: Sequence[str]) -> np.ndarray | None:
+    """Numbers (N,) of the patients of N images; None where patients are unknown, or each has one image.
+
+    Images of one patient are alike, so intervals and tests draw whole patients: else ten images of each of
+    twenty patients would count as two hundred independent cases.
+    """
+    names, numbers = np.unique(np.asarray(groups, str), return_inverse=True)
+    return numbers.reshape(-1) if 0 < len(names) < len(numbers) else None
+
+
+def resampled_counts(
+    n: int, clusters: np.ndarray | None = None, resamples: int = 1000, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """Counts (b, N) of each image in b resamples of the images, or of whole patients; in all `resamples` rows.
+
+    The same seed draws the same images for any model.
+
+    Args:
+        n: number of images.
+        clusters: (N,) patient of each image, numbered from 0, see `clusters_of`; None: images are drawn.
+    """
     rng = np.random.default_rng(seed)
-    n = len(labels)
-    areas = []
+    units = n if clusters is None else int(clusters.max()) + 1
     step = max(1, 2_000_000 // n)  # keeps the counts of one round under 16 MB
     for start in range(0, resamples, step):
-        count = min(step, resamples - start)
-        weights = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(count)])
-        areas.append(auc(probs, labels, task, weights))
-    return np.concatenate(areas)
+        rows = range(min(step, resamples - start))
+        counts = np.stack([np.bincount(rng.integers(0, units, units), minlength=units) for _ in rows])
+        yield counts if clusters is None else counts[:, clusters]
+
+
+def bootstrap_areas(
+    probs: np.ndarray,
+    labels: np.ndarray,
+    task: str,
+    resamples: int = 1000,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
+) -> np.ndarray:
+    """AUC (B,) of resamples, see `resampled_counts`."""
+    counts = resampled_counts(len(labels), clusters, resamples, seed)
+    return np.concatenate([auc(probs, labels, task, weights) for weights in counts])
+
+
+def bootstrap_means(values: np.ndarray, clusters: np.ndarray | None = None) -> np.ndarray:
+    """Mean over the images (B,) of values (N,) in 1000 resamples, see `resampled_counts`."""
+    counts = resampled_counts(len(values), clusters)
+    return np.concatenate([weights @ values / weights.sum(axis=1) for weights in counts])
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:
@@ -106,10 +140,31 @@ def percentile_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def bootstrap_auc(
-    probs: np.ndarray, labels: np.ndarray, task: str, resamples: int = 1000, seed: int = 0
+    probs: np.ndarray,
+    labels: np.ndarray,
+    task: str,
+    resamples: int = 1000,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
 ) -> tuple[float, float]:
-    """95% percentile interval of the AUC over resamples of the images."""
-    return percentile_interval(bootstrap_areas(probs, labels, task, resamples, seed))
+    """95% percentile interval of the AUC over resamples, see `resampled_counts`."""
+    return percentile_interval(bootstrap_areas(probs, labels, task, resamples, seed, clusters))
+
+
+def accuracy_interval(hits: np.ndarray, clusters: np.ndarray | None = None) -> tuple[float, float]:
+    """95% interval of an accuracy: Wilson's, or of resampled patients where they are known.
+
+    Args:
+        hits: (N,) whether each image is right; multi-label: the share of its labels that are.
+        clusters: see `clusters_of`.
+    """
+    if clusters is not None:
+        shares = bootstrap_means(hits, clusters)
+        if np.ptp(shares) > 1e-12:
+            return percentile_interval(shares)
+        units = int(clusters.max()) + 1  # all patients alike: resampling sees no spread, which proves none
+        return wilson(float(np.mean(hits)) * units, units)
+    return wilson(float(np.sum(hits)), len(hits))
 
 
 def confusion(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -> np.ndarray:
@@ -152,7 +207,9 @@ def quadratic_kappa(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -
     return 1 - _ratio((penalty * table).sum(), (penalty * chance).sum())
 
 
-def evaluate_logits(logits: np.ndarray, labels: np.ndarray, head: OutputHead, intervals: bool = True) -> dict:
+def evaluate_logits(
+    logits: np.ndarray, labels: np.ndarray, head: OutputHead, intervals: bool = True, groups: Sequence[str] = ()
+) -> dict:
     """All figures of a split.
 
     Args:
@@ -160,10 +217,12 @@ def evaluate_logits(logits: np.ndarray, labels: np.ndarray, head: OutputHead, in
         labels: (N,) or (N, L).
         head: what the logits mean.
         intervals: also the bootstrap of the AUC, which takes a moment.
+        groups: the patient of each image, where known: intervals are then over resampled patients.
 
     Returns:
         `n`, `loss`, `accuracy`, `auc`, `per_class`, `confusion` (rows true; not for multi-label),
-        `intervals` (95%: `accuracy` by Wilson, `auc` by bootstrap); for binary tasks `sensitivity` and
+        `intervals` (95%: `accuracy` by Wilson, `auc` by bootstrap; both by bootstrap of the patients where
+        several images are of one), `patients` (their number, where known); for binary tasks `sensitivity` and
         `specificity` of class 1, for ordinal ones `quadratic_kappa` and `mean_absolute_error`.
         Multi-label accuracy is the share of correct (image, label) pairs.
     """
@@ -185,10 +244,14 @@ def evaluate_logits(logits: np.ndarray, labels: np.ndarray, head: OutputHead, in
     if task == "ordinal":
         result["quadratic_kappa"] = quadratic_kappa(labels, guesses, len(classes))
         result["mean_absolute_error"] = float(np.abs(guesses - labels).mean())
+    if len(groups):
+        result["patients"] = len(set(groups))
     if intervals:
+        clusters = clusters_of(groups)
         # labels of one image are not independent: for multi-label its accuracy counts as one trial
+        hits = (guesses == labels).reshape(len(labels), -1).mean(axis=1)
         result["intervals"] = {
-            "accuracy": list(wilson(result["accuracy"] * len(labels), len(labels))),
-            "auc": list(bootstrap_auc(probs, labels, task)),
+            "accuracy": list(accuracy_interval(hits, clusters)),
+            "auc": list(bootstrap_auc(probs, labels, task, clusters=clusters)),
         }
     return result

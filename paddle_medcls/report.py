@@ -37,10 +37,9 @@ def confusion_table(metrics: dict) -> str:
 def summary(metrics: dict, targets: Sequence[tuple[str, float]] = (), prevalence: float | None = None) -> str:
     """Loss, accuracy and AUC with 95% intervals, the published figures and warnings."""
     lines = [f"{metrics['split']}: {metrics['n']} images", f"  loss         {metrics['loss']:.4f}"]
-    intervals = metrics.get("intervals", {})
     published = {} if metrics.get("drawn") else dict(targets)  # drawn images have nothing published
     for name in ("accuracy", "auc"):
-        lines.append(f"  {name:<12} {metrics[name]:.4f}{_beside(name, metrics['split'], intervals, published)}")
+        lines.append(f"  {name:<12} {metrics[name]:.4f}{_beside(name, metrics, published)}")
     for name in ("sensitivity", "specificity", "quadratic_kappa", "mean_absolute_error"):
         if name in metrics:
             lines.append(f"  {name:<12} {metrics[name]:.4f}")
@@ -51,7 +50,7 @@ def summary(metrics: dict, targets: Sequence[tuple[str, float]] = (), prevalence
         lines.append(f"  threshold    {metrics['threshold']:.4f}")
     if prevalence is not None and "sensitivity" in metrics:
         positive, negative = predictive_values(metrics["sensitivity"], metrics["specificity"], prevalence)
-        lines.append(f"  PPV {positive:.4f}, NPV {negative:.4f} where {prevalence:.2%} are ill")
+        lines.append(f"  PPV {positive:.4f}, NPV {negative:.4f} at {prevalence:.2%} prevalence")
     if metrics.get("note"):
         lines.append(f"  NOTE: {metrics['note']}")
     never = [row["class"] for row in metrics["per_class"] if row["support"] and not row["predicted"]]
@@ -60,13 +59,14 @@ def summary(metrics: dict, targets: Sequence[tuple[str, float]] = (), prevalence
     return "\n".join(lines)
 
 
-def _beside(name: str, split: str, intervals: dict, published: dict[str, float]) -> str:
-    """What stands beside a figure: "(95% a to b); published c: inside the interval", as far as known."""
-    if name not in intervals:
+def _beside(name: str, metrics: dict, published: dict[str, float]) -> str:
+    """Text beside a figure: "(95% a to b, over n patients); published c: inside the interval", as far as known."""
+    if name not in metrics.get("intervals", {}):
         return ""
-    low, high = intervals[name]
-    text = f"  (95% {low:.4f} to {high:.4f})"
-    figure = published.get(f"{split}/{name}")
+    low, high = metrics["intervals"][name]
+    over = f", over {metrics['patients']} patients" if "patients" in metrics else ""
+    text = f"  (95% {low:.4f} to {high:.4f}{over})"
+    figure = published.get(f"{metrics['split']}/{name}")
     if figure is not None:
         inside = low <= figure <= high
         text += f"; published {figure:.4f}: {'inside' if inside else 'outside'} the interval"
@@ -77,13 +77,17 @@ def comparison_table(found: dict) -> str:
     """Both models' figures and their difference, with 95% intervals, as `comparison.compare` gives them."""
 
     def figure(value: float, interval: Sequence[float], sign: str = "") -> str:
-        return "–" if np.isnan(value) else f"{value:{sign}.4f} ({interval[0]:{sign}.4f} to {interval[1]:{sign}.4f})"
+        if np.isnan(value):
+            return "–"
+        between = "–" if np.isnan(interval[0]) else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
+        return f"{value:{sign}.4f} ({between})"
 
     table = PrettyTable(["", "A (95%)", "B (95%)", "B - A (95%)", "p", "test"], align="l")
     for name, row in found.items():
         difference = figure(row["difference"], row["interval"], "+")
         p = "–" if np.isnan(row["p"]) else f"{row['p']:.4f}" if row["p"] >= 0.0001 else "< 0.0001"
-        table.add_row([name, figure(*row["a"]), figure(*row["b"]), difference, p, row["test"]])
+        over = f" (over {row['patients']} patients)" if "patients" in row else ""
+        table.add_row([name, figure(*row["a"]), figure(*row["b"]), difference, p, row["test"] + over])
     return str(table)
 
 
@@ -103,7 +107,15 @@ def audit_table(found: dict) -> str:
 
 
 def write_predictions(path: Path, index: Index, probs: np.ndarray, guesses: np.ndarray) -> None:
-    """`id`, `label`, `predicted`, then one probability a class; multi-label: labels as 0/1 strings."""
+    """`id`, `label`, `predicted`, then one probability a class; multi-label: labels as 0/1 strings.
+
+    Where the data set names patients, `patients_<split>.csv` beside it says whose each image is.
+
+    Args:
+        path: `predictions_<split>.csv`.
+        probs: (N, C).
+        guesses: (N,) class numbers, or (N, C) of 0 and 1.
+    """
 
     def text(values: np.ndarray) -> object:
         return int(values) if np.ndim(values) == 0 else "".join(str(int(value)) for value in values)
@@ -113,3 +125,6 @@ def write_predictions(path: Path, index: Index, probs: np.ndarray, guesses: np.n
         for name, label, guess, row in zip(index.ids, index.labels, guesses, probs)
     )
     write_csv(path, ["id", "label", "predicted", *index.classes], rows)
+    if index.groups:
+        patients = path.with_name(f"patients_{index.split}.csv")
+        write_csv(patients, ["id", "patient"], list(zip(index.ids, index.groups)))

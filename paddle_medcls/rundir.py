@@ -158,7 +158,7 @@ def restore(run_dir: Path, parts: dict) -> State:
 
 def score_split(logits: np.ndarray, index: Index, head: OutputHead) -> dict:
     """All figures of a split with intervals; see `metrics.evaluate_logits`."""
-    figures = metrics.evaluate_logits(logits, index.labels, head)
+    figures = metrics.evaluate_logits(logits, index.labels, head, groups=index.groups)
     claims = calibration.confidence_and_hits(head.probabilities(logits, index.ids), index.labels, head.task)
     error = calibration.expected_calibration_error(*claims)
     extra = {"calibration_error": error, "temperature": head.temperature, "threshold": head.threshold}

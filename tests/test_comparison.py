@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -19,7 +20,7 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.errors import DataError
 from paddle_medcls.metrics import auc, bootstrap_auc, wilson
 from paddle_medcls.output_head import OutputHead
-from paddle_medcls.report import write_predictions
+from paddle_medcls.report import comparison_table, write_predictions
 
 
 def model(seed: int, task: str, n: int = 60, strength: float = 1.0) -> Predictions:
@@ -125,6 +126,95 @@ def test_paired_bootstrap_against_a_loop(task: str) -> None:
     np.testing.assert_allclose(found["interval"], np.percentile(gains, [2.5, 97.5]), rtol=1e-9)
     rarer = min(sum(gain <= 0 for gain in gains), sum(gain >= 0 for gain in gains))
     assert found["p"] == pytest.approx(min(1, 2 * (rarer + 1) / 1001)) and found["test"] == "paired bootstrap"
+
+
+def test_four_images_prove_nothing_by_delong() -> None:
+    """A ties all, B ranks all right: all placements gain 1/2, so the variance is 0, which is no certainty."""
+    labels, names = np.array([0, 0, 1, 1]), ("a", "b")
+    ties, perfect, other = (np.stack([1 - s, s], axis=1) for s in (np.full(4, 0.5), np.arange(4) / 4, labels * 0.9))
+    a, b, c = (
+        Predictions(Path("x"), list("0123"), labels, (p[:, 1] > 0.4).astype(int), p, names)
+        for p in (ties, perfect, other)
+    )
+    for one, two, difference in ((a, b, 0.5), (b, c, 0.0)):
+        found = compare(one, two)["auc"]
+        assert found["difference"] == difference and math.isnan(found["p"]) and math.isnan(found["interval"][0])
+        said = verdict({"accuracy": found, "auc": found})
+        assert "too few" in said and "better" not in said
+    assert compare(b, b)["auc"]["p"] == 1  # a model and itself
+    shown = comparison_table(compare(a, b))
+    assert "+0.5000 (–)" in shown and "nan" not in shown
+
+
+def test_three_images_prove_nothing_by_bootstrap() -> None:
+    """All resamples of three images favour B: the p of the exact test of three pairs, 2 / 2^3, not 2 / 1001."""
+    assert comparison.bootstrap_p(np.ones(1000), units=3) == 0.25
+    labels = np.array([[1, 1, 0]] * 3)
+    a = Predictions(Path("x"), list("012"), labels, np.zeros((3, 3), int), np.full((3, 3), 0.4), tuple("abc"))
+    b = Predictions(Path("x"), list("012"), labels, labels, labels * 0.9, tuple("abc"))
+    assert math.isnan(compare(a, b)["accuracy"]["p"])  # each image gains the same: no variance to test with
+
+
+def of_patients(one: Predictions, patients: list[str]) -> Predictions:
+    return dataclasses.replace(one, patients=tuple(patients))
+
+
+@pytest.mark.parametrize("task", ["binary", "multi-class", "multi-label"])
+def test_paired_tests_of_patients_against_a_loop(task: str) -> None:
+    """Draw patients, take all images of each, score both models on the same draw, take the difference."""
+    a, b = model(1, task), model(2, task, strength=0.3)
+    patients = [f"{k:02}" for k in np.random.default_rng(5).integers(0, 15, 60)]
+    names, rng, gains = sorted(set(patients)), np.random.default_rng(0), []
+    for _ in range(1000):
+        drawn = [names[k] for k in rng.integers(0, len(names), len(names))]
+        rows = np.array([row for name in drawn for row in range(60) if patients[row] == name])
+        areas = [float(auc(one.probs[rows], a.labels[rows], task)) for one in (a, b)]
+        shares = [float((one.guesses[rows] == a.labels[rows]).mean()) for one in (a, b)]
+        gains.append([shares[1] - shares[0], areas[1] - areas[0]])
+    gain = [(b.guesses[k] == b.labels[k]).mean() - (a.guesses[k] == a.labels[k]).mean() for k in range(60)]
+    found = compare(of_patients(a, patients), b)  # one file that names them suffices
+    of_all = [sum(gain[row] for row in range(60) if patients[row] == name) for name in names]
+    units = [sum(abs(total) > 1e-12 for total in of_all), len(names)]
+    for row, drawn, n in zip((found["accuracy"], found["auc"]), np.array(gains).T, units):
+        np.testing.assert_allclose(row["interval"], np.nanpercentile(drawn, [2.5, 97.5]), rtol=1e-9)
+        assert row["p"] == comparison.bootstrap_p(drawn, n)
+        assert (row["test"], row["patients"]) == ("paired bootstrap of patients", len(names))
+
+
+def test_copies_of_each_image_make_no_difference_significant() -> None:
+    """5 against 0: p = 1/16 by McNemar. With ten copies of each image and no patients it would be 2^-49."""
+    labels = np.zeros(20, int)
+    guesses = np.r_[np.ones(5, int), np.zeros(15, int)]
+    probs = np.stack([1 - guesses * 0.9, guesses * 0.9], axis=1)
+    ids = [f"{k}" for k in range(200)]
+    a = Predictions(Path("x"), ids, labels.repeat(10), guesses.repeat(10), probs.repeat(10, axis=0), ("a", "b"))
+    b = dataclasses.replace(a, guesses=labels.repeat(10))
+    assert compare(a, b)["accuracy"]["p"] < 1e-14
+    patients = [f"{k:02}" for k in range(20)]
+    row = compare(of_patients(a, list(np.repeat(patients, 10))), b)["accuracy"]
+    assert row["p"] == 1 / 16 and row["only_b"] == 50 and row["interval"][0] <= 0.1
+
+
+def test_patients_travel_beside_the_predictions(tmp_path: Path) -> None:
+    one = model(3, "binary", 6)
+    index = Index("made", "test", tuple(one.ids), [Path(name) for name in one.ids], one.labels, one.classes, one.task)
+    index = dataclasses.replace(index, groups=("p1", "p1", "p2", "p2", "p3", "p3"))
+    write_predictions(tmp_path / "predictions_test.csv", index, one.probs, one.guesses)
+    assert read_predictions(tmp_path).patients == index.groups
+    file = tmp_path / "patients_test.csv"
+    lines = file.read_text().splitlines()
+    for text, message in (
+        ("\n".join(lines[:-2]), r"2 image\(s\) of 6 without a patient"),
+        ("\n".join([*lines, lines[1]]), "1 named twice"),
+        ("id,name\n", "columns differ"),
+        ("", "cannot be read"),
+    ):
+        file.write_text(text)
+        with pytest.raises(DataError, match=message):
+            read_predictions(tmp_path)
+    a, b = of_patients(one, list(index.groups)), of_patients(one, ["x", *index.groups[1:]])
+    with pytest.raises(DataError, match="1 of 6 images have another patient in B"):
+        compare(a, b)
 
 
 def test_bootstrap_p_by_hand() -> None:

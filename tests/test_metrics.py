@@ -239,6 +239,69 @@ def test_bootstrap_against_a_loop(task: str) -> None:
     np.testing.assert_allclose(found, slow_bootstrap(probs, labels, task, 60, 5), rtol=1e-12)
 
 
+def slow_patients(probs: np.ndarray, labels: np.ndarray, patients: list[str], resamples: int) -> list[np.ndarray]:
+    """Draw patients, list all images of each drawn one, and compute AUC and accuracy from the list itself."""
+    rng = np.random.default_rng(0)
+    names = sorted(set(patients))
+    figures = []
+    for _ in range(resamples):
+        drawn = [names[k] for k in rng.integers(0, len(names), len(names))]
+        rows = np.array([row for name in drawn for row, patient in enumerate(patients) if patient == name])
+        guesses = probs[rows, 1] > 0.5
+        figures.append([slow_auc(labels[rows], probs[rows, 1]), (guesses == labels[rows]).mean()])
+    return [np.array(column) for column in zip(*figures)]
+
+
+def test_bootstrap_of_patients_against_a_loop() -> None:
+    rng = np.random.default_rng(3)
+    labels, scores = rng.integers(0, 2, 40), np.round(rng.random(40), 1)
+    patients = [f"p{k}" for k in rng.integers(0, 9, 40)]
+    probs = np.stack([1 - scores, scores], axis=1)
+    clusters = metrics.clusters_of(patients)
+    areas, shares = slow_patients(probs, labels, patients, 1000)
+    np.testing.assert_allclose(metrics.bootstrap_areas(probs, labels, "binary", clusters=clusters), areas, rtol=1e-12)
+    hits = ((scores > 0.5) == labels).astype(float)
+    np.testing.assert_allclose(metrics.bootstrap_means(hits, clusters), shares, rtol=1e-12)
+    head = OutputHead("binary", "softmax", ("no", "yes"))
+    found = metrics.evaluate_logits(np.log(np.clip(probs, 1e-9, 1)), labels, head, groups=patients)
+    assert found["patients"] == len(set(patients))
+    np.testing.assert_allclose(found["intervals"]["accuracy"], np.percentile(shares, [2.5, 97.5]), rtol=1e-9)
+    kept = areas[np.isfinite(areas)]
+    np.testing.assert_allclose(found["intervals"]["auc"], np.percentile(kept, [2.5, 97.5]), rtol=1e-9)
+
+
+def test_copies_of_each_image_add_no_certainty() -> None:
+    """Ten copies of each patient's image: the interval is that of the patients, not of ten times as many images."""
+    logits, labels = random_case(40, 2)
+    head, names = OutputHead("binary", "softmax", ("no", "yes")), [f"{k:02}" for k in range(40)]
+    once = metrics.bootstrap_auc(head.probabilities(logits), labels, "binary")
+    ten = metrics.evaluate_logits(logits.repeat(10, axis=0), labels.repeat(10), head, groups=np.repeat(names, 10))
+    np.testing.assert_allclose(ten["intervals"]["auc"], once, rtol=1e-12)
+    blind = metrics.evaluate_logits(logits.repeat(10, axis=0), labels.repeat(10), head)
+    for name in ("auc", "accuracy"):  # sqrt(10) = 3.2 times as wide
+        wide, narrow = (np.diff(one["intervals"][name])[0] for one in (ten, blind))
+        assert 2.5 < wide / narrow < 4.5, name
+
+
+def test_resamples_of_two_patients_by_hand() -> None:
+    """One with three right images, one with a wrong one: accuracy 0, 3/4 and 1 with odds 1 : 2 : 1."""
+    shares = metrics.bootstrap_means(np.array([1.0, 1, 1, 0]), metrics.clusters_of(["a", "a", "a", "b"]))
+    values, counts = np.unique(shares, return_counts=True)
+    assert values.tolist() == [0, 0.75, 1]
+    np.testing.assert_allclose(counts / 1000, [0.25, 0.5, 0.25], atol=0.05)
+
+
+def test_patients_who_are_all_alike_prove_no_certainty() -> None:
+    """Twelve right images of three patients: Wilson's interval of three trials, not 1 to 1."""
+    clusters = metrics.clusters_of(["a", "b", "c"] * 4)
+    np.testing.assert_allclose(metrics.accuracy_interval(np.ones(12), clusters), metrics.wilson(3, 3))
+
+
+def test_one_image_a_patient_is_as_no_patients() -> None:
+    assert metrics.clusters_of(["b", "a"]) is None and metrics.clusters_of([]) is None
+    assert metrics.clusters_of(["b", "a", "b"]).tolist() == [1, 0, 1]
+
+
 def test_bootstrap_is_cut_into_rounds_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counts of one round are kept under 2,000,000: with 800,000 images two resamples a round."""
     rounds: list[int] = []

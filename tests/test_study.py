@@ -98,7 +98,7 @@ def test_calibrate_writes_the_sidecar_and_every_door_uses_it(palm_run: Path, tmp
     assert after["temperature"] == pytest.approx(temperature) and temperature != 1.0
     assert after["threshold"] == pytest.approx(threshold)
     assert {**before, "temperature": 0, "threshold": 0} == {**after, "temperature": 0, "threshold": 0}
-    assert re.search(r"PPV \d\.\d+, NPV (1\.0000|nan) where 10\.00% are ill", said)
+    assert re.search(r"PPV \d\.\d+, NPV (1\.0000|nan) at 10\.00% prevalence", said)
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert result["sensitivity"] == 1.0 and result["temperature"] == after["temperature"]
     assert (tmp_path / "out" / "calibration.png").stat().st_size > 1000
