@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fakes import ROOT
 
 from benchmarks import cell, networks, runner, system
 from benchmarks.cell import Job
@@ -161,6 +162,38 @@ def test_reading_runs():
 
 def test_statistics_and_evaluation_of_generated_images_run():
     assert system.many_images(Job("memory", ""), 40) > 0
+
+
+def test_start_is_measured_in_a_plain_installation(monkeypatch, tmp_path):
+    for name in ("image.png", "NET.pdparams", "NET.json"):
+        (tmp_path / name).touch()
+    calls = []
+    monkeypatch.setattr(system, "run", lambda command, environment: calls.append((command, environment)) or len(calls))
+    job = Job("start", "", str(tmp_path))
+    assert [system.predict_seconds(job, setup) for setup in ("first", "later")] == [4, 10]  # the median of five
+    folders = [Path(command[command.index("--weights") + 1]).parent for command, _ in calls]
+    assert len(set(folders[:6])) == 6 and len(set(folders[6:])) == 1
+    assert [environment["XDG_CACHE_HOME"] for _, environment in calls] == list(map(str, folders))
+    hidden = subprocess.run([sys.executable, "-c", f"{system.PLAIN}import openvino"], capture_output=True, text=True)
+    assert "ModuleNotFoundError" in hidden.stderr and all(command[2].startswith(system.PLAIN) for command, _ in calls)
+
+
+def test_the_benchmark_is_not_installed(monkeypatch, tmp_path, capsys):
+    assert 'include=["paddle_medcls", "paddle_medcls.*"]' in (ROOT / "setup.py").read_text()
+    installed = tmp_path / "paddle_medcls" / "commands" / "benchmark.py"
+    monkeypatch.setattr("paddle_medcls.commands.benchmark.__file__", str(installed))
+    assert main(["--help"]) == 1
+    assert "in a clone of the repository: tools/benchmark.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [(["--torch-python", "/no/python"], "no such program"), (["--picture", "a.doc"], "ends in .png")],
+)
+def test_wrong_names_are_told_before_anything_is_measured(arguments, fault, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert fault in capsys.readouterr().err
 
 
 def test_a_command_in_a_fresh_process():
