@@ -2,3 +2,13 @@
 
 A folder of its own, because Streamlit puts the folder of its script in front of `sys.path`.
 """
+
+import ipaddress
+
+
+def is_local(address: str) -> bool:
+    """Whether an address means this machine alone."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 import streamlit as st
 
+from paddle_medcls.app import is_local
 from paddle_medcls.app.texts import LANGUAGES, words
 from paddle_medcls.app.views import STYLE, Words, bars, block, decide, plain, safe, sentence, show_card, show_table
-from paddle_medcls.commands.app import is_local
 from paddle_medcls.data.sample import examples
 from paddle_medcls.errors import WeightsError
 from paddle_medcls.images import SUFFIXES, decode_image, to_rgb
@@ -194,7 +194,7 @@ def _choose_images(t: Words, dataset: str) -> list[Image]:
 def _predict(t: Words, model: Model, images: Sequence[Image]) -> list[np.ndarray | str]:
     """Probabilities (C,) of each image, or the sentence that says why there are none; each is computed once.
 
-    One image at a time: its figures do not depend on its companions, and memory holds one decoded image.
+    One image at a time: its probabilities do not depend on its companions, and memory holds one decoded image.
     """
     known = st.session_state.get("results", {})
     kept = {key: known[key] for key in ((model.key, image.key) for image in images) if key in known}

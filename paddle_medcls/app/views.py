@@ -1,4 +1,4 @@
-"""How results look: figures, bars, the table, the model's card.
+"""How results look: bars, the table, the description of the model with its metrics.
 
 What comes from outside (names of files and classes, the sidecar) is shown as text, never as Markdown or HTML.
 """
@@ -49,7 +49,7 @@ STYLE = """<style>
 </style>"""
 
 
-def _figure(value: object) -> str:
+def _number(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, (int, float)) and value == value else "–"
 
 
@@ -113,9 +113,7 @@ def show_table(t: Words, card: Sidecar, rows: list[tuple[str, np.ndarray]]) -> N
     for name, probs in rows:
         yes, largest = card.head.decide_one(probs)
         labels = [card.classes[k] for k in yes]
-        writer.writerow(
-            [name, labels if card.task == "multi-label" else labels[0], *(round(float(p), 8) for p in probs)]
-        )
+        writer.writerow([name, "; ".join(labels), *(round(float(p), 8) for p in probs)])
         lines.append([name, ", ".join(labels) or t["none"], largest, *map(float, probs)])
     columns = [t["image"], t["decision"], t["probability"], *(f"P({name})" for name in card.classes)]
     bars = {t["probability"]: st.column_config.ProgressColumn(format="%.4f", min_value=0.0, max_value=1.0)}
@@ -131,17 +129,17 @@ def show_table(t: Words, card: Sidecar, rows: list[tuple[str, np.ndarray]]) -> N
 
 
 def show_card(t: Words, predictor: Predictor, date: str) -> None:
-    """What the sidecar says: figures with their intervals, then how the model was made."""
+    """What the sidecar says: metrics with their intervals, then how the model was made."""
     card = predictor.card
-    figures = card.metrics if isinstance(card.metrics, dict) else {}
+    metrics = card.metrics if isinstance(card.metrics, dict) else {}
     left, right = st.columns(2, gap="large")
     with left:
-        if figures:
-            title = t["figures"].format(split=figures.get("split", "?"), n=figures.get("n", "?"))
-            note = t["figures_note"] if figures.get("split") == "val" else ""
-            block(f'<h2>{safe(title)}</h2><p class="soft">{note}</p>', *_figure_tables(t, figures))
+        if metrics:
+            title = t["metrics"].format(split=metrics.get("split", "?"), n=metrics.get("n", "?"))
+            note = t["metrics_note"] if metrics.get("split") == "val" else ""
+            block(f'<h2>{safe(title)}</h2><p class="soft">{note}</p>', *_metric_tables(t, metrics))
         else:
-            st.info(t["no_figures"])
+            st.info(t["no_metrics"])
     spec, network = card.preprocessing, card.network
     mean, std = (", ".join(f"{value:.4g}" for value in dict.fromkeys(values)) for values in (spec.mean, spec.std))
     shape = f"{spec.size_px} × {spec.size_px} px, {spec.fit}, {spec.interpolation}, {spec.channels.upper()}"
@@ -167,22 +165,22 @@ def show_card(t: Words, predictor: Predictor, date: str) -> None:
         block(f"<h2>{t['card']}</h2><table>", *lines, "</table>")
 
 
-def _figure_tables(t: Words, figures: dict) -> list[str]:
+def _metric_tables(t: Words, metrics: dict) -> list[str]:
     names = ("accuracy", "auc", "sensitivity", "specificity", "quadratic_kappa", "mean_absolute_error")
-    intervals = figures.get("intervals") if isinstance(figures.get("intervals"), dict) else {}
-    lines = [f"<table><tr><th>{t['figure']}</th><th>{t['value']}</th><th>{t['interval']}</th></tr>"]
+    intervals = metrics.get("intervals") if isinstance(metrics.get("intervals"), dict) else {}
+    lines = [f"<table><tr><th>{t['metric']}</th><th>{t['value']}</th><th>{t['interval']}</th></tr>"]
     for name in (*names, "calibration_error", "loss"):
-        if name in figures:
+        if name in metrics:
             bounds = intervals.get(name)  # type: ignore[union-attr]
-            between = " – ".join(map(_figure, bounds)) if isinstance(bounds, list) else ""
-            lines.append(f"<tr><td>{t[name]}</td><td>{_figure(figures[name])}</td><td>{between}</td></tr>")
-    rows = figures.get("per_class")
+            between = " – ".join(map(_number, bounds)) if isinstance(bounds, list) else ""
+            lines.append(f"<tr><td>{t[name]}</td><td>{_number(metrics[name])}</td><td>{between}</td></tr>")
+    rows = metrics.get("per_class")
     if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
         columns = ("precision", "recall", "f1", "specificity")
         heads = "".join(f"<th>{t[name]}</th>" for name in ("class", *columns, "support"))
         lines.append(f'</table><div class="wide"><table><tr>{heads}</tr>')
         for row in rows:
-            cells = [safe(row.get("class")), *(_figure(row.get(name)) for name in columns), safe(row.get("support"))]
+            cells = [safe(row.get("class")), *(_number(row.get(name)) for name in columns), safe(row.get("support"))]
             lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         lines.append("</table></div>")
         return lines

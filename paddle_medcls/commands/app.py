@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import socket
 import sys
@@ -32,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.app import is_local
     from paddle_medcls.errors import SetupError, WeightsError
     from paddle_medcls.report import NOTICE
 
@@ -67,14 +67,6 @@ def _work(args: argparse.Namespace) -> int:
     command += ["--", f"--weights={args.weights or ''}", f"--lang={args.lang or ''}"]
     cli.main(command, standalone_mode=False)
     return 0
-
-
-def is_local(address: str) -> bool:
-    """Whether an address means this machine alone."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def _refuse_taken(address: str, port: int) -> None:
