@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import re
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -96,6 +97,23 @@ def _sync_folder(folder: Path) -> None:
 def python_path() -> str:
     """PYTHONPATH under which a fresh process finds this package, installed or not."""
     return os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+
+
+def read_bounded(path: str | Path, most: int) -> bytes:
+    """The bytes of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: missing, larger, or a folder, pipe or device, which might never end.
+    """
+    found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError("a directory, not a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("a pipe or device, not a regular file")
+    if found.st_size > most:
+        raise OSError(f"{found.st_size:,} bytes; at most {most:,} are read")
+    with open(path, "rb") as file:
+        return file.read(found.st_size)
 
 
 def write_text(path: str | Path, text: str) -> None:

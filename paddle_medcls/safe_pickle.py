@@ -1,8 +1,18 @@
-"""Reading of pickles that strangers made: arrays and plain data, and nothing else.
+"""Reading of untrusted pickles: arrays and plain data only.
 
-`paddle.load` is `pickle.load`: a weight file can run any program. Here a file is first walked opcode by
-opcode, then read by an unpickler that knows a handful of names, each mapped to a stand-in of ours; no
-object of the file's choosing is ever made, and no more memory is taken than the file has bytes.
+`paddle.load` is `pickle.load`: a weight file can run any program. Here no unpickler of Python's runs. The file
+is read opcode by opcode, and only what Paddle and NumPy write (protocols 2 to 4) has a meaning:
+
+    value   = None, a bool, a number of at most 64 bits, text, a list, a dict, a tuple, an array
+    dict    = {} or OrderedDict(), then pairs; a key is text or a small integer, and occurs once
+    array   = _reconstruct(ndarray, (0,), b"b"), then its state (1, shape, dtype, is_fortran, bytes)
+    dtype   = dtype("f4", …) of booleans, integers or floats, then its state (3, "<", None, …)
+    number  = scalar(dtype, bytes)
+    bytes   = as they are; or encode(text, "latin1"), and bytes() for none (protocol 2)
+    tensor  = tuple((name, array)), inside a structure
+
+Nothing in a file is called, compared, hashed or descended into before its type is checked, and nothing takes
+more memory than a small multiple of the file's own size.
 """
 
 from __future__ import annotations
@@ -13,208 +23,288 @@ import pickle
 import pickletools
 import re
 import typing
-from collections.abc import Callable
 
 import numpy as np
 
-MAX_OPCODES = 2_000_000  # ResNet-152 has about 30,000
+MAX_OPCODES = 500_000  # ResNet-152 has about 30,000
+MAX_STACK = 20_000  # the writers put lists and dicts down in pieces of 1000 items
 MAX_NODES = 200_000
 MAX_DEPTH = 8
-MAX_TUPLE = 1000
+
+_GIVEN = frozenset(
+    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES "
+    "BINBYTES8".split()
+)
+"""Opcodes that put down the value that they carry."""
+
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_OTHERS = frozenset(
+    "PROTO FRAME STOP MARK EMPTY_LIST EMPTY_DICT TUPLE APPEND APPENDS SETITEM SETITEMS GLOBAL STACK_GLOBAL "
+    "REDUCE BUILD BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET".split()
+)
+_ALLOWED = _GIVEN | _CONSTANTS.keys() | _TUPLES.keys() | _OTHERS
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+
+_NAMES = {
+    "collections OrderedDict": "OrderedDict",
+    "builtins tuple": "tuple",
+    "__builtin__ tuple": "tuple",
+    "__builtin__ bytes": "bytes",
+    "_codecs encode": "encode",
+    "numpy ndarray": "ndarray",
+    "numpy dtype": "dtype",
+    **{f"numpy.{core}.multiarray {name}": name for core in ("core", "_core") for name in ("_reconstruct", "scalar")},
+}
+"""Names that a file may use; none of them is looked up: `_Reader.call` says what each gives."""
 
 
 def read_pickle(data: bytes) -> object:
     """Reads a pickle of dicts, lists, tuples, numbers, strings and numeric arrays.
 
     Raises:
-        pickle.UnpicklingError: for anything else, saying what was asked for.
+        pickle.UnpicklingError: for anything else, saying what was found.
     """
-    _scan(data)
+    if data[:1] != b"\x80":  # protocols 0 and 1, web pages, archives
+        raise pickle.UnpicklingError(f"not a weight file: begins with {data[:16]!r}")
     try:
-        value = _Unpickler(data).load()
-    except pickle.UnpicklingError:
-        raise
-    except Exception as error:  # a broken stream makes the unpickler raise almost anything
-        raise pickle.UnpicklingError(f"damaged weight file ({type(error).__name__}: {error})") from None
-    return _to_plain(value)
-
-
-_OPCODES = frozenset(
-    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "
-    "BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 "
-    "EMPTY_LIST EMPTY_DICT EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS "
-    "GLOBAL STACK_GLOBAL REDUCE BUILD BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET".split()
-)
-"""What protocols 2 to 4 write for dicts of arrays."""
-
-
-def _scan(data: bytes) -> None:
-    """Walks the opcodes without running them: the stream is whole, and what it declares is bounded.
-
-    A tuple may become a dict's key, and is then hashed item by item, in C: nested deeply that ends the
-    process, nested in itself it never ends. So a shadow of the stack counts what each tuple holds.
-    """
-    stack: list[int] = []  # of each value: what it holds, if it is a tuple; else 1
-    marks: list[int] = []
-    memo: dict[int, int] = {}
-    try:
-        for count, (opcode, given, _) in enumerate(pickletools.genops(data), start=1):
-            name, argument = opcode.name, typing.cast(typing.Any, given)
-            if count > MAX_OPCODES:
-                raise pickle.UnpicklingError("too many opcodes for a weight file")
-            if name not in _OPCODES:
-                raise pickle.UnpicklingError(f"opcode {name} is not allowed in a weight file")
-            if name == "LONG1" and not -(2**63) <= argument < 2**63:
-                raise pickle.UnpicklingError("a number of more than 64 bits")  # such keys can share a hash
-            if name in ("BINPUT", "LONG_BINPUT"):
-                if argument > count:
-                    raise pickle.UnpicklingError("a memo index that no writer makes")  # would allocate gigabytes
-                memo[argument] = stack[-1]
-            elif name == "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            elif name in ("BINGET", "LONG_BINGET"):
-                stack.append(memo[argument])
-            elif name == "MARK":
-                marks.append(len(stack))
-            else:
-                marked = pickletools.markobject in opcode.stack_before
-                start = marks.pop() if marked else max(len(stack) - len(opcode.stack_before), 0)
-                held = stack[start:]
-                del stack[start:]
-                if name.startswith("TUPLE"):
-                    stack.append(1 + sum(held))
-                    if stack[-1] > MAX_TUPLE:
-                        raise pickle.UnpicklingError("too large or too deep a tuple for a weight file")
-                elif not marked:  # the list or dict of APPENDS and SETITEMS lies below the mark, and stays
-                    stack += [1] * len(opcode.stack_after)
-    except ValueError as error:
+        return _to_plain(_Reader(data).read(), min(MAX_NODES, len(data)))
+    except (IndexError, KeyError):
+        raise pickle.UnpicklingError("damaged weight file: it uses a value that it does not hold") from None
+    except (ValueError, TypeError) as error:  # of text, numbers and arrays that are not what their length says
         raise pickle.UnpicklingError(
             f"not a weight file, or truncated (begins with {data[:16]!r}; {str(error)[:80]})"
         ) from None
-    except (LookupError, OverflowError) as error:
-        raise pickle.UnpicklingError(f"damaged weight file ({error})") from None
+
+
+def _kind(value: object) -> str:
+    """Its type's name, for a message."""
+    return type(value).__name__.lstrip("_")
+
+
+class _Name:
+    """A name of `_NAMES`, on its way to a call."""
+
+    def __init__(self, text: str) -> None:
+        if text not in _NAMES:
+            asked = text[:80].replace(" ", ".")
+            raise pickle.UnpicklingError(f"the file asks for {asked}, which no weight file needs; nothing was run")
+        self.text = _NAMES[text]
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: a numeric type and its byte order, nothing else."""
+    """A numeric type and its byte order."""
 
-    def __init__(self, code: object = "", *_: object) -> None:
-        if not isinstance(code, str) or not re.fullmatch(r"[biufc]\d{1,2}", code):
-            raise pickle.UnpicklingError(f"array type {str(code)[:20]!r} is not allowed in a weight file")
+    def __init__(self, code: str) -> None:
+        if not re.fullmatch(r"[biufc][0-9]{1,2}", code):
+            raise pickle.UnpicklingError(f"array type {code[:20]!r} is not allowed in a weight file")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state: tuple) -> None:
+    def build(self, state: tuple) -> None:
+        if len(state) != 8 or type(state[1]) is not str or any(part is not None for part in state[2:5]):
+            raise pickle.UnpicklingError("a damaged array type")
         if state[1] in ("<", ">"):
-            self.dtype = self.dtype.newbyteorder(state[1])
+            self.dtype = self.dtype.newbyteorder("<" if state[1] == "<" else ">")
+
+
+class _Tuple(tuple):
+    """A tuple that knows how deep it is."""
+
+    depth = 0
+
+    @staticmethod
+    def of(items: list) -> _Tuple:
+        made = _Tuple(items)
+        made.depth = 1 + max((item.depth for item in items if type(item) is _Tuple), default=0)
+        if made.depth > MAX_DEPTH:
+            raise pickle.UnpicklingError("too deep a tuple for a weight file")
+        return made
+
+
+_STATES = [(int, _Tuple, _Dtype, order, bytes) for order in (bool, int)]
 
 
 class _Array:
-    """Stands in for numpy.ndarray; the data are taken over when they are as long as the shape says."""
+    """An array, empty until its state is read; the data are taken over when they are as long as the shape says."""
 
     value: np.ndarray | None = None
 
-    def __setstate__(self, state: tuple) -> None:
+    def build(self, state: tuple) -> int:
+        """Returns the number of bytes."""
+        kinds = tuple(map(type, state))
+        if self.value is not None or kinds not in _STATES:
+            raise pickle.UnpicklingError("a damaged array")
         _, shape, kind, fortran, raw = state
-        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-            raise pickle.UnpicklingError("a damaged array")
-        if not isinstance(kind, _Dtype) or not isinstance(raw, bytes):
-            raise pickle.UnpicklingError("a damaged array")
-        if len(shape) > 32 or math.prod(shape) * kind.dtype.itemsize != len(raw):
+        if len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
+            raise pickle.UnpicklingError("a damaged array: its shape is not up to 32 numbers")
+        if math.prod(shape) * kind.dtype.itemsize != len(raw):
             raise pickle.UnpicklingError(f"an array declared as {shape} {kind.dtype} holds {len(raw)} bytes")
         self.value = np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if fortran else "C")
+        return len(raw)
 
 
-class _Pair(list):
-    """Stands in for the (name, array) tuple by which Paddle saves a tensor inside a structure."""
+class _Reader:
+    """The stack machine of a pickle, with values of this module's making alone.
 
+    Attributes:
+        stack: values since the last mark.
+        marked: the stacks below, one for each open mark.
+        encoded, held: bytes that encoded text and arrays may still take; in all no more than the file has.
+    """
 
-def _pair(items: object) -> _Pair:
-    if not isinstance(items, tuple) or len(items) != 2:
-        raise pickle.UnpicklingError("a call of tuple that no weight file needs")
-    return _Pair(items)
-
-
-def _scalar(kind: object, raw: object = b"") -> object:
-    if not isinstance(kind, _Dtype) or not isinstance(raw, bytes) or len(raw) != kind.dtype.itemsize:
-        raise pickle.UnpicklingError("a damaged number")
-    return np.frombuffer(raw, kind.dtype)[0].item()
-
-
-class _Maker:
-    """A function that a file may call; a plain one could have its defaults changed by the file."""
-
-    __slots__ = ("_make",)
-    _make: Callable
-
-    def __init__(self, make: Callable) -> None:
-        object.__setattr__(self, "_make", make)
-
-    def __call__(self, *arguments: object) -> object:
-        return self._make(*arguments)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise pickle.UnpicklingError("an attempt to change the reader")
-
-
-class _Unpickler(pickle.Unpickler):
     def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
-        left = len(data)
+        self.stream = io.BytesIO(data)
+        self.stack: list = []
+        self.marked: list[list] = []
+        self.memo: dict[int, object] = {}
+        self.encoded = self.held = len(data)
 
-        def latin1(text: str, encoding: str) -> bytes:
-            """Protocol 2 writes bytes as `_codecs.encode(text, "latin1")`; in all they fit in the file."""
-            nonlocal left
-            left -= len(text)
-            if encoding != "latin1" or not isinstance(text, str) or left < 0:
-                raise pickle.UnpicklingError("an encoding that no weight file uses")
-            return text.encode("latin1")
+    def read(self) -> object:
+        """Reads up to the end mark; the one value that is then on the stack."""
+        for _ in range(MAX_OPCODES):
+            code = self.stream.read(1)
+            opcode = _OPCODES.get(code.decode("latin-1"))
+            if opcode is None:
+                raise ValueError(f"{code!r} at {self.stream.tell() - 1} is no opcode" if code else "the end is missing")
+            if opcode.name not in _ALLOWED:
+                raise pickle.UnpicklingError(f"opcode {opcode.name} is not allowed in a weight file")
+            argument = typing.cast(typing.Any, opcode.arg.reader(self.stream) if opcode.arg else None)
+            if opcode.name == "STOP":
+                if len(self.stack) != 1 or self.marked:
+                    raise pickle.UnpicklingError("damaged weight file: it does not end with one value")
+                return self.stack[0]
+            self.step(opcode.name, argument)
+            if len(self.stack) > MAX_STACK or len(self.marked) > 4 * MAX_DEPTH:
+                raise pickle.UnpicklingError("too large or too deep a structure for a weight file")
+        raise pickle.UnpicklingError("too many opcodes for a weight file")
 
-        self._allowed: dict[tuple[str, str], object] = {
-            ("collections", "OrderedDict"): _Maker(lambda: {}),
-            ("__builtin__", "bytes"): _Maker(lambda: b""),  # protocol 2, an empty array
-            ("builtins", "tuple"): _Maker(_pair),
-            ("__builtin__", "tuple"): _Maker(_pair),
-            ("numpy", "ndarray"): "numpy.ndarray",  # only ever passed to _reconstruct
-            ("numpy", "dtype"): _Maker(_Dtype),
-            ("_codecs", "encode"): _Maker(latin1),
-        }
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            self._allowed[module, "_reconstruct"] = _Maker(lambda *_: _Array())
-            self._allowed[module, "scalar"] = _Maker(_scalar)
+    def step(self, name: str, argument: typing.Any) -> None:
+        """One opcode."""
+        stack = self.stack
+        if name in _GIVEN:
+            if name == "LONG1" and not -(2**63) <= argument < 2**63:
+                raise pickle.UnpicklingError("a number of more than 64 bits")
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _TUPLES:
+            stack.append(_Tuple.of([self.pop() for _ in range(_TUPLES[name])][::-1]))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        elif name == "MARK":
+            self.marked.append(stack)
+            self.stack = []
+        elif name in ("TUPLE", "APPENDS", "SETITEMS"):
+            self.stack = self.marked.pop()
+            self.stack.append(_Tuple.of(stack)) if name == "TUPLE" else self.extend(stack, name)
+        elif name in ("APPEND", "SETITEM"):
+            items = [self.pop() for _ in range(1 if name == "APPEND" else 2)]
+            self.extend(items[::-1], f"{name}S")
+        elif name == "EMPTY_LIST":
+            stack.append([])
+        elif name == "EMPTY_DICT":
+            stack.append({})
+        elif name == "GLOBAL":
+            stack.append(_Name(argument))
+        elif name == "STACK_GLOBAL":
+            last, module = self.pop(str), self.pop(str)
+            stack.append(_Name(f"{module} {last}"))
+        elif name == "REDUCE":
+            arguments, function = self.pop(_Tuple), self.pop(_Name)
+            stack.append(self.call(function.text, arguments))
+        elif name == "BUILD":
+            self.build(self.pop(_Tuple))
+        # PROTO and FRAME say nothing that is needed
 
-    def find_class(self, module: str, name: str) -> object:
-        try:
-            return self._allowed[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"the file asks for {module}.{name}, which no weight file needs; nothing was run"
-            ) from None
+    def pop(self, kind: type = object) -> typing.Any:
+        """The last value; refused unless it is of this type."""
+        value = self.stack.pop()
+        if kind is not object and type(value) is not kind:
+            raise pickle.UnpicklingError(f"damaged weight file: a {_kind(value)} where something else belongs")
+        return value
+
+    def extend(self, items: list, name: str) -> None:
+        """Adds items to the list, or keys and values to the dict, that is the last value."""
+        target = self.stack[-1]
+        if name == "APPENDS" and type(target) is list:
+            target.extend(items)
+            return
+        if name == "APPENDS" or type(target) is not dict:
+            raise pickle.UnpicklingError(f"damaged weight file: a {_kind(target)} that items are added to")
+        if len(items) % 2:
+            raise pickle.UnpicklingError("a key without a value")
+        for key, value in zip(items[::2], items[1::2]):
+            if type(key) is not str and not (type(key) is int and abs(key) < 2**31):
+                raise pickle.UnpicklingError("a dict with keys that are not names")
+            if key in target:
+                raise pickle.UnpicklingError(f"the name {str(key)[:80]!r} occurs twice in a dict")
+            target[key] = value
+
+    def call(self, name: str, arguments: tuple) -> object:
+        """What a call gives; anything but the calls that Paddle and NumPy write is refused."""
+        kinds = tuple(map(type, arguments))
+        if name == "OrderedDict" and not kinds:
+            return {}
+        if name == "bytes" and not kinds:
+            return b""
+        if name == "tuple" and kinds == (_Tuple,):
+            return arguments[0]
+        if name == "encode" and kinds == (str, str) and arguments[1] == "latin1":
+            self.encoded -= len(arguments[0])
+            if self.encoded >= 0:
+                return arguments[0].encode("latin1")
+        if name == "dtype" and kinds[:1] == (str,):
+            return _Dtype(arguments[0])
+        if name == "_reconstruct" and kinds == (_Name, _Tuple, bytes) and arguments[0].text == "ndarray":
+            return _Array()
+        if name == "scalar" and kinds == (_Dtype, bytes) and arguments[0].dtype.itemsize == len(arguments[1]):
+            return np.frombuffer(arguments[1], arguments[0].dtype)[0].item()
+        raise pickle.UnpicklingError(f"a call of {name} that no weight file makes")
+
+    def build(self, state: tuple) -> None:
+        """Gives the last value, an array or its type, its state."""
+        target = self.stack[-1]
+        if type(target) is _Array:
+            self.held -= target.build(state)
+        elif type(target) is _Dtype:
+            target.build(state)
+        else:
+            raise pickle.UnpicklingError(f"an attempt to set the state of a {_kind(target)}")
+        if self.held < 0:
+            raise pickle.UnpicklingError("arrays of more bytes than the file has")
 
 
-def _to_plain(value: object) -> object:
-    """Stand-ins become arrays, (name, array) pairs their array; everything else must be plain data."""
-    left = [MAX_NODES]
+def _to_plain(value: object, left: int) -> object:
+    """Arrays as NumPy's, (name, array) pairs as their array; everything else must be plain data.
+
+    Args:
+        left: number of values that there may be, each counted as often as it is met.
+    """
 
     def convert(item: object, depth: int) -> object:
-        left[0] -= 1
-        if left[0] < 0 or depth > MAX_DEPTH:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > MAX_DEPTH:
             raise pickle.UnpicklingError("too large or too deep a structure for a weight file")
         if isinstance(item, _Array):
             if item.value is None:
                 raise pickle.UnpicklingError("a damaged array")
             return item.value
         if isinstance(item, dict):
-            if not all(isinstance(key, (str, int)) for key in item):
-                raise pickle.UnpicklingError("a dict with keys that are not names")
             return {key: convert(child, depth + 1) for key, child in item.items()}
         if isinstance(item, (list, tuple)):
             children = [convert(child, depth + 1) for child in item]
-            is_tuple = isinstance(item, (tuple, _Pair))
-            if is_tuple and len(children) == 2 and isinstance(children[0], str) and isinstance(children[1], np.ndarray):
+            if isinstance(item, list):
+                return children
+            if len(children) == 2 and isinstance(children[0], str) and isinstance(children[1], np.ndarray):
                 return children[1]  # how Paddle saves a tensor inside a structure
-            return tuple(children) if is_tuple else children
-        if item is None or isinstance(item, (bool, int, float, str)):
+            return tuple(children)
+        if item is None or type(item) in (bool, int, float, str):
             return item
-        raise pickle.UnpicklingError(f"a {type(item).__name__} is not allowed in a weight file")
+        raise pickle.UnpicklingError(f"a {_kind(item)} is not allowed in a weight file")
 
     return convert(value, 0)

@@ -10,9 +10,12 @@ import os
 import pickle
 import re
 import struct
+import subprocess
+import sys
 import tracemalloc
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -20,11 +23,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import toynet  # noqa: F401  adds the networks "toy"
-from fakes import palm_tree, pixels, within, write_image
+from fakes import ROOT, palm_tree, pixels, within, write_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from notebooks import DEPTHS, Net001, Net003, trained
 
+from paddle_medcls import safe_pickle
 from paddle_medcls.data import load_index
 from paddle_medcls.errors import WeightsError
 from paddle_medcls.evaluate import evaluate_split
@@ -425,21 +429,43 @@ def short(text: str) -> bytes:
     return b"\x8c" + bytes([len(text)]) + text.encode()
 
 
-def array_pickle(shape: bytes, content: bytes, kind: str = "f4") -> bytes:
-    """{"w": array} by hand, with any shape (opcodes of a tuple) and any content."""
+def array_opcodes(shape: bytes, content: bytes, kind: str = "f4", dtype_state: bytes = b"") -> bytes:
+    """An array by hand, with any shape (opcodes of a tuple), any content and any state of its type."""
     return b"".join(
         [
-            b"\x80\x04}" + short("w"),
             b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R",
-            b"(K\x01" + shape + b"cnumpy\ndtype\n" + short(kind) + b"\x89\x88\x87R" + b"\x89" + content + b"tb",
-            b"s.",
+            b"(K\x01" + shape + b"cnumpy\ndtype\n" + short(kind) + b"\x89\x88\x87R" + dtype_state + b"\x89" + content,
+            b"tb",
         ]
     )
+
+
+def array_pickle(shape: bytes, content: bytes, kind: str = "f4", dtype_state: bytes = b"") -> bytes:
+    """{"w": array}."""
+    return b"\x80\x04}" + short("w") + array_opcodes(shape, content, kind, dtype_state) + b"s."
 
 
 def doubled(levels: int, opcode: bytes = b"\x86") -> bytes:
     """t = (t, t), `levels` times, through the memo."""
     return b")\x94" + b"".join(b"h" + bytes([k]) + b"h" + bytes([k]) + opcode + b"\x94" for k in range(levels))
+
+
+def endless() -> dict[str, bytes]:
+    """Programs that ended the process, or kept it busy for minutes or for ever, while tuples were hashed."""
+    numbers = (b"J\xff\xff\xff\xff", b"J\xfe\xff\xff\xff")  # -1 and -2 have one hash, and so have tuples of them
+    tuples = b"".join(b"(" + b"".join(key) + b"t\x94" for key in product(numbers, repeat=8))
+    keys = [b"h" + bytes([a, 104, b]) + b"\x86" for a in range(256) for b in range(256)]
+    pairs = b"".join(b"(" + b"N".join(keys[start : start + 256]) + b"Nu" for start in range(0, len(keys), 256))
+    doubling = b"".join(b"h" + bytes([k]) + b"\x86Nb\x94" for k in range(60))
+    return {
+        "tuples in tuples, each with a state of None": b"\x80\x04})" + b"\x85Nb" * 600_000 + b"Ns.",
+        "doubled tuples, each with a state of None": b"\x80\x04})\x94" + doubling + b"Ns.",
+        "65,536 keys of one hash": b"\x80\x04}" + short("w") + b"](" + tuples + b"es" + pairs + b".",
+        "a list in a list, 100,000 times": b"\x80\x04]\x94]\x94"
+        + b"".join(b"]j" + struct.pack("<I", k) + b"a\x94a" for k in range(1, 99_000))
+        + b"a.",
+        "500,001 numbers": b"\x80\x04]" + b"K\x01a" * 500_001 + b".",
+    }
 
 
 class _Persistent(pickle.Pickler):
@@ -518,6 +544,9 @@ def hostile(canary: Path) -> dict[str, bytes]:
         "billion laughs in lists": b"\x80\x04]\x94"
         + b"".join(b"](" + (b"h" + bytes([k])) * 10 + b"e\x94" for k in range(40))
         + b".",
+        "billion laughs in lists of a list": b"\x80\x04](]\x94"
+        + b"".join(b"](" + (b"h" + bytes([k])) * 10 + b"e\x94" for k in range(40))
+        + b"e.",
         "billion laughs in tuples": b"\x80\x04" + doubled(60) + b".",
         "billion laughs as a key": b"\x80\x04}" + doubled(60) + b"Ns.",
         "billion laughs by copies": b"\x80\x04X"
@@ -535,6 +564,19 @@ def hostile(canary: Path) -> dict[str, bytes]:
         "colliding keys": b"\x80\x04}("
         + b"".join(b"\x8a\x0a" + (((1 << 61) - 1) * k).to_bytes(10, "little") + b"N" for k in range(1, 20_000))
         + b"u.",
+        "a call with a tuple of lists": global_ + b"cbuiltins\ntuple\n](]]]e\x85Rs.",
+        "an array made twice": array_pickle(b"K\x01\x85", b"C\x04abcd").replace(b"tb", b"t\x94bh\x00b"),
+        "arrays of one another's bytes": b"\x80\x04]("
+        + array_opcodes(b"M\x10\x27\x85", b"B\x10\x27\x00\x00" + bytes(10_000) + b"\x94", "u1")
+        + array_opcodes(b"M\x10\x27\x85", b"h\x00", "u1") * 200
+        + b"e.",
+        "a name twice": b"\x80\x04}(" + (short("w") + b"N") * 2 + b"u.",
+        "array type with fields": array_pickle(
+            b"K\x01\x85",
+            b"C\x04abcd",
+            dtype_state=b"(K\x03" + short("<") + b"N" + short("a") * 2 + b"K\x01K\x01K\x00tb",
+        ),
+        **endless(),
         # no weight files
         "a list": pickle.dumps([weights], 4),
         "a text": pickle.dumps("weights", 4),
@@ -582,6 +624,32 @@ def test_hostile_files(name: str, tmp_path: Path) -> None:
     assert read_pickle(valid)["w"].tolist() == [0, 1, 2]
 
 
+def test_array_opcodes_can_be_right() -> None:
+    """The faults above are the ones that their names say, since the same opcodes without them are an array."""
+    state = b"(K\x03" + short("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    for data in (array_pickle(b"K\x01\x85", b"C\x04\0\0\x80?", dtype_state=part) for part in (b"", state)):
+        assert read_pickle(data)["w"].tolist() == pickle.loads(data)["w"].tolist() == [1]
+
+
+@pytest.mark.parametrize("name", endless())
+def test_no_program_runs_for_long(name: str, tmp_path: Path) -> None:
+    """In a process of its own, which a stack overflow or an endless loop in C would end or hold up."""
+    (tmp_path / "file").write_bytes(endless()[name])
+    code = """
+import pathlib, pickle, sys
+from paddle_medcls.safe_pickle import read_pickle
+try:
+    read_pickle(pathlib.Path(sys.argv[1]).read_bytes())
+except pickle.UnpicklingError:
+    print("refused")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "file")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+
+
 def test_the_canary_would_sing(tmp_path: Path) -> None:
     """The same files, read by pickle, do run: the test above can fail."""
     canary = tmp_path / "canary"
@@ -613,6 +681,24 @@ def test_missing_and_directory(tmp_path: Path) -> None:
         read_weights(tmp_path / "none.pdparams")
     with pytest.raises(WeightsError, match="directory"):
         read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pipe.pdparams", "pipe.safetensors"])
+def test_a_pipe_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    """Opening it would wait for a writer for ever."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(WeightsError, match="not a regular file"):
+        within(20, lambda: read_weights(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.pdparams", "a.safetensors"])
+def test_an_empty_file_and_one_too_large(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(WeightsError, match="the file is empty"):
+        read_weights(tmp_path / name)
+    os.truncate(tmp_path / name, 1 << 40)  # takes no space on the disk
+    with pytest.raises(WeightsError, match="1,099,511,627,776 bytes; at most 4,294,967,296 are read"):
+        read_weights(tmp_path / name)
 
 
 def test_a_file_that_is_not_the_sidecars_is_refused(tmp_path: Path) -> None:
@@ -728,38 +814,108 @@ def mutations(draw: st.DrawFn) -> bytes:
 
 def read_or_refuse(data: bytes) -> None:
     try:
-        value = read_pickle(data)
+        value = within(60, lambda: read_pickle(data))
     except pickle.UnpicklingError:
         return
-    plain(value)
+    found: dict[int, np.ndarray] = {}
+    plain(value, found)
+    assert sum(array.nbytes for array in found.values()) <= len(data)
 
 
-def plain(value: object) -> None:
-    """What comes out is made of plain things alone."""
+def plain(value: object, arrays: dict[int, np.ndarray]) -> None:
+    """What comes out is made of plain things alone; gathers the arrays."""
     if type(value) is dict:
         for key, child in value.items():
             assert type(key) in (str, int)
-            plain(child)
+            plain(child, arrays)
     elif type(value) in (list, tuple):
         for child in value:
-            plain(child)
+            plain(child, arrays)
     else:
         assert value is None or type(value) in (bool, int, float, complex, str, np.ndarray)
-        assert not isinstance(value, np.ndarray) or value.dtype.kind in "biufc"
+        if isinstance(value, np.ndarray):
+            assert value.dtype.kind in "biufc"
+            arrays[id(value)] = value
 
 
-@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+FRAGMENTS = {  # what can be put down anywhere
+    "NONE": b"N",
+    "BOOL": b"\x88",
+    "INT": b"K\x02",
+    "NEGATIVE": b"J\xfe\xff\xff\xff",
+    "FLOAT": b"G?\xf0\0\0\0\0\0\0",
+    "TEXT": short("f4"),
+    "LATIN1": short("latin1"),
+    "BYTES": b"C\x04abcd",
+    "LIST": b"]",
+    "DICT": b"}",
+    "EMPTY": b")",
+    "ARRAY": array_opcodes(b"K\x01\x85", b"C\x04abcd"),
+    "PAIR": short("name") + array_opcodes(b"K\x00\x85", b"C\x00") + b"\x86",
+    **{name: b"c" + name.replace(" ", "\n").encode() + b"\n" for name in safe_pickle._NAMES},
+}
+POPS = {b"\x85": 1, b"\x86": 2, b"\x87": 3, b"a": 2, b"s": 3, b"R": 2, b"b": 2}  # each leaves one value
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> bytes:
+    """Well-formed opcodes: nothing is missing on the stack, every mark is closed, and one value is left.
+
+    The types are any, so most programs are refused for what they do; pieces that leave the stack as high as it
+    was are repeated, up to 3000 times.
+    """
+    steps: list[bytes] = []
+    heights = [0]  # values on the stack; below the last mark, those under each mark
+    since: list[tuple[int, list[int]]] = []  # number of steps, and the heights then
+    memo = 0
+    for _ in range(draw(st.integers(1, 40))):
+        fitting = [code for code, needs in POPS.items() if heights[-1] >= needs]
+        closing = [b"t"] + [b"u", b"e"] * (len(heights) > 1 and heights[-2] > 0)
+        kind = draw(st.sampled_from(["put"] * 4 + ["pop"] * 6 + ["mark", "close", "memo", "get", "repeat"]))
+        since.append((len(steps), list(heights)))
+        if kind == "put":
+            steps.append(draw(st.sampled_from(list(FRAGMENTS.values()))))
+            heights[-1] += 1
+        elif kind == "pop" and fitting:
+            steps.append(draw(st.sampled_from(fitting)))
+            heights[-1] += 1 - POPS[steps[-1]]
+        elif kind == "mark" and len(heights) < 6:
+            steps.append(b"(")
+            heights.append(0)
+        elif kind == "close" and len(heights) > 1:
+            steps.append(draw(st.sampled_from(closing)))
+            heights.pop()
+            heights[-1] += steps[-1] == b"t"
+        elif kind == "memo" and heights[-1]:
+            steps.append(b"\x94")
+            memo += 1
+        elif kind == "get" and memo:
+            steps.append(b"h" + bytes([draw(st.integers(0, memo - 1))]))
+            heights[-1] += 1
+        elif kind == "repeat":
+            same = [steps[start:] for start, before in since if before == heights and start < len(steps)]
+            piece = draw(st.sampled_from(same or [[]]))
+            steps += piece * draw(
+                st.sampled_from([times for times in (0, 1, 2, 9, 3000) if times * len(piece) < 10_000])
+            )
+    while len(heights) > 1:
+        steps.append(b"t")
+        heights.pop()
+        heights[-1] += 1
+    steps += [b"N"] * (heights[-1] == 0) + [b"\x86"] * (heights[-1] - 1)
+    return b"\x80\x04" + b"".join(steps) + b"."
+
+
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(mutations())
+@given(st.one_of(mutations(), programs()))
 def test_fuzzed_weight_files(data: bytes) -> None:
     """Any exception but UnpicklingError is a defect."""
     read_or_refuse(data)
 
 
-@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # a text opcode, decoded before it is refused
 @pytest.mark.slow
 @settings(max_examples=50_000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.one_of(mutations(), st.binary(max_size=200).map(lambda tail: b"\x80\x04" + tail)))
+@given(st.one_of(mutations(), programs(), st.binary(max_size=200).map(lambda tail: b"\x80\x04" + tail)))
 def test_fuzzed_weight_files_for_minutes(data: bytes) -> None:
     read_or_refuse(data)
 
