@@ -18,7 +18,7 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.distributed import from_first, whole_batch_norm
 from paddle_medcls.errors import SetupError
 from paddle_medcls.evaluate import flips_of
-from paddle_medcls.frozen import cached_features, freeze, frozen_hash
+from paddle_medcls.frozen import cached_features, freeze, frozen_hash, usable_folder
 from paddle_medcls.models import Network, network_for
 from paddle_medcls.models.accelerate import obstacle
 from paddle_medcls.models.pretrained import pretrained_file
@@ -148,6 +148,7 @@ def build_learner(
     else:
         freeze(model)
         frozen = data.facts["frozen_weights"] = frozen_hash(model)
+        cache = usable_folder(cache, model, say) if rank == 0 else cache
 
         def features(index: Index, view: int | None) -> np.ndarray:
             def path() -> str:

@@ -4,22 +4,25 @@ A network with frozen features gives the same features for the same image every 
 computed once, kept on disk, and the head trains on them in seconds. Training images are augmented:
 `views` random versions of each are kept, and epoch e uses version e modulo `views`.
 
-A file is named by a hash of all that it depends on (frozen weights, preprocessing, augmentation, the
-image files with their sizes and times), so it is never stale and serves later runs.
+A file is named by a hash of all that it depends on (frozen weights, preprocessing, augmentation, the bytes
+of the images, the versions of Paddle and the decoders), so it is never stale and serves later runs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.data.cache import keyed_file
+from paddle_medcls.data.cache import content_key, keyed_file, refuse_changed
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import Batch, ImageDataset, cut, load_batches
-from paddle_medcls.data.statistics import file_key
 from paddle_medcls.files import atomic_write
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
@@ -86,15 +89,34 @@ def cached_features(
         A .npy file, (N, D) float32.
     """
     spec = recipe.preprocessing
-    key: list = [weights_hash, spec.to_json(), file_key(index, spec.channels)]
+    content = content_key(index, workers)
+    key: list = [weights_hash, paddle.__version__, spec.to_json(), content]
     if view is not None:
         key += [view, recipe.seed, asdict(recipe.augmentation)]
     path = keyed_file(folder, key)
     if not path.is_file():
         dataset = ImageDataset(index, spec, None if view is None else recipe.augmentation, recipe.seed, view or 0)
         what = f"features of {index.split}" + ("" if view is None else f", view {view + 1}")
-        atomic_write(path, lambda temporary: _compute(model, dataset, temporary, workers, what))
+
+        def write(temporary: str) -> None:
+            _compute(model, dataset, temporary, workers, what)
+            refuse_changed(index, content, workers)
+
+        atomic_write(path, write)
     return path
+
+
+def usable_folder(folder: Path, model, say: Callable[[str], None]) -> Path:
+    """The folder, or where it cannot be written, a temporary one that is removed with the model."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        say(f"features are not kept for later runs: {folder}: {error.strerror or error}")
+        temporary = tempfile.mkdtemp(prefix="paddle_medcls-features-")
+        weakref.finalize(model, shutil.rmtree, temporary, ignore_errors=True)
+        return Path(temporary)
 
 
 def _compute(model, dataset: ImageDataset, target: str, workers: int, what: str) -> None:

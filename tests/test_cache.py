@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
+import json
 import os
 import threading
 from pathlib import Path
@@ -12,16 +14,16 @@ import cv2
 import numpy as np
 import pytest
 import toynet  # noqa: F401  its networks
-from fakes import pixels, recipe, write_image
+from fakes import palm_tree, pixels, recipe, write_image
 from PIL import Image, ImageOps
 
 from paddle_medcls import files
 from paddle_medcls.data import cache, load_index
-from paddle_medcls.data.cache import scan_cached
+from paddle_medcls.data.cache import content_key, scan_cached
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.sample import draw
 from paddle_medcls.data.statistics import scan
-from paddle_medcls.errors import DataError, RecipeError
+from paddle_medcls.errors import DataError, RecipeError, RunError, Stopped
 from paddle_medcls.images import Preprocessing, decode_image, fit, read_image
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.train import Options, train
@@ -79,12 +81,106 @@ def test_a_changed_file_list_or_geometry_is_another_cache(index: Index, palm_roo
     assert len(list(folder.glob("*.npy"))) == 3
     built(index, folder, Preprocessing(size_px=16, channels="bgr", mean=(1.0, 2.0, 3.0)))
     assert len(list(folder.glob("*.npy"))) == 3  # mean and std come after it
-    path = Path(index.sources[3])
-    before = path.stat()
-    write_image(path, pixels(99))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    _, images, _ = built(index, folder)
-    np.testing.assert_array_equal(images[3], fit(read_image(path), SPEC))
+
+
+def same_from_outside(root: Path, seed: int) -> Index:
+    """A PALM folder whose files are alike in name, size and time whatever the seed, as an archive gives them."""
+    index = load_index("palm", palm_tree(root), "train")
+    for number, split in enumerate(("train", "val")):
+        for row, path in enumerate(load_index("palm", root, split).sources):
+            path.write_bytes(cv2.imencode(".bmp", pixels(seed + 100 * number + row))[1].tobytes())
+            os.utime(path, ns=(0, 0))
+    return index
+
+
+def test_another_folders_pixels_are_never_used(tmp_path: Path) -> None:
+    """Names, sizes and times agree; also where the files themselves are replaced in their place."""
+    a, b = same_from_outside(tmp_path / "a", 0), same_from_outside(tmp_path / "b", 1000)
+    facts = [[(p.stat().st_size, p.stat().st_mtime_ns) for p in index.sources] for index in (a, b)]
+    assert facts[0] == facts[1] and a.fingerprint() == b.fingerprint()
+    folder = tmp_path / "images"
+    for root, seed, index in (("a", 0, a), ("b", 1000, b), ("a", 2000, same_from_outside(tmp_path / "a", 2000))):
+        figures, images, _ = built(index, folder)
+        for row, path in enumerate(index.sources):
+            np.testing.assert_array_equal(images[row], fit(read_image(path), SPEC), f"{root} {seed}")
+        assert figures == scan(index, 1, "bgr")
+
+
+def test_a_resume_sees_pixels_replaced_in_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paddle_medcls.rundir.write_outputs", lambda *_: None)
+    root, own = tmp_path / "a", recipe(model="toy", epochs=2)
+    same_from_outside(root, 0)
+    quiet = {"device": "cpu", "workers": 1, "say": lambda line: None, "image_cache": str(tmp_path / "images")}
+    with pytest.raises(Stopped):
+        train(own, root, tmp_path / "run", Options(**quiet, deadline=-1.0))
+    same_from_outside(root, 1000)
+    with pytest.raises(RunError, match="other pixels under the same names"):
+        train(own, root, tmp_path / "run", Options(**quiet), resume=True)
+
+
+@pytest.mark.parametrize("nanoseconds", [0, 4_000_000_000 * 10**9])
+def test_the_clock_does_not_matter(
+    index: Index, tmp_path: Path, nanoseconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times of 1970 and of 2096: the cache is used, and follows the bytes."""
+    for path in index.sources:
+        os.utime(path, ns=(nanoseconds, nanoseconds))
+    _, images, _ = built(index, tmp_path / "images")
+    with monkeypatch.context() as patch:
+        forbid_reading(patch)
+        np.testing.assert_array_equal(built(index, tmp_path / "images")[1], images)
+    write_image(Path(index.sources[3]), pixels(99))
+    os.utime(index.sources[3], ns=(nanoseconds, nanoseconds))
+    np.testing.assert_array_equal(built(index, tmp_path / "images")[1][3], fit(read_image(index.sources[3]), SPEC))
+
+
+@pytest.mark.parametrize("package", ["pydicom", "pillow"])
+def test_another_decoder_is_another_cache(index: Index, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, version = content_key(index, 1), cache.importlib.metadata.version
+    assert content_key(index, 2) == before
+    monkeypatch.setattr(cache.importlib.metadata, "version", lambda name: "0.0" if name == package else version(name))
+    assert content_key(index, 1) != before
+
+
+def test_a_file_is_hashed_again_only_when_its_status_changes(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr(cache, "sha256", lambda path: hashed.append(path) or "0" * 64)
+    for _ in range(2):
+        content_key(index, 2)
+    assert len(hashed) == len(index)
+    path = Path(index.sources[0])
+    path.rename(path.with_suffix(".old"))
+    path.write_bytes(path.with_suffix(".old").read_bytes())
+    content_key(index, 2)
+    assert len(hashed) == len(index) + 1
+
+
+def test_images_replaced_while_they_are_read_are_refused(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replacing(*arguments: object) -> dict:
+        figures = scan(*arguments)
+        write_image(Path(index.sources[5]), pixels(77))
+        return figures
+
+    monkeypatch.setattr(cache, "scan", replacing)
+    with pytest.raises(DataError, match="images of the train split changed while they were read"):
+        built(index, tmp_path / "images")
+    assert list((tmp_path / "images").iterdir()) == []
+
+
+def test_the_cache_of_version_0_1_is_not_read(index: Index, tmp_path: Path) -> None:
+    """Named as then, by sizes and times, with other pixels in it."""
+    digest = hashlib.sha256(f"2 bgr {index.fingerprint()}".encode())
+    for path in index.sources:
+        digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    geometry = [getattr(SPEC, name) for name in cache.GEOMETRY]
+    old = cache.keyed_file(tmp_path, [digest.hexdigest(), geometry, cv2.__version__])
+    np.save(old, np.zeros((len(index), 16, 16, 3), np.uint8))
+    old.with_suffix(".json").write_text(json.dumps(scan(index, 1, "bgr")))
+    _, images, said = built(index, tmp_path)
+    np.testing.assert_array_equal(images[0], fit(index.read(0, "bgr"), SPEC))
+    assert images.any() and "image cache of train" in said[0] and old.is_file()
 
 
 @pytest.mark.parametrize("harm", ["cut", "no figures", "empty", "another shape"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import cv2
 import fakes
 import numpy as np
 import pytest
@@ -141,6 +143,27 @@ def test_the_cache_is_never_stale(palm_root: Path, tmp_path: Path) -> None:
     index.sources[0].write_bytes(index.sources[1].read_bytes())
     features()
     assert len(list(folder.iterdir())) == 7
+
+
+def test_features_of_other_pixels_of_the_same_size_and_time_are_not_used(palm_root: Path, tmp_path: Path) -> None:
+    model, recipe, folder = small_model(), frozen_recipe(), tmp_path / "features"
+    index = load_index("palm", palm_root, "val")
+    found = []
+    for seed in (0, 100):
+        for row, path in enumerate(index.sources):
+            path.write_bytes(cv2.imencode(".bmp", fakes.pixels(seed + row))[1].tobytes())
+            os.utime(path, ns=(0, 0))
+        found.append(np.load(cached_features(model, "w", index, recipe, None, folder, 0)))
+    assert np.abs(found[0] - found[1]).max() > 1e-3 and len(list(folder.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_leaves_a_run_without_kept_features(palm_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "features").write_text("a file, where the folder of the features would be")
+    said: list[str] = []
+    train(frozen_recipe(), palm_root, tmp_path / "run", Options(device="cpu", workers=0, say=said.append))
+    assert sum("features are not kept for later runs" in line for line in said) == 1
+    train(frozen_recipe(), palm_root, tmp_path / "elsewhere" / "run", QUIET)
+    assert read_run(tmp_path / "run") == read_run(tmp_path / "elsewhere" / "run")
 
 
 def test_hash_sees_what_is_frozen_and_not_the_head() -> None:

@@ -122,14 +122,15 @@ def _figures(index: Index, channels: str, sums: np.ndarray, pixels: int, sizes: 
 
 
 def file_key(index: Index, channels: str) -> str:
-    """Changes whenever the list, a label, a file's size or its time changes."""
+    """Changes whenever the list, a label, a file's place, size, number or times change."""
     digest = hashlib.sha256(f"{VERSION} {channels} {index.fingerprint()}".encode())
     if isinstance(index.sources, np.ndarray):
         digest.update(np.ascontiguousarray(index.sources).data)
     else:
         for path in index.sources:
             status = Path(path).stat()
-            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+            times = f"{status.st_mtime_ns} {status.st_ctime_ns}"  # the second cannot be set, as archives do the first
+            digest.update(f"{Path(path).resolve()} {status.st_size} {times} {status.st_ino}\n".encode())
     return digest.hexdigest()
 
 
