@@ -1,14 +1,17 @@
 """The duplicate and leak check, on made images and on the real ones."""
 
+import json
 import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from fakes import covid_tree
 
+from paddle_medcls.commands import prepare
 from paddle_medcls.data import load_index
-from paddle_medcls.data.check import check
+from paddle_medcls.data.check import _correlations, check
 from paddle_medcls.data.index import Index
 
 REAL = os.environ.get("MEDCLS_TEST_DATA")
@@ -67,6 +70,75 @@ def test_lists_images_of_another_mode_and_names_that_disagree_with_their_label(t
         "train/grey.png: stored as L, nearly all others RGB",
         "train/b-7.png: the name says b, the label a",
     ]
+
+
+def test_two_images_in_all(tmp_path):
+    one = texture(1)
+    train = make(tmp_path, "train", {"1.png": one}, [0])
+    val = make(tmp_path, "val", {"copy.jpg": cv2.resize(one, (90, 90), interpolation=cv2.INTER_AREA)}, [0])
+    (pair,) = check([train, val], 1).pairs
+    assert pair.correlation > 0.96 and not pair.exact
+    other = make(tmp_path, "test", {"2.png": texture(2)}, [0])
+    assert check([train, other], 1).pairs == []
+
+
+def test_a_pair_is_judged_by_the_training_split_whatever_else_is_compared(tmp_path):
+    """Thumbnails with much in common, as of fundus photographs; all other splits leave a pair as it is."""
+    common = texture(0).astype(int)
+
+    def photograph(seed):
+        return np.clip((3 * common + texture(seed)) // 4, 0, 255).astype(np.uint8)
+
+    train = make(tmp_path, "train", {f"{k}.png": photograph(k) for k in range(1, 9)}, [0] * 8)
+    test = make(tmp_path, "test", {"t.jpg": photograph(3), "u.png": photograph(30)}, [0, 0])
+    val = make(tmp_path, "val", {f"v{k}.png": texture(k) for k in range(40, 60)}, [0] * 20)
+    alone, together = check([train, test], 1).pairs, check([train, val, test], 1).pairs
+    assert [(pair.a[1], pair.b[1]) for pair in alone] == [("train/3.png", "test/t.jpg")]
+    assert [(pair.a, pair.b) for pair in together] == [(pair.a, pair.b) for pair in alone]
+    np.testing.assert_allclose(together[0].correlation, alone[0].correlation, atol=1e-5)
+
+
+def test_correlations_against_one_pair_at_a_time():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(9, 30)) + 2 * rng.normal(size=30)).astype(np.float32)
+    x -= x.mean(axis=1, keepdims=True)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    for training in ([], [0], [0, 1], [0, 1, 2, 5]):
+        inside = np.isin(np.arange(9), training)
+        mean = x[inside].sum(axis=0) / max(1, len(training))
+        found = _correlations(x, slice(0, 9), inside, mean)
+        for i in range(9):
+            for j in set(range(9)) - {i}:
+                rest = [k for k in training if k not in (i, j)]
+                a, b = (x[k] - (x[rest].mean(axis=0) if rest else 0) for k in (i, j))
+                np.testing.assert_allclose(found[i, j], a @ b / np.sqrt((a @ a) * (b @ b)), atol=1e-4)
+
+
+def test_images_of_one_colour_are_copies_only_if_they_are_equal(tmp_path):
+    images = {f"{k}.png": np.full((40, 40, 3), level, np.uint8) for k, level in enumerate((7, 7, 90))}
+    (pair,) = check([make(tmp_path, "train", images, [0, 0, 0])], 1).pairs
+    assert (pair.a[1], pair.b[1]) == ("train/0.png", "train/1.png") and pair.exact
+
+
+def test_nothing_readable(tmp_path):
+    found = check([make(tmp_path, "train", {"1.png": b"x"}, [0])], 1)
+    assert len(found.unreadable) == 1 and found.pairs == []
+
+
+def check_all(root):
+    return check([load_index("covid", root, split) for split in ("train", "val", "test")], 1)
+
+
+def test_without_output_the_command_only_prints(tmp_path, capsys):
+    root = covid_tree(tmp_path / "covid")
+    before = sorted(root.rglob("*"))
+    words = ["--dataset", "covid", "--data-root", str(root), "--check", "--audit", "--workers", "1"]
+    assert prepare.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "no file written: --output DIR writes check.json" in shown and sorted(root.rglob("*")) == before
+    assert prepare.main([*words, "--output", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "check.json").read_text())
+    assert record["images"] == 16 and record["pairs"] == check_all(root).record()["pairs"]
 
 
 @pytest.mark.data

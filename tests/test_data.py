@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from paddle_medcls.data import covid, dataset_classes, dataset_names, load_index, palm
 from paddle_medcls.data.index import DRAWN_MARK, Index, subfolders
 from paddle_medcls.data.splits import CUTS, holdout, split_by_class
-from paddle_medcls.data.statistics import cached_scan, file_key, read_cache, scan
+from paddle_medcls.data.statistics import cached_scan, examples_of_classes, file_key, read_cache, scan
 from paddle_medcls.errors import DataError
 
 # --- any data set ----------------------------------------------------------------------------------
@@ -612,3 +612,10 @@ def test_a_broken_cache_counts_as_none(palm_root: Path, tmp_path: Path, content:
     cache.write_text(content)
     assert isinstance(read_cache(cache), dict)
     assert cached_scan(load_index("palm", palm_root, "train"), 1, cache)["count"] == 12
+
+
+def test_examples_are_spread_over_each_class() -> None:
+    index = array_index(np.array([0] * 12 + [1] * 3))
+    assert examples_of_classes(index, 3) == {"a": [0, 4, 8], "b": [12, 13, 14], "c": []}
+    many = array_index(np.array([[1, 0, 1], [0, 0, 1]]), task="multi-label")
+    assert examples_of_classes(many) == {"a": [0], "b": [], "c": [0, 1]}

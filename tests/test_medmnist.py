@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paddle_medcls import metrics, published
+from paddle_medcls import files, metrics, published
 from paddle_medcls.augment import Augmentation, augment_batch
 from paddle_medcls.commands import eval as eval_command
 from paddle_medcls.commands import train as train_command
@@ -493,3 +493,14 @@ def test_fuzzed_npz_files(whole_npz, tmp_path_factory, changes, cut):
     except DataError:
         return
     assert index.labels.min() >= 0 and index.labels.max() <= 1
+
+
+def test_a_file_is_hashed_once_a_process(tmp_path, monkeypatch):
+    hashed = []
+    digest = files.md5
+    monkeypatch.setattr(files, "md5", lambda path: (hashed.append(path), digest(path))[1])
+    draw_npz("breastmnist", tmp_path, counts=CARDS["breastmnist"].counts)
+    notes = {load_index("breastmnist", tmp_path, split).note for split in ("train", "val", "test")}
+    assert len(notes) == len(hashed) == 1 and "not the official bytes" in notes.pop()
+    draw_npz("breastmnist", tmp_path, seed=1, counts=CARDS["breastmnist"].counts)
+    assert load_index("breastmnist", tmp_path, "test").note and len(hashed) == 2

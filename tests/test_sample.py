@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from paddle_medcls.data import load_index
+from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.sample import draw
 from paddle_medcls.errors import DataError
 
@@ -56,3 +57,28 @@ def test_never_over_something_else(tmp_path):
 def test_unknown_data_set(tmp_path):
     with pytest.raises(DataError, match="no sample is drawn for retina"):
         draw("retina", tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    "dataset, own", [("breastmnist", "breastmnist.npz"), ("covid", "train.txt"), ("palm", "labels.csv")]
+)
+def test_never_over_a_file_of_the_users_beside_the_mark(tmp_path, dataset, own):
+    (tmp_path / DRAWN_MARK).write_text("")  # as users mark files that they generate themselves
+    (tmp_path / own).write_bytes(b"mine")
+    with pytest.raises(DataError, match="would replace a file with another content") as caught:
+        draw(dataset, tmp_path, 0)
+    assert own in str(caught.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {DRAWN_MARK: b"", own: b"mine"}
+
+
+def test_again_beside_other_files(tmp_path):
+    draw("breastmnist", tmp_path, 0)
+    (tmp_path / "notes.txt").write_text("mine")
+    before = (tmp_path / "breastmnist.npz").stat()
+    draw("breastmnist", tmp_path, 0)
+    draw("retinamnist", tmp_path, 0)
+    after = (tmp_path / "breastmnist.npz").stat()
+    assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
+    assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "retinamnist.npz").is_file()
+    with pytest.raises(DataError, match="another seed"):
+        draw("breastmnist", tmp_path, 1)

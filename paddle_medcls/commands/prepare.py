@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=0, help="of --split and --sample")
     p.add_argument("--labels", default="default", help="reading of the labels (palm: three)")
     p.add_argument(
-        "--output", type=Path, help="folder for what --stats, --check and --audit write (default: the data root)"
+        "--output",
+        type=Path,
+        help="folder for files (default: for --stats the data root; --check and --audit then print alone)",
     )
     p.add_argument("--workers", type=int, help="threads (default: all cores)")
     args = p.parse_args(argv)
@@ -97,15 +99,12 @@ def _write_lists(module, root: Path, seed: int) -> None:
 def _statistics(args: argparse.Namespace, module, root: Path) -> None:
     from paddle_medcls.cpu import usable_cores
     from paddle_medcls.data import load_index
-    from paddle_medcls.data.statistics import cached_scan, read_cache
-    from paddle_medcls.files import write_json
+    from paddle_medcls.data.statistics import scan_splits
 
     shared = hasattr(module, "NAMES")  # several sets in one folder: each has its own for the results
     output = args.output or (root / args.dataset if shared else root)
-    cache = output / "statistics.json"
     indexes = [load_index(args.dataset, root, split, args.labels) for split in module.SPLITS]
-    found = {index.split: cached_scan(index, args.workers or usable_cores(), cache) for index in indexes}
-    write_json(cache, {**read_cache(cache), **found})
+    found = scan_splits(indexes, args.workers or usable_cores(), output / "statistics.json")
     print(_table(found))
     _pictures(indexes, found, output)
     print(f"statistics.json, samples.png and sizes.png written to {output}")
@@ -135,15 +134,12 @@ def _table(found: dict) -> str:
 
 def _pictures(indexes: list, found: dict, output: Path) -> None:
     from paddle_medcls import plots
+    from paddle_medcls.data.statistics import examples_of_classes
     from paddle_medcls.report import DRAWN_NOTICE
 
     index = indexes[0]
     note = DRAWN_NOTICE if index.drawn else ""
-    rows = []
-    for label, name in enumerate(index.classes):  # six of each class, spread over the list
-        members = (index.labels == label if index.labels.ndim == 1 else index.labels[:, label] == 1).nonzero()[0]
-        spread = members[:: max(1, len(members) // 6)][:6]
-        rows.append((name, [index.read(int(row), "rgb") for row in spread]))
+    rows = [(name, [index.read(row, "rgb") for row in rows]) for name, rows in examples_of_classes(index).items()]
     plots.sheet(output / "samples.png", rows, f"{index.dataset}, {index.split}", note)
     sizes = [size for scan in found.values() for size in scan["sizes"]]
     plots.sizes(output / "sizes.png", sizes, f"{index.dataset}: sizes of all images", note)
@@ -161,46 +157,63 @@ def _audit(args: argparse.Namespace, module, root: Path) -> None:
     if train.drawn:
         print(DRAWN_NOTICE)
     print(audit_table(found))
-    output = args.output or root
-    write_json(output / "audit.json", found)
-    print(f"audit.json written to {output}")
+    if args.output:
+        write_json(args.output / "audit.json", found)
+    _say_where(args.output, ["audit.json"])
 
 
 def _check(args: argparse.Namespace, module, root: Path) -> int:
     """Prints what was found; exit code 1 when an image cannot be read."""
-    from paddle_medcls import plots
     from paddle_medcls.cpu import usable_cores
     from paddle_medcls.data import load_index
     from paddle_medcls.data.check import check
     from paddle_medcls.files import write_json
-    from paddle_medcls.report import DRAWN_NOTICE
 
-    output = args.output or root
     indexes = [load_index(args.dataset, root, split, args.labels) for split in module.SPLITS]
     found = check(indexes, args.workers or usable_cores())
     for title, lines in (("cannot be read", found.unreadable), ("suspicious", found.suspicious)):
         print(f"{len(lines)} of {found.images} images {title}")
-        print("".join(f"  {line}\n" for line in lines[:20]), end="")
-        if len(lines) > 20:
-            print(f"  … and {len(lines) - 20} more, in check.json")
+        _print_lines(lines, args.output)
     if any(index.groups for index in indexes):
         print(f"{len(found.patients)} patients in two splits")
-        print("".join(f"  {line}\n" for line in found.patients[:20]), end="")
+        _print_lines(found.patients, args.output)
     leaks = sum(pair.leak for pair in found.pairs)
     print(f"{len(found.pairs)} pairs of the same image, {leaks} of them between training and another split")
     if found.pairs:
         print(_pair_table(found.pairs))
-        by_name = {(index.split, name): (index, row) for index in indexes for row, name in enumerate(index.ids)}
-        rows = []
-        for pair in found.pairs[:12]:
-            images = [index.read(row, "rgb") for index, row in (by_name[pair.a], by_name[pair.b])]
-            names = "\n".join(Path(name).stem for _, name in (pair.a, pair.b))
-            rows.append((names, images))
-        plots.sheet(output / "duplicates.png", rows, "the same image twice", DRAWN_NOTICE if indexes[0].drawn else "")
-    pairs = [{**vars(pair), "leak": pair.leak} for pair in found.pairs]
-    write_json(output / "check.json", {**vars(found), "pairs": pairs})
-    print(f"check.json{' and duplicates.png' if found.pairs else ''} written to {output}")
+    if args.output:
+        write_json(args.output / "check.json", found.record())
+        if found.pairs:
+            _sheet_of_pairs(indexes, found.pairs[:12], args.output / "duplicates.png")
+    _say_where(args.output, ["check.json", *["duplicates.png"][: len(found.pairs)]])
     return 1 if found.unreadable else 0
+
+
+def _print_lines(lines: list[str], output: Path | None) -> None:
+    """All of them, or the first 20 where a file holds the rest."""
+    from paddle_medcls.errors import printable
+
+    shown = lines[:20] if output else lines
+    print("".join(f"  {printable(line)}\n" for line in shown), end="")
+    if len(lines) > len(shown):
+        print(f"  … and {len(lines) - len(shown)} more, in check.json")
+
+
+def _say_where(output: Path | None, files: list[str]) -> None:
+    names = " and ".join(files)
+    print(f"{names} written to {output}" if output else f"no file written: --output DIR writes {names}")
+
+
+def _sheet_of_pairs(indexes: list, pairs: list, path: Path) -> None:
+    from paddle_medcls import plots
+    from paddle_medcls.report import DRAWN_NOTICE
+
+    places = {(index.split, name): (index, row) for index in indexes for row, name in enumerate(index.ids)}
+    rows = []
+    for pair in pairs:
+        images = [index.read(row, "rgb") for index, row in (places[pair.a], places[pair.b])]
+        rows.append(("\n".join(Path(name).stem for _, name in (pair.a, pair.b)), images))
+    plots.sheet(path, rows, "the same image twice", DRAWN_NOTICE if indexes[0].drawn else "")
 
 
 def _pair_table(pairs: list) -> str:

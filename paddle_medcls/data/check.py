@@ -2,8 +2,10 @@
 
 Two images are the same when their pixels agree, whatever their files are called. They are nearly the same
 when their thumbnails correlate at `MIN_CORRELATION` or more, after each is brought to mean 0 and deviation 1
-and what all images of the set have in common is taken away (else any two fundus photographs would do):
-copies that were rescaled, recompressed, brightened or slightly cropped.
+and the mean of the training images is subtracted (else any two fundus photographs would do): copies that were
+rescaled, recompressed, brightened or slightly cropped. The two images themselves are left out of that mean, so
+a pair is judged by the training split alone, whatever else is compared; without other training images nothing is
+subtracted.
 """
 
 from __future__ import annotations
@@ -54,6 +56,10 @@ class Report:
     pairs: list[Pair]
     patients: list[str]
 
+    def record(self) -> dict:
+        """All of it as plain values, for a file."""
+        return {**vars(self), "pairs": [{**vars(pair), "leak": pair.leak} for pair in self.pairs]}
+
     def leaked(self, split: str) -> set[str]:
         """Images of this split that are in the training split as well."""
         ends = [end for pair in self.pairs if pair.leak for end in (pair.a, pair.b)]
@@ -89,10 +95,12 @@ def check(indexes: Sequence[Index], workers: int) -> Report:
     unreadable = [found for found in prints if isinstance(found, str)]
     kept: list[_Print] = [prints[k] for k in good]
     names = [(places[k][0].split, places[k][0].ids[places[k][1]]) for k in good]
+    in_training = np.array([split == "train" for split, _ in names], bool)
+    in_training |= not in_training.any()  # without a training split: all that is compared
     labels = [places[k][0].labels[places[k][1]] for k in good]
     pairs = [
         Pair(names[i], names[j], kept[i].pixels == kept[j].pixels, correlation, bool(np.all(labels[i] == labels[j])))
-        for i, j, correlation in _same(kept)
+        for i, j, correlation in _same(kept, in_training)
     ]
     return Report(
         len(places), unreadable, _suspicious(kept, names) + _misnamed(indexes), pairs, _torn_patients(indexes)
@@ -120,22 +128,56 @@ def _fingerprint(image: np.ndarray, mode: str) -> _Print:
     return _Print(digest, thumbnail, (image.shape[1], image.shape[0]), mode, bool(gray.std() < 1))
 
 
-def _same(prints: Sequence[_Print]) -> Iterator[tuple[int, int, float]]:
-    """Rows (i, j) with i < j of images that are the same or nearly so, and their correlation."""
+def _same(prints: Sequence[_Print], in_training: np.ndarray) -> Iterator[tuple[int, int, float]]:
+    """Rows (i, j) with i < j of images that are the same or nearly so, and their correlation.
+
+    Args:
+        in_training: bool (N,), the images whose mean is subtracted.
+    """
+    if not prints:
+        return
     x = np.stack([found.thumbnail for found in prints]).reshape(len(prints), -1).astype(np.float32)
     x -= x.mean(axis=1, keepdims=True)
-    x /= np.maximum(x.std(axis=1, keepdims=True), 1e-6)
-    x -= x.mean(axis=0)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+    mean = x[in_training].sum(axis=0) / max(1, in_training.sum())
     pixels: dict[bytes, list[int]] = {}
     for start in range(0, len(x), 512):  # a block of rows at a time bounds the memory
-        block = x[start : start + 512] @ x.T
+        block = _correlations(x, slice(start, start + 512), in_training, mean)
         for i in range(start, start + len(block)):
             twins = pixels.setdefault(prints[i].pixels, [])
             near = np.flatnonzero(block[i - start, :i] >= MIN_CORRELATION).tolist()
             for j in sorted({*twins, *near}):
                 yield j, i, 1.0 if j in twins else float(block[i - start, j])
             twins.append(i)
+
+
+def _correlations(x: np.ndarray, rows: slice, in_training: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Correlation of some images with all, after the mean of the training images other than the two is subtracted.
+
+    With that mean m of a pair, (xi - m)(xj - m) is written out in the products that a matrix product gives at once.
+
+    Args:
+        x: (N, D), each row of mean 0 and norm 1 (0 for an image of one colour, which correlates with none).
+        in_training: bool (N,); mean: (D,), of the rows of `x` in the training split.
+
+    Returns:
+        float32 (rows, N).
+    """
+    n = np.float32(in_training.sum())
+    own, products = x @ mean, x[rows] @ x.T
+    t = in_training.astype(np.float32)
+    a, b, tone = own[rows, None], own[None, :], np.float32(mean @ mean)
+    ta, tb = t[rows, None], t[None, :]
+    rest = np.maximum(n - ta - tb, 1)
+    xi_m = (n * a - ta - tb * products) / rest
+    xj_m = (n * b - tb - ta * products) / rest
+    m_m = (n * n * tone + ta + tb - 2 * n * (ta * a + tb * b) + 2 * ta * tb * products) / rest**2
+    alone = n - ta - tb <= 0
+    xi_m, xj_m, m_m = (np.where(alone, np.float32(0), value) for value in (xi_m, xj_m, m_m))
+    norms = np.sqrt(np.maximum(1 - 2 * xi_m + m_m, 1e-9) * np.maximum(1 - 2 * xj_m + m_m, 1e-9))
+    blank = ~x.any(axis=1)
+    found = (products - xi_m - xj_m + m_m) / norms
+    return np.where(blank[rows, None] | blank[None, :], np.float32(0), found)
 
 
 def _suspicious(prints: Sequence[_Print], names: Sequence[tuple[str, str]]) -> list[str]:

@@ -8,6 +8,8 @@ patients: each folder holds a mark (`DRAWN.txt`) that every output repeats.
 from __future__ import annotations
 
 import io
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,18 +31,40 @@ MARK = "Drawn by paddle_medcls for trying out the software. Not photographs or r
 def draw(dataset: str, root: Path, seed: int = 0) -> None:
     """Writes a data set's sample below `root`; the same seed gives the same files.
 
+    Files of an earlier call with this seed are kept; a file with another content is never replaced.
+
     Raises:
-        DataError: the data set has no sample, or `root` already holds something else.
+        DataError: the data set has no sample, or `root` already holds something else; nothing was written.
     """
     if dataset not in _DRAWERS and dataset not in NAMES:
         raise DataError(f"no sample is drawn for {dataset}", expected=", ".join([*_DRAWERS, "a MedMNIST set"]))
     if root.exists() and any(root.iterdir()) and not (root / DRAWN_MARK).exists():
         raise DataError("the folder for the sample images is not empty", where=root, do="give another folder")
-    write_text(root / DRAWN_MARK, MARK)
-    if dataset in NAMES:
-        draw_npz(dataset, root, seed)
-    else:
-        _DRAWERS[dataset](root, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder)
+        if dataset in NAMES:
+            draw_npz(dataset, drawn, seed)
+        else:
+            _DRAWERS[dataset](drawn, seed)
+        names = sorted(path.relative_to(drawn) for path in drawn.rglob("*") if path.is_file())
+        there = [name for name in names if os.path.lexists(root / name)]
+        others = [str(name) for name in there if not _same(drawn / name, root / name)]
+        if others:
+            raise DataError(
+                f"{len(others)} of {len(names)} sample file(s) would replace a file with another content",
+                items=others,
+                where=root,
+                do="give another folder, or remove these files if they are a sample with another seed or version",
+            )
+        if not (root / DRAWN_MARK).exists():
+            write_text(root / DRAWN_MARK, MARK)
+        for name in names:
+            if name not in there:
+                atomic_write(root / name, (drawn / name).read_bytes())
+
+
+def _same(drawn: Path, path: Path) -> bool:
+    return path.is_file() and path.read_bytes() == drawn.read_bytes()
 
 
 def examples(dataset: str, seed: int = 0) -> dict[str, bytes]:

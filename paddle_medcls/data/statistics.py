@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from paddle_medcls.data.index import Index
 from paddle_medcls.errors import DataError
+from paddle_medcls.files import write_json
 from paddle_medcls.images import Preprocessing, fit
 from paddle_medcls.progress import progress
 
@@ -150,3 +151,17 @@ def cached_scan(index: Index, workers: int, path: Path, channels: str = "rgb") -
     if isinstance(known, dict) and known.get("key") == key:
         return known
     return {"key": key, **scan(index, workers, channels)}
+
+
+def scan_splits(indexes: Sequence[Index], workers: int, cache: Path) -> dict[str, dict]:
+    """`cached_scan` of several splits of a data set, by split; the figures are written to `cache` (JSON)."""
+    found = {index.split: cached_scan(index, workers, cache) for index in indexes}
+    write_json(cache, {**read_cache(cache), **found})
+    return found
+
+
+def examples_of_classes(index: Index, count: int = 6) -> dict[str, list[int]]:
+    """Up to `count` rows of each class, spread over the index."""
+    member = index.labels if index.labels.ndim == 2 else index.labels[:, None] == np.arange(len(index.classes))
+    rows = [np.flatnonzero(column) for column in np.transpose(member)]
+    return {name: found[:: max(1, len(found) // count)][:count].tolist() for name, found in zip(index.classes, rows)}
