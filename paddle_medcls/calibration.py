@@ -1,9 +1,10 @@
-"""Do probabilities mean what they say, and where to put the threshold. Arrays in, numbers out."""
+"""Calibration of probabilities, and the choice of a threshold. Arrays in, numbers out."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from paddle_medcls.errors import DataError
 from paddle_medcls.metrics import loss_value
 
 
@@ -74,15 +75,24 @@ def threshold_for(scores: np.ndarray, labels: np.ndarray, sensitivity: float) ->
 
     Returns:
         A threshold t for `score > t`; midway to the next lower score, so that rounding does not matter.
+
+    Raises:
+        DataError: no positives.
     """
     positives = np.sort(scores[labels == 1])[::-1]
+    if not len(positives):
+        raise DataError(
+            "no positive image: no threshold can be chosen for a sensitivity",
+            expected="images of both classes in the validation split",
+            do="leave --sensitivity out, or use a validation split with both classes",
+        )
     needed = positives[int(np.ceil(sensitivity * len(positives) - 1e-9)) - 1]  # the weakest that must pass
     lower = scores[scores < needed]
     return float((needed + lower.max()) / 2) if len(lower) else float(needed / 2)
 
 
 def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> tuple[float, float]:
-    """PPV and NPV where this share of people have the disease (Bayes' rule); nan where undefined."""
+    """PPV and NPV at this prevalence (Bayes' rule); nan where undefined."""
     true_positive, false_positive = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
     true_negative, false_negative = specificity * (1 - prevalence), (1 - sensitivity) * prevalence
     positive, negative = true_positive + false_positive, true_negative + false_negative

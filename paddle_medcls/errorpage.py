@@ -1,4 +1,4 @@
-"""The study of a model's errors: one HTML file that holds everything, images included."""
+"""HTML report of misclassified images: one file that holds everything, images included."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from paddle_medcls.data.index import Index
 from paddle_medcls.files import write_text
+from paddle_medcls.metrics import auc, confusion, per_class
+from paddle_medcls.output_head import OutputHead
 from paddle_medcls.report import DRAWN_NOTICE, NOTICE
 
 SIDE = 192  # pixels of an image on the page
@@ -41,33 +43,34 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; }
 """
 
 
-def write_error_page(
-    path: Path, index: Index, probs: np.ndarray, guesses: np.ndarray, result: dict, title: str, count: int
-) -> None:
-    """Writes the page.
+def write_error_page(path: Path, index: Index, probs: np.ndarray, head: OutputHead, title: str, count: int) -> None:
+    """Writes the page. In a multi-label task an image's error is its worst label.
 
     Args:
         path: the HTML file.
         index: the split; its images are read again, for those that are shown.
-        probs: (N, C); guesses: (N,) predicted classes. Multi-label: (N, C), an image's error is its worst label.
-        result: the split's metrics.
+        probs: (N, C).
+        head: how the network decides.
         title: of the page.
         count: how many images each section shows at most.
     """
+    guesses = head.decide(probs)
+    accuracy, area = (guesses == index.labels).mean(), float(auc(probs, index.labels, head.task))
     own = _probability_of_truth(probs, index.labels)
     wrong = np.flatnonzero((guesses != index.labels).reshape(len(index), -1).any(axis=1))
     confident = wrong[np.argsort(own[wrong], kind="stable")][:count]
     doubtful = [row for row in np.argsort(own, kind="stable") if own[row] < 0.5][:count]
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{len(index)} images, {len(wrong)} wrong; accuracy {result['accuracy']:.4f}, AUC {result['auc']:.4f}.</p>",
+        f"<p>{len(index)} images, {len(wrong)} wrong; accuracy {accuracy:.4f}, AUC {_figure(area, 4)}.</p>",
         f'<p class="note">{NOTICE}</p>',
     ]
-    if result.get("drawn"):
+    if index.drawn:
         parts.append(f'<p class="warn">{DRAWN_NOTICE}</p>')
-    parts += ["<h2>Recall of each class</h2>", _class_table(result)]
-    if "confusion" in result:
-        parts += ["<h2>Most confused pairs</h2>", _confused_pairs(result, index.classes)]
+    parts += ["<h2>Recall of each class</h2>", _class_table(per_class(index.labels, guesses, index.classes))]
+    if head.task != "multi-label":
+        table = confusion(index.labels, guesses, len(index.classes))
+        parts += ["<h2>Most confused pairs</h2>", _confused_pairs(table, index.classes)]
     parts += ["<h2>Most confident mistakes</h2>"]
     parts += [_cards(confident, index, probs, guesses) if len(confident) else "<p>None.</p>"]
     parts += [
@@ -76,10 +79,10 @@ def write_error_page(
         "look at each.</p>",
         _cards(doubtful, index, probs, guesses) if doubtful else "<p>None.</p>",
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
-    head += f"<title>{html.escape(title)}</title>"
+    meta = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
+    meta += f"<title>{html.escape(title)}</title>"
     body = "\n".join(parts)
-    write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n')
+    write_text(path, f'<!doctype html>\n<html lang="en"><head>{meta}</head>\n<body>{body}</body></html>\n')
 
 
 def _probability_of_truth(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -88,21 +91,20 @@ def _probability_of_truth(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return probs[np.arange(len(probs)), labels]
 
 
-def _class_table(result: dict) -> str:
+def _class_table(classes: list[dict]) -> str:
     rows = []
-    for row in result["per_class"]:
+    for row in classes:
         figures = "".join(f'<td class="n">{_figure(row[name])}</td>' for name in ("recall", "precision", "f1"))
         rows.append(f'<tr><td>{html.escape(row["class"])}</td>{figures}<td class="n">{row["support"]}</td></tr>')
     head = "<tr><th>class</th><th>recall</th><th>precision</th><th>F1</th><th>images</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"
 
 
-def _figure(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.3f}"
+def _figure(value: float, digits: int = 3) -> str:
+    return "–" if np.isnan(value) else f"{value:.{digits}f}"
 
 
-def _confused_pairs(result: dict, classes: tuple[str, ...]) -> str:
-    table = np.array(result["confusion"])
+def _confused_pairs(table: np.ndarray, classes: tuple[str, ...]) -> str:
     pairs = [(table[i, j], i, j) for i in range(len(table)) for j in range(len(table)) if i != j and table[i, j]]
     if not pairs:
         return "<p>None.</p>"

@@ -178,12 +178,6 @@ def calibrate(
     Returns:
         The new sidecar.
     """
-    if card.form:
-        raise RunError(
-            f"{weights} is an export, with a model card of its own", do="calibrate the weights, export again"
-        )
-    if sensitivity is not None and card.task != "binary":
-        raise RunError(f"a threshold for a sensitivity needs two classes; {card.dataset} has {len(card.classes)}")
     temperature = calibration.fit_temperature(logits, index.labels, card.loss)
     threshold = card.threshold
     if sensitivity is not None:

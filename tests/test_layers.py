@@ -25,7 +25,7 @@ LAYERS = tuple(
         "checkpoint data.loader engines errorpage evaluate frozen gradcam medmnist_scores optim prepared report "
         "sidecar snippets",
         "assemble gridtable modelcard predict recipes recipes.* rundir train trust",
-        "export reproduce worker",
+        "export reproduce scoring worker",
         "app app.* commands commands.*",
     )
 )

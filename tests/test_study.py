@@ -11,7 +11,7 @@ import fakes
 import numpy as np
 import pytest
 
-from paddle_medcls import metrics
+from paddle_medcls import scoring
 from paddle_medcls.calibration import fit_temperature, threshold_for
 from paddle_medcls.commands import eval, predict
 from paddle_medcls.data import load_index
@@ -19,6 +19,7 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.errorpage import write_error_page
 from paddle_medcls.output_head import OutputHead, sigmoid
 from paddle_medcls.predict import Predictor
+from paddle_medcls.scoring import EvalOptions, evaluate
 from paddle_medcls.train import Options, train
 
 
@@ -59,8 +60,8 @@ def test_error_page_shows_the_most_confident_mistakes_first(tmp_path: Path) -> N
     labels = np.array([0, 1, 2, 0, 1])
     probs = np.array([[0.9, 0.1, 0], [0.6, 0.3, 0.1], [0.99, 0.005, 0.005], [0.1, 0.8, 0.1], [0.2, 0.45, 0.35]])
     index = made_index(tmp_path, labels, ("a", "b<i>", "c"), "multi-class")
-    result = metrics.evaluate_logits(np.log(probs + 1e-9), labels, OutputHead("multi-class", "softmax", index.classes))
-    write_error_page(tmp_path / "errors.html", index, probs, probs.argmax(axis=1), result, "A & B", 2)
+    head = OutputHead("multi-class", "softmax", index.classes)
+    write_error_page(tmp_path / "errors.html", index, probs, head, "A & B", 2)
     text = (tmp_path / "errors.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.images[:2] == ["2<b>.png", "3<b>.png"]  # of the three mistakes, the two with the surest error
@@ -73,11 +74,8 @@ def test_error_page_of_many_labels(tmp_path: Path) -> None:
     labels = np.array([[1, 0], [0, 0], [1, 1]])
     probs = np.array([[0.9, 0.2], [0.7, 0.1], [0.8, 0.9]])
     index = made_index(tmp_path, labels, ("left", "right"), "multi-label")
-    guesses = (probs > 0.5).astype(int)
-    result = metrics.evaluate_logits(
-        np.log(probs / (1 - probs)), labels, OutputHead("multi-label", "sigmoid", index.classes)
-    )
-    write_error_page(tmp_path / "errors.html", index, probs, guesses, result, "many", 5)
+    head = OutputHead("multi-label", "sigmoid", index.classes)
+    write_error_page(tmp_path / "errors.html", index, probs, head, "many", 5)
     text = (tmp_path / "errors.html").read_text(encoding="utf-8")
     assert Page(text).images == ["1<b>.png", "1<b>.png"]  # once a mistake, once a suspected label
     assert "true <b>none</b>, predicted <b>left</b>" in text
@@ -112,6 +110,61 @@ def test_calibrate_writes_the_sidecar_and_every_door_uses_it(palm_run: Path, tmp
         probs = {item["label"]: item["probability"] for item in row["topk"]}
         assert (row["label"] == "pathologic") == (probs["pathologic"] > after["threshold"])
         assert label == 0 or row["label"] == "pathologic"  # the sensitivity that was asked for
+
+
+def test_evaluate_is_a_function(palm_run: Path, tmp_path: Path) -> None:
+    """What the command prints and writes, for a notebook."""
+    found = evaluate(str(palm_run / "PALM.pdparams"), split="val", options=EvalOptions(output=tmp_path, errors=2))
+    assert found.metrics == json.loads((tmp_path / "metrics.json").read_text()) and found.metrics["n"] == 7
+    assert "val: 7 images" in found.table() and "sensitivity" in found.table()
+    assert {"errors.html", "predictions_val.csv", "roc_val.png"} <= {path.name for path in tmp_path.iterdir()}
+    again = evaluate(palm_run)  # the folder, and the data set's last split
+    assert again.metrics == found.metrics
+
+
+def test_a_split_is_run_once_also_to_calibrate(palm_run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ("PALM.pdparams", "PALM.json", "data.json", "recipe.json"):
+        (tmp_path / name).write_bytes((palm_run / name).read_bytes())
+    runs: list[str] = []
+    whole = Predictor.split_logits
+    monkeypatch.setattr(
+        Predictor, "split_logits", lambda self, index, *rest: runs.append(index.split) or whole(self, index, *rest)
+    )
+    assert eval.main(["--weights", str(tmp_path / "PALM.pdparams"), "--calibrate"]) == 0
+    assert runs == ["val"]
+    first, *_, summed = capsys.readouterr().out.split("\n", 1)
+    assert first.startswith("on val: temperature ") and f"(temperature {first.split()[3][:5]}" in summed
+
+
+def never(*_, **__):
+    raise AssertionError("work has begun")
+
+
+def test_options_that_do_not_fit_the_model_are_refused_before_any_work(
+    palm_run: Path, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(Predictor, "from_weights", never)
+    card = json.loads((palm_run / "PALM.json").read_text())
+    (tmp_path / "M.pdparams").write_bytes(b"")
+    four = {**card, "task": "multi-class", "loss": "softmax", "classes": list("abcd"), "dataset": "oct"}
+    four["network"] = {**card["network"], "num_outputs": 4}
+    (tmp_path / "M.json").write_text(json.dumps(four))
+    for words in (["--calibrate", "--sensitivity", "0.9"], ["--prevalence", "0.1"]):
+        assert eval.main(["--weights", str(tmp_path / "M.pdparams"), *words]) == 1
+        said = capsys.readouterr().err
+        assert "needs two classes" in said and "multi-class: a, b, c, d" in said
+
+
+def test_a_threshold_needs_positives(palm_run: Path, monkeypatch, capsys) -> None:
+    """It was an IndexError, after the whole validation split."""
+    monkeypatch.setattr(Predictor, "split_logits", never)
+    before = (palm_run / "PALM.json").read_bytes()
+    normal = load_index("palm", palm_run.parent / "palm", "val")
+    normal = normal.subset(np.flatnonzero(normal.labels == 0))
+    monkeypatch.setattr(scoring, "load_index", lambda *_: normal)
+    words = ["--weights", str(palm_run / "PALM.pdparams"), "--calibrate", "--sensitivity", "0.9"]
+    assert eval.main(words) == 1
+    assert "no positive image" in capsys.readouterr().err and (palm_run / "PALM.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
