@@ -3,7 +3,8 @@
 Paddle's random transforms draw from global generators, so the outcome depends on which thread comes
 first. Here each image of each epoch has its own generator, seeded by (seed, epoch, row): the same
 run is the same bit for bit, with any number of workers and after any resume. Small images that are
-in memory are changed a batch at a time, from one generator a batch, seeded by (seed, epoch, first row).
+in memory are changed a batch at a time, by numbers that are drawn for all rows of an epoch at once. Either
+way an image's changes do not depend on the batch, or the piece of one, that it is in.
 """
 
 from __future__ import annotations
@@ -133,36 +134,45 @@ def _intensity(image: np.ndarray, augmentation: Augmentation, rng: np.random.Gen
 # --- a batch at a time ---------------------------------------------------------------------------
 
 
-def augment_batch(images: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+DRAWS = 11
+"""Random numbers of an image: two flips, angle, zoom, shift along x and y, brightness, contrast, three gains."""
+
+
+def draw_epoch(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The random numbers of every row of an epoch, (count, DRAWS) float64 in 0..1, for `augment_batch`."""
+    return np.random.default_rng([seed, epoch, 1]).random((count, DRAWS))  # `epoch_order` has [seed, epoch]
+
+
+def augment_batch(images: np.ndarray, augmentation: Augmentation, draws: np.ndarray) -> np.ndarray:
     """One random version of each image of a batch; the same operations as `augment`.
 
     Args:
         images: (N, S, S, C), values 0..255, uint8 or float32.
-        rng: this batch's own generator.
+        draws: (N, DRAWS), uniform in 0..1: each image's own random numbers.
 
     Returns:
         (N, S, S, C), uint8 or float32 as in `augment`.
     """
-    count = len(images)
     if augmentation.flip:
-        chosen = rng.random(count) < augmentation.flip
+        chosen = draws[:, 0] < augmentation.flip
         images = np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
     if augmentation.flip_vertical:
-        chosen = rng.random(count) < augmentation.flip_vertical
+        chosen = draws[:, 1] < augmentation.flip_vertical
         images = np.where(chosen[:, None, None, None], images[:, ::-1], images)
+    even = 2 * draws[:, 2:] - 1  # in -1..1
     if augmentation.rotate_degrees or augmentation.zoom or augmentation.shift:
-        images = _warp_batch(images, augmentation, rng)
+        images = _warp_batch(images, augmentation, even[:, :4])
     if augmentation.brightness or augmentation.contrast or augmentation.color:
-        images = _intensity_batch(images, augmentation, rng)
+        images = _intensity_batch(images, augmentation, even[:, 4:])
     return images
 
 
-def _warp_batch(images: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Rotation, zoom and shift about the centre, bilinear; what comes in is black."""
+def _warp_batch(images: np.ndarray, augmentation: Augmentation, even: np.ndarray) -> np.ndarray:
+    """Rotation, zoom and shift about the centre, bilinear; what comes in is black. `even`: (N, 4) in -1..1."""
     count, side = images.shape[:2]
-    angle = np.radians(rng.uniform(-augmentation.rotate_degrees, augmentation.rotate_degrees, count))
-    scale = np.exp(rng.uniform(-1, 1, count) * math.log1p(augmentation.zoom))
-    shift = rng.uniform(-augmentation.shift, augmentation.shift, (2, count)) * side
+    angle = np.radians(augmentation.rotate_degrees * even[:, 0])
+    scale = np.exp(math.log1p(augmentation.zoom) * even[:, 1])
+    shift = augmentation.shift * side * even[:, 2:].T
     # Each output pixel asks where it comes from: the inverse turn and zoom of its place, in a frame one
     # pixel wider on every side, black, in which everything outside ends.
     centre = (side - 1) / 2
@@ -185,16 +195,12 @@ def _warp_batch(images: np.ndarray, augmentation: Augmentation, rng: np.random.G
     return np.rint(warped).astype(np.uint8) if images.dtype == np.uint8 else warped
 
 
-def _intensity_batch(images: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast and gain of each channel, drawn for each image."""
-
-    def factor(strength: float, columns: int) -> np.ndarray:
-        return rng.uniform(1 - strength, 1 + strength, (len(images), 1, 1, columns)).astype(np.float32)
-
+def _intensity_batch(images: np.ndarray, augmentation: Augmentation, even: np.ndarray) -> np.ndarray:
+    """Brightness, contrast and gain of each channel of each image. `even`: (N, 5) in -1..1."""
+    even = even.astype(np.float32)[:, None, None]
     x = images.astype(np.float32)
     mean = x.mean(axis=(1, 2, 3), keepdims=True)
-    brightness, contrast = factor(augmentation.brightness, 1), factor(augmentation.contrast, 1)
-    x = (x - mean) * contrast + mean * brightness
+    x = (x - mean) * (1 + augmentation.contrast * even[..., 1:2]) + mean * (1 + augmentation.brightness * even[..., :1])
     if augmentation.color:
-        x *= factor(augmentation.color, images.shape[3])
+        x *= 1 + augmentation.color * even[..., 2 : 2 + images.shape[3]]
     return np.clip(x, 0, 255)

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import toynet  # noqa: F401  registers its networks
 
+from paddle_medcls.data.index import DRAWN_MARK
+from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.errors import RecipeError, Stopped
 from paddle_medcls.models.weights import read_weights
+from paddle_medcls.recipes import get_recipe
 from paddle_medcls.runtime import paddle
 from paddle_medcls.train import Options, train
 
@@ -56,6 +59,19 @@ def test_pieces_add_up(whole, tmp_path: Path, accumulate: int) -> None:
     np.testing.assert_allclose(table(tmp_path), table(run), rtol=1e-4, atol=1e-6)
     for name, value in weights(run).items():
         np.testing.assert_allclose(weights(tmp_path)[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_pieces_of_images_in_memory_add_up_with_augmentation(tmp_path: Path) -> None:
+    """MedMNIST's images are augmented a batch at a time."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / DRAWN_MARK).touch()
+    draw_npz("breastmnist", tmp_path / "data", counts=(13, 12, 12))
+    changes = {"model": "toy_plain", "epochs": 2, "batch_size": 6, "warmup_epochs": 0.0, "rotate_degrees": 20.0}
+    own = get_recipe("medmnist_best", "breastmnist").replace(**changes, flip=0.5, brightness=0.2)
+    for accumulate in (1, 3):
+        run = tmp_path / f"{accumulate}"
+        train(own.replace(accumulate=accumulate), tmp_path / "data", run, QUIET)
+    np.testing.assert_allclose(table(tmp_path / "3"), table(tmp_path / "1"), rtol=1e-4, atol=1e-6)
 
 
 def test_batch_norm_sees_the_pieces(whole, tmp_path: Path) -> None:

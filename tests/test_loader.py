@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import recipe, within
 
+from paddle_medcls.augment import Augmentation
 from paddle_medcls.data import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import Batch, ImageDataset, cut, epoch_order, load_batches
@@ -119,6 +121,30 @@ def test_only_a_few_batches_are_read_ahead() -> None:
     time.sleep(0.1)
     assert 2 < len(read) <= 6
     loaded.close()
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 23])
+def test_augmentation_does_not_depend_on_the_batch(size: int) -> None:
+    """Also of images in memory, which are augmented a batch at a time: so pieces of a batch add up to the batch."""
+    every = Augmentation(0, 0.5, 0.5, 30.0, 0.2, 0.1, 0.2, 0.2, 0.2)
+    images = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), np.uint8)
+    index = replace(numbered(23).index, sources=images)
+    dataset = ImageDataset(index, SPEC, every, seed=5, epoch=2)
+    assert dataset.whole_batches
+    whole = dataset.batch(range(23)).x
+    order = epoch_order(23, 0, 0)
+    for batch in load_batches(dataset, cut(order, size), 0):
+        assert np.array_equal(batch.x, whole[batch.rows])
+    assert not np.array_equal(whole, ImageDataset(index, SPEC, every, seed=5, epoch=3).batch(range(23)).x)
+    assert (
+        len(
+            {
+                x.tobytes()
+                for x in ImageDataset(replace(index, sources=images[:1].repeat(23, 0)), SPEC, every).batch(range(23)).x
+            }
+        )
+        == 23
+    )
 
 
 def test_no_batches() -> None:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from paddle_medcls.augment import Augmentation, augment, augment_batch, random_version
+from paddle_medcls.augment import Augmentation, augment, augment_batch, draw_epoch, random_version
 from paddle_medcls.data.index import Index
 from paddle_medcls.images import Preprocessing, fit, normalize
 from paddle_medcls.runtime import paddle
@@ -54,6 +54,7 @@ class ImageDataset(paddle.io.Dataset):
         self.epoch = epoch
         self.fitted = fitted
         self.enlarge = _enlargement(index, spec)
+        self.draws = draw_epoch(len(index), seed, epoch) if self.enlarge and self.augmentation else None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -83,11 +84,8 @@ class ImageDataset(paddle.io.Dataset):
         images = self.index.read_rows(rows, self.spec.channels)
         if self.enlarge > 1:
             images = images.repeat(self.enlarge, axis=1).repeat(self.enlarge, axis=2)
-        if self.augmentation is not None:
-            # A row begins one batch of an epoch at most, so this is a function of seed, epoch and batch.
-            images = augment_batch(
-                images, self.augmentation, np.random.default_rng([self.seed, self.epoch, int(rows[0])])
-            )
+        if self.augmentation is not None and self.draws is not None:
+            images = augment_batch(images, self.augmentation, self.draws[rows])
         return Batch(normalize(images, self.spec), self.index.labels[rows], rows)
 
 
