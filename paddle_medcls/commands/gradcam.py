@@ -83,34 +83,33 @@ def _work(args: argparse.Namespace) -> int:
     names = picture_names(paths, "gradcam")
     shown = {paths[k * len(paths) // SHEET] for k in range(SHEET)} if len(paths) > SHEET else set(paths)
     measurement = Measurement(predictor, layer, method=args.method) if args.measure else None
-    bar = progress(None, "heat maps", len(paths), "image")
     sheet, empty, failed = [], [], 0
-    for group in predictor.read_files(paths, args.batch_size, args.workers):
-        good = [(path, image) for path, image in group if not isinstance(image, DataError)]
-        for _, error in group:
-            if isinstance(error, DataError):
-                bar.write(f"{type(error).__name__}: {error}", file=sys.stderr)
-                failed += 1
-        bar.update(len(group) - len(good))
-        if not good:
-            continue
-        images = [image for _, image in good]
-        probs = predictor.head.probabilities(predictor.logits(images), [path for path, _ in good])
-        classes = predictor.head.explained(probs).tolist() if chosen is None else [chosen] * len(good)
-        maps = predictor.heatmaps(images, classes, layer, args.method)
-        for (path, image), heat, k, row in zip(good, maps, classes, probs):
-            if not heat.any():
-                empty.append(path)
-            if args.output:
-                rgb = to_rgb(image, card.preprocessing.channels)
-                picture = overlay(rgb, heat)
-                write_png(args.output / names[path], picture)
-                if path in shown:
-                    sheet.append((_small(rgb), _small(picture), f"{path.name}\n{card.classes[k]} {row[k]:.3f}"))
-            if measurement:
-                measurement.add(path, image, int(k))
-            bar.update()
-    bar.close()
+    with progress(None, "heat maps", len(paths), "image") as bar:
+        for group in predictor.read_files(paths, args.batch_size, args.workers):
+            good = [(path, image) for path, image in group if not isinstance(image, DataError)]
+            for _, error in group:
+                if isinstance(error, DataError):
+                    bar.write(f"{type(error).__name__}: {error}", file=sys.stderr)
+                    failed += 1
+            bar.update(len(group) - len(good))
+            if not good:
+                continue
+            images = [image for _, image in good]
+            probs = predictor.head.probabilities(predictor.logits(images), [path for path, _ in good])
+            classes = predictor.head.explained(probs).tolist() if chosen is None else [chosen] * len(good)
+            maps = predictor.heatmaps(images, classes, layer, args.method)
+            for (path, image), heat, k, row in zip(good, maps, classes, probs):
+                if not heat.any():
+                    empty.append(path)
+                if args.output:
+                    rgb = to_rgb(image, card.preprocessing.channels)
+                    picture = overlay(rgb, heat)
+                    write_png(args.output / names[path], picture)
+                    if path in shown:
+                        sheet.append((_small(rgb), _small(picture), f"{path.name}\n{card.classes[k]} {row[k]:.3f}"))
+                if measurement:
+                    measurement.add(path, image, int(k))
+                bar.update()
     if sheet:
         title = f"{METHODS[args.method]} of {card.recipe}\n{card.network.model}, {layer}"
         heat_sheet(args.output / "contact_sheet.png", sheet, title, DRAWN_NOTICE if card.drawn else "")
