@@ -6,16 +6,13 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
 from paddle_medcls import published
 from paddle_medcls.data.medmnist import NAMES, card_of
 from paddle_medcls.recipe import Recipe
-
-if TYPE_CHECKING:
-    from paddle_medcls.reproduce import Cell
 
 RULE = """Verdict: a difference is inside the seed noise if it is at most 2 x sqrt(sd^2 / n + s^2 / m), where sd is
 the standard deviation of our n seeds, s that of the published runs (the larger of sd and of what other runs
@@ -26,23 +23,32 @@ RUN_HERE = """Recipes beside each other, both run here: difference of the means 
 test of the runs. Three seeds against three cannot go below 0.10, four against four below 0.03."""
 
 
-def table(cells: Sequence[Cell]) -> str:
+@dataclass(frozen=True)
+class Row:
+    """One training of a grid: its name, its recipe, and its `cell.json` once it is finished."""
+
+    name: str
+    recipe: Recipe
+    result: dict | None
+
+
+def table(rows: Sequence[Row]) -> str:
     """Published and ours, mean and standard deviation over seeds, in Markdown; AUC / accuracy."""
     header = ["set", "network", "recipe", "published", "document", "ours", "seeds", "difference", "verdict"]
     header += ["without leaks", "parameters", "minutes"]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     notes, missing = set(), []
-    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     finished: dict[tuple[str, str], dict[str, list[dict]]] = {}  # (set, network) -> recipe -> rows
-    for cell in cells:
-        groups.setdefault((cell.recipe.dataset, cell.recipe.model, cell.recipe.name), []).append(cell)
+    for row in rows:
+        groups.setdefault((row.recipe.dataset, row.recipe.model, row.recipe.name), []).append(row)
     for (dataset, model, name), members in groups.items():
-        rows = [row for cell in members if (row := cell.result()) is not None]
-        missing += [cell.name for cell in members if cell.result() is None]
-        if rows:
-            finished.setdefault((dataset, model), {})[name] = rows
-            lines.append(_line(members[0].recipe, rows))
-            notes |= {f"{dataset}: {row['note']}" for row in rows if row["note"]}
+        results = [row.result for row in members if row.result is not None]
+        missing += [row.name for row in members if row.result is None]
+        if results:
+            finished.setdefault((dataset, model), {})[name] = results
+            lines.append(_line(members[0].recipe, results))
+            notes |= {f"{dataset}: {result['note']}" for result in results if result["note"]}
     lines += ["", "Test AUC / accuracy (validation, where a set has no test split); sd over seeds.", RULE]
     lines += [f"- {note}" for note in sorted(notes)]
     beside = [line for (dataset, model), runs in finished.items() for line in _beside(f"{dataset}, {model}", runs)]

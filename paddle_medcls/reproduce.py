@@ -1,7 +1,7 @@
 """A grid of trainings, and its table beside the published one.
 
 A cell is one recipe with one seed, in a folder of its own below the output. A finished cell holds
-`cell.json` and is never run again; a half-done one goes on from its `last/`. `results.csv` and
+`cell.json` and is never run again; a half-done one is resumed from its `last/`. `results.csv` and
 `table.md` are written anew after every cell, from the `cell.json` files alone.
 """
 
@@ -22,15 +22,18 @@ from paddle_medcls.data import dataset_module, default_root, load_index, weights
 from paddle_medcls.data.check import not_leaked
 from paddle_medcls.data.medmnist import NAMES
 from paddle_medcls.data.medmnist_cards import CARDS
-from paddle_medcls.errors import RecipeError, RunError, Stopped
+from paddle_medcls.errors import RecipeError, RunError, Stopped, did_you_mean
+from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.files import write_csv, write_json, write_text
-from paddle_medcls.gridtable import table
+from paddle_medcls.gridtable import Row, table
 from paddle_medcls.metrics import auc
-from paddle_medcls.predict import Predictor
+from paddle_medcls.models import model_names
+from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.rundir import kernels_of, score_split, write_outputs
+from paddle_medcls.sidecar import Sidecar, sidecar_of
 from paddle_medcls.train import Options, train
 
 SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
@@ -68,36 +71,51 @@ class Cell:
             ) from None
 
 
-def plan(
-    suite: str,
-    output: Path,
-    seeds: int,
-    recipes: Sequence[str] = (),
-    sets: Sequence[str] = (),
-    models: Sequence[str] = (),
-    epochs: int | None = None,
-    data_root: Path | None = None,
-) -> list[Cell]:
+@dataclass(frozen=True)
+class Grid:
+    """The trainings that are wanted.
+
+    Attributes:
+        suite: a name in SUITES; empty `recipes`, `sets` and `models` take the suite's.
+        seeds: how many, from 0.
+        sets: MedMNIST sets, "breast" for short.
+        epochs: shorter or longer runs; decay points keep their share. None: the recipe's.
+    """
+
+    suite: str
+    seeds: int = 3
+    recipes: Sequence[str] = ()
+    sets: Sequence[str] = ()
+    models: Sequence[str] = ()
+    epochs: int | None = None
+
+
+def plan(grid: Grid, output: Path, data_root: Path | None = None) -> list[Cell]:
     """The cells of a grid; one seed of everything comes before the next seed.
 
     Args:
-        suite: a name in SUITES; empty `recipes`, `sets` and `models` take the suite's.
-        sets: MedMNIST sets, "breast" for short.
-        epochs: shorter or longer runs; decay points keep their share.
+        output: folder that has a folder for each cell.
         data_root: None: each set's default.
+
+    Raises:
+        RecipeError: an unknown recipe, set or network, or sets for a suite that has one.
     """
-    names, own_sets, own_models = SUITES[suite]
-    if sets and not own_sets:
-        raise RecipeError(f"the suite {suite} has one data set", do="leave --sets out")
+    names, own_sets, own_models = SUITES[grid.suite]
+    for name in grid.models:
+        if name not in model_names():
+            hint = did_you_mean(name, model_names())
+            raise RecipeError(f"unknown model {name!r}{hint}", expected=", ".join(model_names()))
+    if grid.sets and not own_sets:
+        raise RecipeError(f"the suite {grid.suite} has one data set", do="leave --sets out")
     cells = []
-    for seed in range(seeds):
-        for name in recipes or names:
-            for dataset in [_full_name(text) for text in sets] or own_sets or (None,):
-                for model in models or own_models or (None,):
+    for seed in range(grid.seeds):
+        for name in grid.recipes or names:
+            for dataset in [_full_name(text) for text in grid.sets] or own_sets or (None,):
+                for model in grid.models or own_models or (None,):
                     recipe = get_recipe(name, dataset, model).replace(seed=seed)
                     if dataset not in (None, recipe.dataset):
                         raise RecipeError(f"recipe {name} is for {recipe.dataset}, not for {dataset}")
-                    recipe = recipe.with_epochs(epochs) if epochs else recipe
+                    recipe = recipe.with_epochs(grid.epochs) if grid.epochs else recipe
                     folder = output / f"{recipe.name}-{recipe.dataset}-{recipe.model}-seed{seed}"
                     cells.append(Cell(recipe, data_root or default_root(recipe.dataset), folder))
     return cells
@@ -159,11 +177,13 @@ def _run_cell(cell: Cell, options: Options) -> None:
     trained = train(recipe, cell.data_root, folder, options, resume=half_done)
     split = dataset_module(recipe.dataset).SPLITS[-1]
     weights = folder / f"{weights_name(recipe.dataset)}.pdparams"
-    predictor = Predictor.from_weights(weights)
+    card = Sidecar.read(sidecar_of(weights))
+    model = card.network.build()
+    load_strict(model, read_weights(weights), weights)
     index = load_index(recipe.dataset, cell.data_root, split, recipe.labels)
-    logits = predictor.split_logits(index, recipe.batch_size, options.workers)
-    result = score_split(logits, index, predictor.head)
-    write_outputs(folder / split, logits, index, predictor.card, result)
+    logits = evaluate_split(model, index, card.preprocessing, recipe.batch_size, options.workers, card.flips)
+    result = score_split(logits, index, card.head)
+    write_outputs(folder / split, logits, index, card, result)
     row = {
         "recipe": recipe.name,
         "dataset": recipe.dataset,
@@ -175,7 +195,7 @@ def _run_cell(cell: Cell, options: Options) -> None:
         "n": result["n"],
         "auc": result["auc"],
         "accuracy": result["accuracy"],
-        "parameters": sum(int(p.size) for p in predictor.model.parameters() if not p.stop_gradient),
+        "parameters": sum(int(p.size) for p in model.parameters() if not p.stop_gradient),
         "minutes": _minutes(folder),
         "note": "drawn images" if index.drawn else index.note,
     }
@@ -200,7 +220,7 @@ def _refuse_other_recipe(cell: Cell, options: Options) -> None:
             f"{cell.name} was run with another recipe",
             items=changes,
             where=cell.folder,
-            do="go on with the options of then, or give another --output",
+            do="use the original options, or choose another --output",
         )
 
 
@@ -236,6 +256,6 @@ def write_tables(cells: Sequence[Cell], output: Path) -> str:
     """Writes `results.csv` and `table.md`; returns the table."""
     results = [result for cell in cells if (result := cell.result()) is not None]
     write_csv(output / "results.csv", RESULTS, [[row.get(name) for name in RESULTS] for row in results])
-    text = table(cells)
+    text = table([Row(cell.name, cell.recipe, cell.result()) for cell in cells])
     write_text(output / "table.md", text)
     return text

@@ -1,4 +1,4 @@
-"""Whether a heat map is true: measures of Grad-CAM against maps that know nothing.
+"""Faithfulness of heat maps: deletion, insertion, sanity checks.
 
 A heat map convinces whether or not it shows what the network used. Three questions:
 
@@ -23,10 +23,10 @@ from prettytable import PrettyTable
 
 from paddle_medcls.evaluate import predict_logits
 from paddle_medcls.gradcam import METHODS, default_layer, gradcam, layer_shapes
-from paddle_medcls.images import preprocess, read_image
+from paddle_medcls.images import preprocess, read_image, unfit
 from paddle_medcls.metrics import wilson
-from paddle_medcls.predict import Predictor
 from paddle_medcls.runtime import paddle
+from paddle_medcls.sidecar import Sidecar
 
 STEPS = 10
 RANDOM_MAPS = 2
@@ -41,31 +41,41 @@ MEASURES = (  # (name, text, is the better map's figure lower?); None: there is 
 
 
 class Measurement:
-    """Measures the maps of one predictor, image by image.
+    """Measures the maps of one network, image by image.
+
+    Args:
+        model: the network.
+        card: its sidecar.
+        layer: name of a layer, see `gradcam.gradcam`; None: the default one.
+        seed: of the random maps and the networks with random weights.
+        method: one of `gradcam.METHODS`.
 
     Attributes:
         rows: one dict an image: `image`, `class`, then each measure and `<measure>_chance` as far as there are.
     """
 
-    def __init__(self, predictor: Predictor, layer: str | None, seed: int = 0, method: str = "gradcam") -> None:
-        self.predictor = predictor
+    def __init__(self, model, card: Sidecar, layer: str | None = None, seed: int = 0, method: str = "gradcam") -> None:
+        self.model = model
+        self.card = card
         self.method = method
-        self.layer = layer or default_layer(predictor.model, predictor.input_zeros())
-        self.grid = layer_shapes(predictor.model, predictor.input_zeros()).get(self.layer, (0, 1, 1))[1:]
+        spec = card.preprocessing
+        zeros = np.zeros((1, spec.num_channels, spec.size_px, spec.size_px), np.float32)
+        self.layer = layer or default_layer(model, zeros)
+        self.grid = layer_shapes(model, zeros).get(self.layer, (0, 1, 1))[1:]
         self.rng = np.random.default_rng(seed)
         state = paddle.get_rng_state()
         paddle.seed(seed)
-        self.untrained = [predictor.card.network.build() for _ in range(UNTRAINED)]
+        self.untrained = [card.network.build() for _ in range(UNTRAINED)]
         paddle.set_rng_state(state)
         self.rows: list[dict] = []
 
     def add(self, path: Path, image: np.ndarray, class_index: int) -> None:
         """Measures the map of one decoded image."""
-        spec = self.predictor.card.preprocessing
+        spec = self.card.preprocessing
         x = preprocess(image, spec)
-        row: dict = {"image": str(path), "class": self.predictor.card.classes[class_index]}
+        row: dict = {"image": str(path), "class": self.card.classes[class_index]}
         self.rows.append(row)
-        heat = gradcam(self.predictor.model, x[None], self.layer, class_index, self.method)[0]
+        heat = gradcam(self.model, x[None], self.layer, class_index, self.method)[0]
         if not heat.any():  # nothing speaks for the class: nothing to measure
             return
         order, *chance = random_maps(1 + RANDOM_MAPS, self.grid, spec.size_px, self.rng)
@@ -80,12 +90,11 @@ class Measurement:
         if mask_file is not None:
             mask = read_image(mask_file, "gray")
             mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 127
-            full = self.predictor.heatmaps([image], class_index, self.layer, self.method)[0]
+            full = unfit(heat, image.shape[:2], spec)
             row |= {"inside": energy_inside(full, mask), "inside_chance": float(mask.mean())}
 
     def _score(self, class_index: int) -> Callable[[np.ndarray], np.ndarray]:
-        predictor = self.predictor
-        return lambda x: predictor.head.probabilities(predict_logits(predictor.model, x))[:, class_index]
+        return lambda x: self.card.head.probabilities(predict_logits(self.model, x))[:, class_index]
 
     def columns(self) -> tuple[list[str], list[list]]:
         """Header and rows of measures.csv; empty where there is nothing to measure."""

@@ -14,8 +14,8 @@ from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.errors import RecipeError, RunError, Stopped
 from paddle_medcls.files import write_json
-from paddle_medcls.gridtable import permutation_p, table, verdict
-from paddle_medcls.reproduce import plan, run_grid, score_without_leaks, write_tables
+from paddle_medcls.gridtable import Row, permutation_p, table, verdict
+from paddle_medcls.reproduce import Grid, plan, run_grid, score_without_leaks, write_tables
 from paddle_medcls.train import Options, train
 
 
@@ -30,34 +30,40 @@ def root(tmp_path):
         state.unlink()
 
 
+def shown(cells):
+    return table([Row(cell.name, cell.recipe, cell.result()) for cell in cells])
+
+
 def quiet(**changes):
     return Options(device="cpu", workers=1, **changes)
 
 
 def test_plan_of_the_medmnist_suite(tmp_path):
-    cells = plan("medmnist", tmp_path, 2, sets=("breast", "retinamnist", "breast_224"), models=("resnet18", "resnet50"))
+    cells = plan(
+        Grid("medmnist", 2, sets=("breast", "retinamnist", "breast_224"), models=("resnet18", "resnet50")), tmp_path
+    )
     names = [cell.name for cell in cells]
     assert len(names) == 12 and names[0] == "medmnist-breastmnist-resnet18-seed0"
     assert [cell.recipe.seed for cell in cells] == [0] * 6 + [1] * 6  # one seed of everything first
     assert cells[5].recipe.dataset == "breastmnist_224" and cells[5].recipe.preprocessing.size_px == 224
     assert str(cells[0].data_root) == "datasets/medmnist"
-    assert len(plan("medmnist", tmp_path, 3)) == 12 * 2 * 3
+    assert len(plan(Grid("medmnist", 3), tmp_path)) == 12 * 2 * 3
 
 
 def test_plan_of_other_recipes_and_suites(tmp_path):
-    both = plan("medmnist", tmp_path, 1, ("medmnist", "medmnist_best"), ("breast",), ("resnet18",), epochs=10)
+    both = plan(Grid("medmnist", 1, ("medmnist", "medmnist_best"), ("breast",), ("resnet18",), epochs=10), tmp_path)
     assert [(cell.recipe.name, cell.recipe.epochs) for cell in both] == [("medmnist", 10), ("medmnist_best", 10)]
     assert both[0].recipe.decay_epochs == (5, 7.5)
-    palm = plan("palm", tmp_path, 2, models=("resnet18",))
+    palm = plan(Grid("palm", 2, models=("resnet18",)), tmp_path)
     assert {(cell.recipe.name, cell.recipe.model) for cell in palm} == {
         ("palm_tutorial", "resnet18"),
         ("palm", "resnet18"),
     }
-    assert [cell.recipe.dataset for cell in plan("covid", tmp_path, 1)] == ["covid"]
+    assert [cell.recipe.dataset for cell in plan(Grid("covid", 1), tmp_path)] == ["covid"]
     with pytest.raises(RecipeError, match="leave --sets out"):
-        plan("palm", tmp_path, 1, sets=("breast",))
+        plan(Grid("palm", 1, sets=("breast",)), tmp_path)
     with pytest.raises(RecipeError, match="recipe palm is for palm"):
-        plan("medmnist", tmp_path, 1, ("palm",), ("breast",))
+        plan(Grid("medmnist", 1, ("palm",), ("breast",)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +110,10 @@ def finish(cell, auc, accuracy, **changes):
 
 
 def test_the_table(tmp_path):
-    cells = plan("medmnist", tmp_path, 3, sets=("breast",), models=("resnet18", "resnet50"))
+    cells = plan(Grid("medmnist", 3, sets=("breast",), models=("resnet18", "resnet50")), tmp_path)
     for cell, auc in zip([cell for cell in cells if cell.recipe.model == "resnet18"], (0.89, 0.90, 0.91)):
         finish(cell, auc, 0.80, note="breastmnist.npz: not the official bytes")
-    text = table(cells)
+    text = shown(cells)
     line = next(line for line in text.splitlines() if line.startswith("| breastmnist"))
     assert line == (
         "| breastmnist | resnet18 | medmnist | 0.901 / 0.863 | 0.883 / 0.827 | 0.900 ± 0.010 / 0.800 ± 0.000 | 3 "
@@ -119,13 +125,13 @@ def test_the_table(tmp_path):
 
 
 def test_recipes_beside_each_other(tmp_path):
-    cells = plan("medmnist", tmp_path, 3, ("medmnist", "medmnist_best"), ("breast",), ("resnet18",))
+    cells = plan(Grid("medmnist", 3, ("medmnist", "medmnist_best"), ("breast",), ("resnet18",)), tmp_path)
     for cell in cells:
         best = cell.recipe.name == "medmnist_best"
         finish(cell, 0.90 + 0.03 * best + 0.01 * cell.recipe.seed, 0.80)
     line = "- breastmnist, resnet18: medmnist_best - medmnist: auc +0.030 (p 0.100), accuracy +0.000 (p 1.000); "
-    assert line + "3 and 3 seeds" in table(cells)
-    assert "permutation" not in table(cells[::2])  # one recipe alone
+    assert line + "3 and 3 seeds" in shown(cells)
+    assert "permutation" not in shown(cells[::2])  # one recipe alone
 
 
 def test_permutation_p():
@@ -149,7 +155,7 @@ def test_figures_without_leaks(root, tmp_path):
     arrays["test_images"][2] = arrays["train_images"][5]
     arrays["test_labels"][:, 0] = [0, 1, 0, 1, 0, 1, 0, 1]
     np.savez(file, **arrays)
-    cells = plan("medmnist", tmp_path / "grid", 2, sets=("breast",), models=("resnet18",), data_root=root)
+    cells = plan(Grid("medmnist", 2, sets=("breast",), models=("resnet18",)), tmp_path / "grid", root)
     finish(cells[0], 0.9, 0.8)
     # The copy, test2, is one of two mistakes; of the 4 x 3 pairs without it one is in the wrong order: test3, test6.
     scores = [0.2, 0.8, 0.9, 0.3, 0.1, 0.7, 0.4, 0.6]
@@ -161,23 +167,23 @@ def test_figures_without_leaks(root, tmp_path):
     score_without_leaks(cells, 1)  # the second cell is not finished
     row = cells[0].result()
     assert row["n_clean"] == 7 and row["auc_clean"] == 11 / 12 and row["accuracy_clean"] == 6 / 7
-    assert "| 0.917 / 0.857 (7 images) |" in table(cells)
+    assert "| 0.917 / 0.857 (7 images) |" in shown(cells)
     write_tables(cells, tmp_path)
     assert "auc_clean" in (tmp_path / "results.csv").read_text()
 
 
 def test_figures_that_a_recipe_names_itself(tmp_path):
-    cells = plan("covid", tmp_path, 1)
+    cells = plan(Grid("covid", 1), tmp_path)
     finish(cells[0], 0.99, 0.96)
-    assert "| – / 0.965 | – | 0.990 / 0.960 | 1 | – / -0.005 | – / – |" in table(cells)
-    enlarged = plan("medmnist", tmp_path, 1, ("medmnist_28_to_224",), ("breast",), ("resnet50",))
+    assert "| – / 0.965 | – | 0.990 / 0.960 | 1 | – / -0.005 | – / – |" in shown(cells)
+    enlarged = plan(Grid("medmnist", 1, ("medmnist_28_to_224",), ("breast",), ("resnet50",)), tmp_path)
     finish(enlarged[0], 0.8, 0.8)
-    assert "| 0.866 / 0.842 | – |" in table(enlarged)  # the paper's column (224); the document has 28 alone
+    assert "| 0.866 / 0.842 | – |" in shown(enlarged)  # the paper's column (224); the document has 28 alone
 
 
 def test_a_grid_goes_on_after_interruptions(root, tmp_path, monkeypatch):
     output = tmp_path / "grid"
-    cells = plan("medmnist", output, 2, sets=("breast",), models=("resnet18",), epochs=2, data_root=root)
+    cells = plan(Grid("medmnist", 2, sets=("breast",), models=("resnet18",), epochs=2), output, root)
     past = quiet(deadline=time.monotonic())
     assert run_grid(cells, output, past) == list(cells)  # no time: nothing is begun
     assert "Not run: " in (output / "table.md").read_text() and not cells[0].folder.exists()
@@ -201,7 +207,7 @@ def test_a_grid_goes_on_after_interruptions(root, tmp_path, monkeypatch):
 
     assert run_grid(cells, output, quiet()) == []  # all finished: nothing runs
     assert len(calls) == 2
-    longer = plan("medmnist", output, 2, sets=("breast",), models=("resnet18",), epochs=3, data_root=root)
+    longer = plan(Grid("medmnist", 2, sets=("breast",), models=("resnet18",), epochs=3), output, root)
     with pytest.raises(RunError, match="run with another recipe") as caught:
         run_grid(longer, output, quiet())
     assert "epochs: 2 -> 3" in str(caught.value)
@@ -213,7 +219,31 @@ def test_the_budget_ends_the_command_cleanly(root, tmp_path, capsys):
     assert command.main(words) == 0
     said = capsys.readouterr()
     assert "0 of 1 runs are done" in said.out and "Not run: medmnist-breastmnist-resnet18-seed0" in said.out
-    assert "run the same command again" in said.err
+    assert "rerun the same command" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipe", "medmnist,nonsense"], "nonsense"),
+        (["--models", "resnet19"], "resnet19"),
+        (["--sets", "brest"], "brest"),
+    ],
+)
+def test_unknown_names_are_found_before_any_work(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "load_index", None)
+    monkeypatch.setattr(reproduce, "train", None)
+    assert command.main(["--suite", "medmnist", *words, "--output", str(tmp_path / "grid")]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "grid").exists()
+
+
+def test_a_grid_keeps_decoded_images_as_train_does(root, tmp_path, monkeypatch):
+    """Else the same run decodes each image in every epoch, only because a grid started it."""
+    seen = []
+    monkeypatch.setattr(reproduce, "run_grid", lambda cells, output, options: seen.append(options) or cells)
+    words = ["--suite", "medmnist", "--sets", "breast", "--data-root", str(root), "--output", str(tmp_path / "grid")]
+    assert command.main(words) == 0
+    assert seen[0].image_cache == str(tmp_path / "grid" / "images")
 
 
 def test_faulty_data_stop_a_grid_before_anything_runs(tmp_path, capsys):

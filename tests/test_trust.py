@@ -15,7 +15,6 @@ from paddle_medcls.images import Preprocessing
 from paddle_medcls.inputs import picture_names
 from paddle_medcls.models import Network, resnet
 from paddle_medcls.plots import overlay
-from paddle_medcls.predict import Predictor
 from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar
 
@@ -101,7 +100,7 @@ def test_true_maps_beat_chance_and_false_ones_do_not(mirrored: bool, monkeypatch
     paddle.seed(8)
     expected = paddle.rand([3]).numpy()
     paddle.seed(8)
-    measurement = trust.Measurement(Predictor(card, model=model), None)
+    measurement = trust.Measurement(model, card)
     assert (paddle.rand([3]).numpy() == expected).all()  # the generator of the caller is left alone
     assert measurement.layer == "cells.1" and measurement.grid == (8, 8)
     for number, (top, left) in enumerate([(2, 3), (20, 2), (3, 20), (19, 21)]):
@@ -132,7 +131,7 @@ def test_a_map_that_is_empty_is_counted_nowhere(monkeypatch) -> None:
     model = Bright(Network("bright", 2))
     model.cells[0].weight.set_value(paddle.zeros([4, 3, 4, 4]))
     card = Sidecar("covid", "toy", ("a", "b"), "binary", "softmax", Network("bright", 2), Preprocessing(32))
-    measurement = trust.Measurement(Predictor(card, model=model), "cells.1")
+    measurement = trust.Measurement(model, card, "cells.1")
     measurement.add(Path("a.png"), pixels(0), 1)
     assert measurement.rows == [{"image": "a.png", "class": "b"}]
     assert len(measurement.table().splitlines()) == 4  # the header alone

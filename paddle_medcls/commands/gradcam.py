@@ -82,7 +82,7 @@ def _work(args: argparse.Namespace) -> int:
         print(note, file=sys.stderr)
     names = picture_names(paths, "gradcam")
     shown = {paths[k * len(paths) // SHEET] for k in range(SHEET)} if len(paths) > SHEET else set(paths)
-    measurement = Measurement(predictor, layer, method=args.method) if args.measure else None
+    measurement = Measurement(predictor.model, card, layer, method=args.method) if args.measure else None
     sheet, empty, failed = [], [], 0
     with progress(None, "heat maps", len(paths), "image") as bar:
         for group in predictor.read_files(paths, args.batch_size, args.workers):

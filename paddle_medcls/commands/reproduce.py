@@ -13,7 +13,7 @@ from paddle_medcls.commands import named, parser, run
 
 TEXT = """Trains recipes with several seeds each, scores every one on the test split, and writes a table beside
 the published figures. Run the same command again after any interruption: finished runs are kept, a
-half-done one goes on."""
+half-done one is resumed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="score the images again that training does not have, exactly or nearly",
     )
-    p.add_argument("--budget-minutes", type=float, default=math.inf, help="stop then; the same command goes on")
+    p.add_argument("--budget-minutes", type=float, default=math.inf, help="stop then; the same command continues")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
     p.add_argument("--kernels", choices=("auto", "paddle", "onednn"), default="auto", help="see train")
@@ -59,17 +59,19 @@ def _names(text: str) -> tuple[str, ...]:
 def _work(args: argparse.Namespace) -> int:
     began = time.monotonic()
     from paddle_medcls.report import NOTICE
-    from paddle_medcls.reproduce import plan, run_grid, score_without_leaks, write_tables
+    from paddle_medcls.reproduce import Grid, plan, run_grid, score_without_leaks, write_tables
     from paddle_medcls.train import Options
 
     output = args.output or Path("runs") / f"reproduce-{args.suite}"
-    cells = plan(args.suite, output, args.seeds, args.recipe, args.sets, args.models, args.epochs, args.data_root)
+    grid = Grid(args.suite, args.seeds, args.recipe, args.sets, args.models, args.epochs)
+    cells = plan(grid, output, args.data_root)
     options = Options(
         device=args.device,
         workers=args.workers,
         deterministic=args.deterministic,
         kernels=args.kernels,
         precision=args.precision,
+        image_cache=str(output / "images"),
         deadline=began + 60 * args.budget_minutes,
     )
     remaining = run_grid(cells, output, options)
@@ -78,5 +80,5 @@ def _work(args: argparse.Namespace) -> int:
     print(write_tables(cells, output))
     print(f"{len(cells) - len(remaining)} of {len(cells)} runs are done; written to {output}\n{NOTICE}")
     if remaining:
-        print("the time is up: run the same command again to go on", file=sys.stderr)
+        print("time budget used up; rerun the same command to continue", file=sys.stderr)
     return 0
