@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.errors import DataError
+from paddle_medcls.errors import DataError, command
 from paddle_medcls.metrics import (
     accuracy_interval,
     auc,
@@ -125,7 +125,7 @@ def _file(path: Path) -> Path:
         names = ", ".join(file.name for file in found)
         raise DataError(
             f"{path}: {f'several predictions: {names}' if found else 'no predictions_<split>.csv in this folder'}",
-            do="name one of the files" if found else "write one: python tools/eval.py --weights FILE --output DIR",
+            do="name one of the files" if found else f"write one: {command('eval')} --weights FILE --output DIR",
         )
     return found[0]
 

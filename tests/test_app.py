@@ -146,6 +146,16 @@ def test_a_bad_file_is_a_sentence_and_the_others_are_predicted(apptest, tmp_path
     assert len(bars(markup(at))) == 3
 
 
+def test_many_files_good_and_bad(apptest, tmp_path: Path) -> None:
+    """Every good one is in the table; of the bad ones the first are named, and the others counted."""
+    at = opened(apptest, model(tmp_path))
+    good = [(f"{number}.png", png(pixels(number))) for number in range(100)]
+    upload(at, *good, *((f"bad {number}.png", b"<html>") for number in range(30)))
+    assert list(at.dataframe[0].value["Image"]) == [name for name, _ in good]
+    said = [error.value.replace("\\", "") for error in at.error]
+    assert len(said) == 21 and said[19].startswith("bad 19.png: ") and said[20].startswith("… and 10 more files")
+
+
 def test_the_decision_of_each_task(apptest, tmp_path: Path) -> None:
     """The threshold decides, not the largest probability; no label may be above it, or several."""
     file = ("a.png", png(pixels(1)))

@@ -46,7 +46,11 @@ def _work(args: argparse.Namespace) -> int:
 
     print(NOTICE, flush=True)  # Streamlit prints the address
     if not is_local(args.address):
-        print(f"--address {args.address}: everybody who reaches this machine can use the page", file=sys.stderr)
+        print(
+            f"--address {args.address}: everybody who reaches this machine can use the page, and fill its memory "
+            f"with uploads (each file at most {UPLOAD_MB} MB, their number is not limited)",
+            file=sys.stderr,
+        )
     options = {
         "server.address": args.address,
         "server.port": args.port,
