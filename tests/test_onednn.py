@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +190,124 @@ def test_a_network(network: Network, side: int, training: bool, operators: Opera
     theirs.eval()
     with paddle.no_grad():
         assert error(Accelerated(ours, operators)(x), theirs(x)) < 1e-3
+
+
+def without_corners(model) -> None:
+    """No value near ReLU's corner, where rounding changes a gradient: a quarter of all channels is off, the rest on.
+
+    Batch norm's outputs are -100 or 5, plus or minus a few halves.
+    """
+    for layer in model.sublayers():
+        if isinstance(layer, paddle.nn.BatchNorm2D):
+            off = paddle.arange(layer.bias.shape[0]) % 4 == 1
+            layer.bias.set_value(paddle.where(off, paddle.to_tensor(-100.0), paddle.to_tensor(5.0)))
+            layer.weight.set_value(0.5 * paddle.ones_like(layer.weight))
+
+
+def gradient_errors(network: Network, side: int, training: bool, operators: Operators) -> dict[str, float]:
+    """Of the logits and of each parameter's gradient, against Paddle's operators."""
+    paddle.seed(4)
+    theirs, ours = network.build(), network.build()
+    x, labels = paddle.randn([6, network.in_channels, side, side]), paddle.arange(6) % 3
+    without_corners(theirs)
+    for layer in theirs.sublayers():  # running statistics that fit, for the pass that uses them
+        if isinstance(layer, paddle.nn.BatchNorm2D):
+            layer._momentum = 0.0
+    theirs.train()
+    with paddle.no_grad():
+        theirs(x)
+    ours.set_state_dict(theirs.state_dict())
+    for model in (theirs, ours):
+        model.train() if training else model.eval()
+    logits, wanted = step(theirs, theirs, x, labels)
+    found, gradients = step(Accelerated(ours, operators), ours, x, labels)
+    least = 1e-3 * max(np.linalg.norm(value) for value in wanted.values())
+    errors = {"logits": error(found, logits)}
+    for name, value in wanted.items():  # a shift before another batch norm has no effect: its gradient is rounding
+        size = max(np.linalg.norm(value), least)
+        errors[name] = float(np.linalg.norm(gradients[name] - value)) / size
+    return errors
+
+
+WIRED = [(SMALL, 20), (Network("resnet50", 3), 64)]
+WIRING_BOUND = 0.003
+
+
+@pytest.mark.parametrize("network, side", WIRED)
+@pytest.mark.parametrize("training", [True, False])
+def test_the_wiring_of_a_network(network: Network, side: int, training: bool, operators: Operators) -> None:
+    """A hundredth of a gradient's norm is three times the bound: the next tests fail it."""
+    errors = gradient_errors(network, side, training, operators)
+    assert len(errors) > 60 and max(errors.values()) < WIRING_BOUND, errors
+
+
+@pytest.mark.parametrize("network, side", WIRED)
+@pytest.mark.parametrize("fault", ["all 1% too large", "the way round a block 2% too small", "no way round a block"])
+def test_faulty_wiring_fails_the_bound(
+    network: Network, side: int, fault: str, operators: Operators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, leave_backward = Operators.add, Operators.leave_backward
+
+    def faulty_add(self, a: np.ndarray, b: np.ndarray, relu: bool = False) -> np.ndarray:
+        share = np.float32(0 if fault.startswith("no") else 0.98)
+        return add(self, a, b if relu else b * share, relu)  # without ReLU: the sum of a block's gradients
+
+    if fault.startswith("all"):
+        monkeypatch.setattr(Operators, "leave_backward", lambda self, dy, shape: leave_backward(self, dy * 1.01, shape))
+    else:
+        monkeypatch.setattr(Operators, "add", faulty_add)
+    errors = gradient_errors(network, side, True, operators)
+    assert errors["logits"] < WIRING_BOUND < max(errors.values())
+
+
+def test_all_that_onednn_makes_is_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the operators are collected, at once, without the garbage collector; or when they are closed."""
+    library, calls = dnnl.open_library(), []
+
+    class Counting:
+        def __getattr__(self, name: str):
+            calls.append(name)
+            return getattr(library, name)
+
+    def live() -> dict[str, int]:
+        kinds = (
+            "engine",
+            "stream",
+            "memory_desc",
+            "primitive_desc",
+            "primitive_attr",
+            "post_ops",
+            "primitive",
+            "memory",
+        )
+        left = {}
+        for kind in kinds:
+            made = re.compile(
+                rf"dnnl_(\w+_)?{kind}_create(_with_\w+)?$"
+                if kind == "primitive_desc"
+                else rf"dnnl_{kind}_create(_with_\w+)?$"
+            )
+            left[kind] = sum(bool(made.match(name)) for name in calls) - calls.count(f"dnnl_{kind}_destroy")
+        return left
+
+    monkeypatch.setattr(dnnl, "open_library", Counting)
+    model, x, labels = SMALL.build(), paddle.randn([4, 1, 12, 12]), paddle.arange(4) % 3
+    own = Operators()
+    step(Accelerated(model, own), model, x, labels)
+    assert live()["engine"] == 1 and all(live().values()) and live()["primitive"] > 40
+    gc.disable()
+    try:
+        del own
+        assert not any(live().values()), live()
+    finally:
+        gc.enable()
+    own = Operators()
+    step(Accelerated(model, own), model, x, labels)
+    own.close()
+    own.close()
+    assert not any(live().values()), live()
+    with pytest.raises(SetupError, match="failed with status"):
+        own.enter(x)
 
 
 def test_frozen_parameters_and_repeats(operators: Operators) -> None:

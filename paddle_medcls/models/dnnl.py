@@ -2,6 +2,9 @@
 
 Its C interface is stable within a major version. Sizes are in oneDNN's order (N, C, H, W), whatever the layout.
 
+Nothing here is safe for several threads at once: an operator keeps its arguments between setting and using them, and
+the lists of free memory are shared. Each thread needs an `Engine` of its own.
+
 Source: oneDNN 3.x, include/oneapi/dnnl/dnnl.h and dnnl_types.h, for the names and numbers here and in `onednn`.
 """
 
@@ -57,6 +60,8 @@ def open_library() -> ctypes.CDLL:
 class Engine:
     """oneDNN's engine, with the layouts, prepared operators and memory that are used again.
 
+    All that it had oneDNN make is destroyed with it, or by `close`; it is for one thread.
+
     Args:
         bf16: activations are bfloat16.
 
@@ -68,8 +73,11 @@ class Engine:
         self.library = open_library()
         self.type = BF16 if bf16 else F32
         self.engine, self.stream = c_void_p(), c_void_p()
-        self.call("dnnl_engine_create", byref(self.engine), c_int(1), c_size_t(0))
-        self.call("dnnl_stream_create", byref(self.stream), self.engine, c_uint(1))
+        self._made: list[tuple[str, c_void_p]] = []
+        self._destroy = weakref.finalize(self, _destroy, self.library, self._made)
+        self._destroy.atexit = False  # the process's end does it
+        self.make("engine", "dnnl_engine_create", self.engine, c_int(1), c_size_t(0))
+        self.make("stream", "dnnl_stream_create", self.stream, self.engine, c_uint(1))
         self._layouts: dict[tuple, c_void_p] = {}
         self._prepared: dict[tuple, Prepared] = {}
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
@@ -80,10 +88,8 @@ class Engine:
         key = (shape, kind, strides)
         if key not in self._layouts:
             made, start = c_void_p(), (c_int(len(shape)), dims(*shape), c_int(kind))
-            if strides is None:
-                self.call("dnnl_memory_desc_create_with_tag", byref(made), *start, c_int(1))
-            else:
-                self.call("dnnl_memory_desc_create_with_strides", byref(made), *start, dims(*strides))
+            how, rest = ("tag", c_int(1)) if strides is None else ("strides", dims(*strides))
+            self.make("memory_desc", f"dnnl_memory_desc_create_with_{how}", made, *start, rest)
             self._layouts[key] = made
         return self._layouts[key]
 
@@ -122,22 +128,45 @@ class Engine:
         """Copies into another layout or type, and returns the target."""
         key = ("reorder", source_layout.value, target_layout.value)
         if key not in self._prepared:
-            made, here = c_void_p(), self.engine
-            self.call("dnnl_reorder_primitive_desc_create", byref(made), source_layout, here, target_layout, here, None)
+            made, ends = c_void_p(), (source_layout, self.engine, target_layout, self.engine)
+            self.make("primitive_desc", "dnnl_reorder_primitive_desc_create", made, *ends, None)
             self._prepared[key] = Prepared(self, made, {SRC: source_layout, DST: target_layout})
         self._prepared[key]({SRC: source, DST: target})
         return target
 
     def _describe(self, name: str, *arguments: object) -> c_void_p:
         made = c_void_p()
-        self.call(name, byref(made), self.engine, *arguments)
+        self.make("primitive_desc", name, made, self.engine, *arguments)
         return made
+
+    def make(self, kind: str, name: str, made: c_void_p, *arguments: object) -> None:
+        """Has a function of oneDNN make an object, which is destroyed with the engine."""
+        self.call(name, byref(made), *arguments)
+        self._made.append((f"dnnl_{kind}_destroy", made))
 
     def call(self, name: str, *arguments: object) -> None:
         """A function of oneDNN; a status other than success is an error."""
-        status = getattr(self.library, name)(*arguments)
-        if status != 0:
-            raise SetupError(f"oneDNN: {name} failed with status {status}", do="use --kernels paddle")
+        call(self.library, name, *arguments)
+
+    def close(self) -> None:
+        """Destroys all that was made; what is asked of the engine afterwards is refused."""
+        self._prepared.clear()
+        self._layouts.clear()
+        self._destroy()
+        self.engine.value = self.stream.value = None
+
+
+def call(library: ctypes.CDLL, name: str, *arguments: object) -> None:
+    """A function of oneDNN; a status other than success is an error."""
+    status = getattr(library, name)(*arguments)
+    if status != 0:
+        raise SetupError(f"oneDNN: {name} failed with status {status}", do="use --kernels paddle")
+
+
+def _destroy(library: ctypes.CDLL, made: list[tuple[str, c_void_p]]) -> None:
+    while made:  # the newest first: each may need those made before it
+        name, handle = made.pop()
+        getattr(library, name)(handle)
 
 
 class Prepared:
@@ -153,14 +182,13 @@ class Prepared:
         self.library, self.stream, self.description = engine.library, engine.stream, description
         self.layouts = {index: layout or self._chosen(index) for index, layout in layouts.items()}
         self.primitive = c_void_p()
-        engine.call("dnnl_primitive_create", byref(self.primitive), description)
+        engine.make("primitive", "dnnl_primitive_create", self.primitive, description)
         self.memories = {}
         for index, layout in self.layouts.items():
             memory = self.memories[index] = c_void_p()
-            engine.call("dnnl_memory_create", byref(memory), layout, engine.engine, None)
+            engine.make("memory", "dnnl_memory_create", memory, layout, engine.engine, None)
         pairs = [_Argument(index, memory) for index, memory in self.memories.items()]
         self.arguments = (_Argument * len(pairs))(*pairs)
-        self.call = engine.call
 
     def _chosen(self, index: int) -> c_void_p:
         query = 255  # dnnl_query_exec_arg_md
@@ -174,8 +202,8 @@ class Prepared:
         for index, memory in self.memories.items():
             self.library.dnnl_memory_set_data_handle(memory, _address(given[index]))
         count = c_int(len(self.arguments))
-        self.call("dnnl_primitive_execute", self.primitive, self.stream, count, self.arguments)
-        self.call("dnnl_stream_wait", self.stream)
+        call(self.library, "dnnl_primitive_execute", self.primitive, self.stream, count, self.arguments)
+        call(self.library, "dnnl_stream_wait", self.stream)
 
 
 def floats(tensor) -> np.ndarray:

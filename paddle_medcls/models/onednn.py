@@ -10,7 +10,7 @@ gradients and batch-norm statistics are Paddle's own float32 tensors, read and w
 
 from __future__ import annotations
 
-from ctypes import byref, c_float, c_int, c_uint, c_void_p
+from ctypes import c_float, c_int, c_uint, c_void_p
 
 import numpy as np
 
@@ -188,8 +188,8 @@ class Operators(Engine):
         key = ("add", shape, relu)
         if key not in self._prepared:
             x, attributes, after = self._nhwc(shape), c_void_p(), c_void_p()
-            self.call("dnnl_primitive_attr_create", byref(attributes))
-            self.call("dnnl_post_ops_create", byref(after))
+            self.make("primitive_attr", "dnnl_primitive_attr_create", attributes)
+            self.make("post_ops", "dnnl_post_ops_create", after)
             if relu:
                 self.call("dnnl_post_ops_append_eltwise", after, c_int(RELU), c_float(0), c_float(0))
             self.call("dnnl_primitive_attr_set_post_ops", attributes, after)
