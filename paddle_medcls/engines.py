@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ FORMS = {"paddle": "onednn", "onnx": "onnxruntime", "openvino": "openvino"}
 ENGINES = ("paddle", *FORMS.values())
 PRECISIONS = ("f32", "bf16")
 _WITHOUT_BFLOAT16 = ("paddle", "onnxruntime")
+_ANNOUNCEMENTS = (b"ReduceMeanCheckIfOneDNNSupport",)
+"""Names of functions that Paddle 3.3 prints when they are first called; they tell a user nothing."""
 _MODULES = {"onednn": "paddle", **{name: name for name in ENGINES if name != "onednn"}}
 
 Forward = Callable[[np.ndarray], np.ndarray]
@@ -151,12 +154,21 @@ def of_later_paddle(folder: Path, name: str) -> bool:
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """For C++ that writes to standard output, which holds a command's results alone."""
+    """For C++ that writes to standard output, which holds a command's results alone.
+
+    Its lines go to standard error, but for those of `_ANNOUNCEMENTS`.
+    """
     kept = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
-        ctypes.CDLL(None).fflush(None)  # what C has buffered would come out later
-        os.dup2(kept, 1)
-        os.close(kept)
+    in_memory = hasattr(os, "memfd_create")  # Linux: no folder needs to be writable
+    with os.fdopen(os.memfd_create("stdout"), "w+b") if in_memory else tempfile.TemporaryFile() as said:
+        try:
+            os.dup2(said.fileno(), 1)
+            yield
+        finally:
+            ctypes.CDLL(None).fflush(None)  # what C has buffered would come out later
+            os.dup2(kept, 1)
+            os.close(kept)
+            said.seek(0)
+            for line in said:
+                if line.strip() not in _ANNOUNCEMENTS:
+                    os.write(2, line)

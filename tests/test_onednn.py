@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import toynet  # noqa: F401  its networks are no ResNets
-from fakes import recipe
+from fakes import ROOT, recipe
 
 from paddle_medcls import rundir
 from paddle_medcls.commands import train as train_command
@@ -458,3 +460,18 @@ def test_a_grid_keeps_its_precision(palm_root: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="another recipe") as fault:
         run_grid([Cell(own, palm_root, tmp_path / "cell")], tmp_path, Options("cpu", kernels="auto"))
     assert "onednn bf16 then, auto f32 now" in str(fault.value)
+
+
+def test_operators_do_not_announce_themselves() -> None:
+    """One known line is left out; whatever else a library prints goes to standard error."""
+    code = (
+        "import os, sys, ctypes\n"
+        "from paddle_medcls.engines import stdout_to_stderr\n"
+        "with stdout_to_stderr():\n"
+        "    ctypes.CDLL(None).puts(b'ReduceMeanCheckIfOneDNNSupport')\n"
+        "    os.write(1, b'something else\\nhalf a line')\n"
+        "print('a result')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == "a result\n"
+    assert done.stderr == "something else\nhalf a line"
