@@ -20,6 +20,7 @@ setup(
     install_requires=[
         # any build of cv2 and of Paddle serves; requirements.txt brings the usual ones
         "numpy",
+        "openvino>=2025.0",
         "pandas",
         "prettytable",
         "matplotlib",
@@ -29,8 +30,8 @@ setup(
     ],
     extras_require={
         "cpu": ["paddlepaddle", "opencv-python", "setuptools<81"],
-        # paddle2onnx makes the files of the other two; below 2 for Paddle 2.6, and none for Python 3.13 yet
-        "engines": ["onnxruntime", "openvino", "onnx", "paddle2onnx>=1.3; python_version < '3.13'"],
+        # ONNX exports; of networks that `graph` does not know they also need paddle2onnx (below 2 for Paddle 2.6)
+        "engines": ["onnxruntime", "onnx"],
         "xlsx": ["openpyxl"],
         "dicom": ["pydicom>=2.4"],
         "visualdl": ["visualdl"],

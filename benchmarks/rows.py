@@ -39,8 +39,6 @@ def _inference(batch: int) -> Variants:
     return {
         INSTALLED: partial(inference, engine="as installed"),
         "paddle": partial(inference, engine="paddle"),
-        "onednn f32": partial(inference, engine="onednn"),
-        "onednn bf16": partial(inference, engine="onednn", precision="bf16"),
         "onnxruntime f32": partial(inference, engine="onnxruntime"),
         "openvino f32": partial(inference, engine="openvino"),
         "openvino bf16": partial(inference, engine="openvino", precision="bf16"),

@@ -15,7 +15,7 @@ from benchmarks.cell import Job, medcls, rate, run, train_command
 REPEATS = 5  # of what takes a moment; the median counts
 
 
-PLAIN = "import sys; sys.modules.update(dict.fromkeys(('onnx', 'onnxruntime', 'openvino', 'paddle2onnx'))); "
+PLAIN = "import sys; sys.modules.update(dict.fromkeys(('onnx', 'onnxruntime', 'paddle2onnx'))); "
 """Hides what requirements.txt does not bring."""
 
 

@@ -17,8 +17,8 @@ from paddle_medcls.data.cache import mapped, scan_cached
 from paddle_medcls.data.index import Index
 from paddle_medcls.distributed import from_first, whole_batch_norm
 from paddle_medcls.errors import SetupError
-from paddle_medcls.evaluate import flips_of
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash, usable_folder
+from paddle_medcls.graph import flips_of
 from paddle_medcls.models import Network, network_for
 from paddle_medcls.models.accelerate import obstacle
 from paddle_medcls.models.pretrained import pretrained_file

@@ -8,30 +8,11 @@ import numpy as np
 
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset, cut, load_batches
+from paddle_medcls.graph import flip_axes
 from paddle_medcls.images import Preprocessing
 from paddle_medcls.output_head import check_finite
 from paddle_medcls.progress import progress
-from paddle_medcls.recipe import Recipe
 from paddle_medcls.runtime import paddle
-
-FLIPS = {"flip": (3,), "flip_vertical": (2,)}  # axes of NCHW
-
-
-def flips_of(recipe: Recipe) -> tuple[str, ...]:
-    """Flips averaged at evaluation: those that the augmentation uses, if the recipe asks for them."""
-    return tuple(name for name in FLIPS if recipe.test_flips and getattr(recipe.augmentation, name))
-
-
-def flip_axes(flips: tuple[str, ...]) -> list[tuple[int, ...]]:
-    """Axes of each version of an image that is averaged; the first is the image itself.
-
-    Args:
-        flips: names in FLIPS; both together add the image turned by 180 degrees as well.
-    """
-    axes: list[tuple[int, ...]] = [()]
-    for name in flips:
-        axes += [known + FLIPS[name] for known in axes]
-    return axes
 
 
 def predict_logits(model, x: np.ndarray, flips: tuple[str, ...] = ()) -> np.ndarray:

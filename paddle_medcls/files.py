@@ -142,7 +142,7 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[o
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    atomic_write(path, text.getvalue().encode("utf-8", "backslashreplace"))  # names of files need not be UTF-8
 
 
 def sha256(path: str | Path) -> str:

@@ -210,7 +210,7 @@ def decode_image(data: bytes, name: str, channels: str = "bgr", least_px: int = 
     """Decodes the bytes of one image file; see `read_image`."""
     size = image_size(data, name)
     if is_dicom(data):
-        return _to_channels(decode_dicom(data, name), channels)
+        return to_channels(decode_dicom(data, name), channels)
     is_jpeg = data[:2] == b"\xff\xd8"
     markers = jpeg.read_markers(data) if is_jpeg else None
     part = 1
@@ -255,10 +255,10 @@ def _refuse_unused_bits(data: bytes, image: np.ndarray, name: str) -> None:
     )
 
 
-def _to_channels(image: np.ndarray, channels: str) -> np.ndarray:
-    """Grey (H, W) or RGB (H, W, 3) -> what `read_image` returns."""
-    if image.ndim == 2:
-        return np.repeat(image[:, :, None], 1 if channels == "gray" else 3, axis=2)
+def to_channels(image: np.ndarray, channels: str) -> np.ndarray:
+    """Grey (H, W) or (H, W, 1), or RGB (H, W, 3) -> what `read_image` returns."""
+    if image.ndim == 2 or image.shape[2] == 1:
+        return np.repeat(image.reshape(*image.shape[:2], 1), 1 if channels == "gray" else 3, axis=2)
     if channels == "gray":
         return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None]
     return image if channels == "rgb" else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)

@@ -1,66 +1,79 @@
-"""The one object that is served: weights with their preprocessing, behind every door."""
+"""A trained model with its preprocessing: images in, probabilities out."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Union
 
 import numpy as np
 
 from paddle_medcls.data import dataset_classes
 from paddle_medcls.data.index import Index
-from paddle_medcls.engines import FORMS, PRECISIONS, Forward, open_model, require
+from paddle_medcls.engines import FASTEST_FIRST, FORMS, InferenceBackend, compile_graph, open_model, require
 from paddle_medcls.errors import DataError, SetupError, WeightsError
-from paddle_medcls.images import preprocess, read_image, unfit
+from paddle_medcls.files import sha256
+from paddle_medcls.graph import KNOWN, flips_of, logits_graph
+from paddle_medcls.images import decode_image, preprocess, read_image, to_channels, unfit
 from paddle_medcls.models.layouts import recognise
+from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.output_head import OutputHead, check_finite
-from paddle_medcls.prepared import candidates, open_prepared
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.sidecar import Sidecar, find_model, sidecar_of
+from paddle_medcls.sidecar import Sidecar, find_model, form_of, sidecar_of
 
 _NOTEBOOKS = {("document 001", 1): "palm_tutorial", ("document 003", 4): "covid_notebook"}
 """(layout, outputs) of a weight file without a sidecar -> the recipe it must have been made with."""
 
+AnyImage = Union[np.ndarray, str, Path, bytes]
+"""Pixels, uint8 RGB (H, W, 3) or grey (H, W) or (H, W, 1); or an image file, by its path or its bytes."""
+
+
+class PaddleNetwork:
+    """The inference backend that is the network itself, in Paddle; see `engines` for the others."""
+
+    engine = "paddle"
+    precision = "f32"
+
+    def __init__(self, network, flips: tuple[str, ...] = ()) -> None:
+        """Takes a network, and the flips that its logits are averaged over (`Sidecar.flips`)."""
+        self.network = network
+        self._flips = flips
+        network.eval()
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Preprocessed x (N, C, S, S) float32 -> logits (N, outputs) float32."""
+        from paddle_medcls.evaluate import predict_logits
+
+        return predict_logits(self.network, x, self._flips)
+
 
 class Predictor:
-    """A trained network that takes images and gives probabilities, whatever computes them.
+    """A sidecar and an inference backend.
 
     Attributes:
         card: classes, preprocessing and the rest of the sidecar.
+        backend: gives logits of preprocessed images, see `engines`.
         notes: what was assumed about a file without a sidecar, one line each.
-        engine: what computes, one of `engines.ENGINES`.
-        precision: "f32" or "bf16".
     """
 
     def __init__(
         self,
         card: Sidecar,
+        backend: PaddleNetwork | InferenceBackend,
         notes: Sequence[str] = (),
-        model=None,
-        forward: Forward | None = None,
-        engine: str = "paddle",
-        precision: str = "f32",
-        source: tuple[Path, Sidecar | None, Recipe | None] | None = None,
+        load_network: Callable[[], PaddleNetwork] | None = None,
     ) -> None:
-        """Of a network, or of what computes its logits; see `from_weights` for files.
-
-        Args:
-            model: the network; its flips are averaged here.
-            forward: that of `engine`, see `engines.open_model`; flips are averaged inside.
-            source: weight file, sidecar and recipe that the network can be built from when heat maps are asked for.
-        """
+        """See `from_weights` for files; `load_network` makes the network in Paddle when heat maps are asked for."""
         self.card = card
+        self.backend = backend
         self.notes = list(notes)
-        self.engine = engine
-        self.precision = precision
-        self._model = model
-        self._forward = forward
-        self._source = source
-        if model is not None:
-            model.eval()
+        self._network = backend if isinstance(backend, PaddleNetwork) else None
+        self._load_network = load_network
+        self._layer = ""
 
     @staticmethod
     def from_weights(
@@ -72,40 +85,51 @@ class Predictor:
     ) -> Predictor:
         """Loads a weight file or an exported model.
 
+        A weight file is arrays, whatever its sidecar says; an export is opened only if it is named itself.
+
         Args:
             path: `.pdparams` or `.safetensors`, a sidecar of the same name beside it is read; or a file of an
                 export; or a folder that holds one of these.
             recipe: for a file without a sidecar, how it was trained; None: told from its layout, which
                 works for the two notebooks' own files.
-            engine: None, the file's own: the network itself ("paddle"), or for an export that of its form. For a
-                weight file another of `engines.ENGINES`, through an exported form that is kept beside it; "auto",
-                the fastest of them that is installed and agrees with the network.
+            engine: None: the network in Paddle, or for an export the engine of its form. For a weight file one of
+                `engines.ENGINES`, or "auto": the fastest that is installed and knows the network.
             precision: "f32" or "bf16".
-            say: takes a line about an engine that is being prepared or cannot be used.
+            say: takes a line about an engine that cannot be used.
 
         Raises:
-            WeightsError: unreadable, hostile, not fitting, or nothing known about its training.
-            SetupError: the engine is not installed or cannot compute in this precision.
+            WeightsError: unreadable, hostile, not fitting, or nothing known about its training; or a recipe was
+                given though there is a sidecar.
+            SetupError: the engine is not installed, does not know the network or lacks this precision.
         """
         path = find_model(Path(path))
         sidecar = sidecar_of(path)
         card = Sidecar.read(sidecar) if sidecar.is_file() else None
-        if card is not None and card.form:
+        if card is not None and recipe is not None:
+            raise WeightsError(
+                f"recipe {recipe.name} was given, but the sidecar says how these weights were trained: {card.recipe}",
+                where=sidecar,
+                do="leave --recipe out; to overrule the sidecar, move it away",
+            )
+        if form_of(path):
             return _of_export(path, card, engine, precision)
-        for name in candidates(path, engine, precision):
-            if name == "paddle":
-                break
-            try:
-                known, forward = open_prepared(path, card, recipe, name, precision, say)
-                taken = f"{path.name}: no sidecar; taken as recipe {known.recipe}, {known.network.model}"
-                notes = [] if card else [taken]
-                return Predictor(known, notes, None, forward, name, precision, (path, card, recipe))
-            except SetupError as error:  # of the engine; faults of the weights are the same everywhere
-                if engine != "auto":
-                    raise
-                say(f"{name} cannot be used: {error.what}")
-        require("paddle", precision)
-        return _of_network(path, card, recipe)
+        if card is not None and card.form:
+            raise WeightsError(
+                f"{path}: the sidecar beside these weights describes an export, not them",
+                where=sidecar,
+                do="restore the sidecar of the weights; to use the export, name its folder or its model file",
+            )
+        return _of_weights(path, card, recipe, (engine, precision), say)
+
+    @property
+    def engine(self) -> str:
+        """One of `engines.ENGINES`."""
+        return self.backend.engine
+
+    @property
+    def precision(self) -> str:
+        """One of `engines.PRECISIONS`."""
+        return self.backend.precision
 
     @property
     def head(self) -> OutputHead:
@@ -114,26 +138,54 @@ class Predictor:
 
     @property
     def model(self):
-        """The network in evaluation mode; built when it is first asked for."""
-        if self._model is None:
-            if self._source is None:
+        """The network in Paddle, in evaluation mode; made when it is first asked for."""
+        if self._network is None:
+            if self._load_network is None:
                 raise WeightsError(
                     "an exported model has no layers to look into", do="give the weight file that it was made of"
                 )
-            self._model = _of_network(*self._source)._model
-        return self._model
+            self._network = self._load_network()
+        return self._network.network
 
-    def logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Decoded images (H, W, C) uint8, channels as the preprocessing says -> logits (N, outputs)."""
-        return self.forward(np.stack([preprocess(image, self.card.preprocessing) for image in images]))
+    def decode(self, image: AnyImage, name: str = "image") -> np.ndarray:
+        """An image file, or checked pixels, as uint8: RGB (H, W, 3) or grey (H, W, 1).
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        """Preprocessed x (N, C, S, S) float32 -> logits (N, outputs)."""
-        if self._forward is not None:
-            return self._forward(x)
-        from paddle_medcls.evaluate import predict_logits
+        Args:
+            image: see `AnyImage`.
+            name: of the image, for messages.
 
-        return predict_logits(self.model, x, self.card.flips)
+        Raises:
+            DataError: a file that cannot be read, or an array of another type or shape.
+        """
+        spec = self.card.preprocessing
+        channels, least_px = "gray" if spec.channels == "gray" else "rgb", spec.least_px
+        if isinstance(image, (str, Path)):
+            return read_image(image, channels, least_px)
+        if isinstance(image, bytes):
+            return decode_image(image, name, channels, least_px)
+        return _checked_pixels(image, name)
+
+    def input_of(self, images: Sequence[AnyImage]) -> np.ndarray:
+        """Images -> the network's input x (N, C, S, S) float32, channels in the order that it was trained with."""
+        spec = self.card.preprocessing
+        if isinstance(images, (str, bytes, Path)) or (isinstance(images, np.ndarray) and images.ndim < 4):
+            raise DataError("one image was given where a list of images is expected", do="pass [image]")
+        pixels = (self.decode(image, f"image {number}") for number, image in enumerate(images))
+        return np.stack([preprocess(to_channels(image, spec.channels), spec) for image in pixels])
+
+    def logits(self, images: Sequence[AnyImage], names: Sequence[object] = ()) -> np.ndarray:
+        """Images -> logits (N, outputs) float32.
+
+        Args:
+            names: of the images, for messages; default: their paths or numbers.
+
+        Raises:
+            DataError: see `decode`.
+            WeightsError: logits that are not finite; the message names the images.
+        """
+        logits = self.backend.logits(self.input_of(images))
+        paths = [image if isinstance(image, (str, Path)) else f"image {k}" for k, image in enumerate(images)]
+        return check_finite(logits, names or paths)
 
     def split_logits(self, index: Index, batch_size: int, workers: int) -> np.ndarray:
         """Logits (N, outputs) of a whole split, in its order."""
@@ -141,7 +193,7 @@ class Predictor:
         from paddle_medcls.evaluate import forward_split
 
         batches = cut(range(len(index)), batch_size)
-        logits = np.concatenate(forward_split(self.forward, index, self.card.preprocessing, batches, workers))
+        logits = np.concatenate(forward_split(self.backend.logits, index, self.card.preprocessing, batches, workers))
         return check_finite(logits, index.ids)
 
     def input_zeros(self) -> np.ndarray:
@@ -151,12 +203,12 @@ class Predictor:
 
     def heatmaps(
         self,
-        images: Sequence[np.ndarray],
+        images: Sequence[AnyImage],
         classes: int | Sequence[int],
         layer: str | None = None,
         method: str = "gradcam",
     ) -> list[np.ndarray]:
-        """Grad-CAM of decoded images, each (H, W) float32 in [0, 1] at the size of its own image.
+        """Grad-CAM, each (H, W) float32 in [0, 1] at the size of its own image.
 
         The map explains the image as it is; flips that the card averages at evaluation are left out.
 
@@ -165,21 +217,23 @@ class Predictor:
             classes: class explained, one for all or one for each.
             layer, method: see `gradcam.gradcam`.
         """
-        from paddle_medcls.gradcam import gradcam
+        from paddle_medcls.gradcam import default_layer, gradcam
 
-        spec = self.card.preprocessing
-        maps = gradcam(self.model, np.stack([preprocess(image, spec) for image in images]), layer, classes, method)
-        return [unfit(heat, image.shape[:2], spec) for heat, image in zip(maps, images)]
+        if layer is None:
+            self._layer = self._layer or default_layer(self.model, self.input_zeros())
+            layer = self._layer
+        spec, pixels = self.card.preprocessing, [self.decode(image) for image in images]
+        maps = gradcam(self.model, self.input_of(pixels), layer, classes, method)
+        return [unfit(heat, image.shape[:2], spec) for heat, image in zip(maps, pixels)]
 
     def read_files(
         self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
     ) -> Iterable[list[tuple[Path, np.ndarray | DataError]]]:
-        """Yields groups of (path, decoded image), the next one read meanwhile; for an unreadable file its error."""
-        spec = self.card.preprocessing
+        """Yields groups of (path, `decode`d image), the next one read meanwhile; for an unreadable file its error."""
 
         def read(path: Path) -> np.ndarray | DataError:
             try:
-                return read_image(path, spec.channels, spec.least_px)
+                return self.decode(path)
             except DataError as error:
                 return error
 
@@ -197,43 +251,121 @@ class Predictor:
         self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
     ) -> Iterable[tuple[Path, np.ndarray | DataError]]:
         """Yields (path, probabilities (C,)) in order; for an unreadable file (path, its error)."""
+        for path, _, probs in self.predict_decoded(paths, batch_size, workers):
+            yield path, probs
+
+    def predict_decoded(
+        self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
+    ) -> Iterable[tuple[Path, np.ndarray | None, np.ndarray | DataError]]:
+        """As `predict_files`, with the decoded image between; None for an unreadable file."""
         for group in self.read_files(paths, batch_size, workers):
-            names, good = [], []
+            names = [path for path, image in group if not isinstance(image, DataError)]
+            good = [image for _, image in group if not isinstance(image, DataError)]
+            probs = iter(())
+            if good:
+                probs = iter(self.head.probabilities(self.backend.logits(self.input_of(good)), names))
             for path, image in group:
-                if not isinstance(image, DataError):
-                    names.append(path)
-                    good.append(image)
-            probs = iter(self.head.probabilities(self.logits(good), names) if good else ())
-            for path, image in group:
-                yield path, image if isinstance(image, DataError) else next(probs)
+                yield (path, None, image) if isinstance(image, DataError) else (path, image, next(probs))
 
 
-def _of_network(path: Path, card: Sidecar | None, recipe: Recipe | None) -> Predictor:
-    """The network itself, in Paddle."""
-    from paddle_medcls.models.weights import load_strict, read_weights
+def _checked_pixels(image: np.ndarray, name: str) -> np.ndarray:
+    """(H, W, 1) or (H, W, 3) uint8 of an array; anything else is refused with what to do about it."""
+    expected = "uint8, values 0 to 255, of shape (height, width, 3) in RGB order, (height, width) or (height, width, 1)"
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"{name}: a {type(image).__name__} is no image", expected=f"an array, {expected}; or a file")
+    if image.dtype != np.uint8:
+        fix = "decode it to 8 bits; values in [0, 1]: (image * 255).round().astype(numpy.uint8)"
+        raise DataError(f"{name}: pixels of type {image.dtype}", expected=expected, do=fix)
+    image = image[:, :, None] if image.ndim == 2 else image
+    if image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
+        fix = "pass the pixels of one image"
+        if image.ndim == 3 and image.shape[2] == 4:
+            fix = "leave the alpha channel out: image[:, :, :3]"
+        elif image.ndim == 3 and image.shape[0] in (1, 3):
+            fix = "put the channels last: image.transpose(1, 2, 0)"
+        raise DataError(f"{name}: pixels of shape {image.shape}", expected=expected, do=fix)
+    return image
 
+
+def _of_weights(
+    path: Path,
+    card: Sidecar | None,
+    recipe: Recipe | None,
+    wanted: tuple[str | None, str],
+    say: Callable[[str], None],
+) -> Predictor:
+    """A weight file in the engine and precision that are wanted."""
+    engine, precision = wanted
     state = read_weights(path)
     notes: list[str] = []
     if card is not None:
         card.check(path)
     else:
         card, state, notes = _assume(path, state, recipe)
+    for name in _candidates(card.network.model, engine, precision):
+        try:
+            outputs = card.network.num_outputs
+            backend = compile_graph(logits_graph(card, state, path), name, precision, outputs)
+            return Predictor(card, backend, notes, lambda: _reload(path, card))
+        except SetupError as error:  # of the engine; faults of the weights are the same everywhere
+            if engine != "auto":
+                raise
+            say(f"{name} cannot be used: {error.what}")
+    require("paddle", precision)
+    return Predictor(card, _in_paddle(card, state, path), notes)
+
+
+def _candidates(model: str, engine: str | None, precision: str) -> list[str]:
+    """Engines of an inference graph to try, the fastest first; none: the network in Paddle."""
+    if engine in (None, "paddle"):
+        return []
+    if engine == "auto":
+        found = []
+        for name in FASTEST_FIRST if model in KNOWN else ():
+            try:
+                require(name, precision)
+                found.append(name)
+            except SetupError:
+                continue
+        return found
+    if engine not in FASTEST_FIRST:
+        known = ", ".join(("auto", "paddle", *FASTEST_FIRST))
+        raise SetupError(f"the engine {engine} runs exports, not weight files", expected=known, do="leave --engine out")
+    if model not in KNOWN:
+        raise SetupError(
+            f"the engine {engine} does not know the network {model}",
+            expected=", ".join(KNOWN),
+            do="use --engine paddle, or export the model and give the export",
+        )
+    return [str(engine)]
+
+
+def _in_paddle(card: Sidecar, state: dict, path: Path) -> PaddleNetwork:
     model = card.network.build()
     load_strict(model, state, path)
-    return Predictor(card, notes, model)
+    return PaddleNetwork(model, card.flips)
 
 
-def _of_export(path: Path, card: Sidecar, engine: str | None, precision: str) -> Predictor:
+def _reload(path: Path, card: Sidecar) -> PaddleNetwork:
+    """The network of a file that was read before, from the same bytes: arrays are not kept twice for its sake."""
+    card.check(path)
+    state = read_weights(path)
+    if not sidecar_of(path).is_file():
+        state = recognise(state, path)[1]
+    return _in_paddle(card, state, path)
+
+
+def _of_export(path: Path, card: Sidecar | None, engine: str | None, precision: str) -> Predictor:
     """An exported model, in the engine of its form and the precision that it was exported for."""
-    if card.form not in FORMS or card.precision not in PRECISIONS:
-        raise WeightsError(f"unknown form {card.form!r} or precision {card.precision!r}", where=sidecar_of(path))
-    own = FORMS[card.form]
+    form, sidecar = form_of(path), sidecar_of(path)
+    if card is None or card.form != form:
+        raise WeightsError(f"{path} has no sidecar of an export", where=sidecar, do="copy all files of the export")
+    own = FORMS[form]
     if engine not in (None, "auto", own):
         raise SetupError(f"{path} is an export for {own}, not for {engine}", do="leave --engine out")
     precision = "bf16" if "bf16" in (precision, card.precision) else "f32"
     card.check(path)
-    forward = open_model(path.parent, sidecar_of(path).stem, card.form, precision)
-    return Predictor(card, forward=forward, engine=own, precision=precision)
+    return Predictor(card, open_model(path.parent, sidecar.stem, form, precision, card.network.num_outputs))
 
 
 def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, dict, list[str]]:
@@ -250,14 +382,17 @@ def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, di
             )
         recipe = get_recipe(name)
     classes, task = dataset_classes(recipe.dataset, recipe.labels)
-    outputs = 1 if recipe.loss == "sigmoid" and task == "binary" else len(classes)
-    if outputs != network.num_outputs:
-        raise WeightsError(f"{path}: has {network.num_outputs} output(s), recipe {recipe.name} needs {outputs}")
-    spec = recipe.preprocessing
-    mean, std = spec.mean[0], spec.std[0]
+    head = OutputHead(task, recipe.loss, classes)
+    if head.num_outputs != network.num_outputs:
+        raise WeightsError(
+            f"{path}: has {network.num_outputs} output(s), recipe {recipe.name} needs {head.num_outputs}"
+        )
+    spec, flips = recipe.preprocessing, flips_of(recipe)
+    mean, std = (", ".join(f"{value:.2f}" for value in dict.fromkeys(values)) for values in (spec.mean, spec.std))
+    averaged = f"; averaged over the image and its flips ({', '.join(flips)})" if flips else ""
     notes.append(
         f"assumed: recipe {recipe.name}; {spec.channels.upper()}, {spec.size_px} px, "
-        f"mean {mean:.2f}, std {std:.2f}; classes {', '.join(classes)}"
+        f"mean {mean}, std {std}; classes {', '.join(classes)}{averaged}"
     )
-    card = Sidecar(recipe.dataset, recipe.name, classes, task, recipe.loss, network, spec, labels=recipe.labels)
-    return card, state, notes
+    card = Sidecar(recipe.dataset, recipe.name, classes, task, recipe.loss, network, spec, flips, labels=recipe.labels)
+    return replace(card, sha256=sha256(path)), state, notes

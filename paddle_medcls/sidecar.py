@@ -13,10 +13,11 @@ from paddle_medcls.models import Network
 from paddle_medcls.output_head import OutputHead
 
 KIND = "paddle_medcls weights"
-SUFFIXES = (
-    *(".pdparams", ".safetensors", ".onnx", ".xml", ".bin"),
-    *(".inference.json", ".inference.pdmodel", ".inference.pdiparams"),
-)
+SUFFIXES = {  # of a model's files -> the form of the export that they belong to; "": weights
+    **dict.fromkeys((".pdparams", ".safetensors"), ""),
+    **{".onnx": "onnx", ".xml": "openvino", ".bin": "openvino"},
+    **dict.fromkeys((".inference.json", ".inference.pdmodel", ".inference.pdiparams"), "paddle"),
+}
 
 
 def sidecar_of(path: Path) -> Path:
@@ -25,18 +26,32 @@ def sidecar_of(path: Path) -> Path:
     return path.with_name(f"{stem}.json")
 
 
+def form_of(path: Path) -> str:
+    """The form of the export that a file belongs to, by its name; "" for weights and whatever else it is."""
+    return next((form for suffix, form in SUFFIXES.items() if path.name.endswith(suffix)), "")
+
+
 def find_model(path: Path) -> Path:
-    """A model's file, where its sidecar was given, or a folder that holds one: a run directory or an export."""
+    """A model's file, where its sidecar was given, or a folder that holds one: a run directory or an export.
+
+    Weights come before an export of the same name: they are opened as arrays, an export is a program.
+    """
     if path.suffix == ".json" and sidecar_of(path) == path and path.is_file():
-        beside = sorted(p for p in path.parent.iterdir() if p.name.endswith(SUFFIXES))
-        path = next((p for p in beside if sidecar_of(p) == path), path)
+        path = next((p for p in _model_files(path.parent) if sidecar_of(p) == path), path)
     if not path.is_dir():
         return path
-    found = sorted({sidecar_of(p) for p in path.iterdir() if p.name.endswith(SUFFIXES) and sidecar_of(p).is_file()})
+    files = _model_files(path)
+    found = sorted({sidecar_of(p) for p in files if sidecar_of(p).is_file()})
     if len(found) != 1:
         names = ", ".join(item.stem for item in found) or "none"
         raise WeightsError(f"{path}: one model is expected in a folder, found: {names}", do="name its file")
-    return next(p for p in sorted(path.iterdir()) if p.name.endswith(SUFFIXES) and sidecar_of(p) == found[0])
+    return next(p for p in files if sidecar_of(p) == found[0])
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """Files of models, weights first."""
+    files = [path for path in folder.iterdir() if path.name.endswith(tuple(SUFFIXES))]
+    return sorted(files, key=lambda path: (form_of(path) != "", path.name))
 
 
 @dataclass(frozen=True)

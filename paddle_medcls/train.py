@@ -22,8 +22,9 @@ from paddle_medcls.data import weights_name
 from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
 from paddle_medcls.distributed import exchange, from_first, join, over_processes, pieces, synchronise
 from paddle_medcls.errors import RunError
-from paddle_medcls.evaluate import evaluate_split, flips_of
+from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.frozen import FeatureDataset, head_logits, start_training
+from paddle_medcls.graph import flips_of
 from paddle_medcls.interrupt import Interrupt, stopped
 from paddle_medcls.models.accelerate import Accelerated
 from paddle_medcls.models.onednn import Operators

@@ -23,7 +23,7 @@ from prettytable import PrettyTable
 
 from paddle_medcls.evaluate import predict_logits
 from paddle_medcls.gradcam import METHODS, default_layer, gradcam, layer_shapes
-from paddle_medcls.images import preprocess, read_image, unfit
+from paddle_medcls.images import preprocess, read_image, to_channels, unfit
 from paddle_medcls.metrics import wilson
 from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar
@@ -70,9 +70,9 @@ class Measurement:
         self.rows: list[dict] = []
 
     def add(self, path: Path, image: np.ndarray, class_index: int) -> None:
-        """Measures the map of one decoded image."""
+        """Measures the map of one image, as `Predictor.decode` gives it."""
         spec = self.card.preprocessing
-        x = preprocess(image, spec)
+        x = preprocess(to_channels(image, spec.channels), spec)
         row: dict = {"image": str(path), "class": self.card.classes[class_index]}
         self.rows.append(row)
         heat = gradcam(self.model, x[None], self.layer, class_index, self.method)[0]

@@ -34,13 +34,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="Paddle sees no GPU"))
 
 
-@pytest.fixture(autouse=True)
-def the_network_itself(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands compute with the network: making an export takes seconds. `test_export` is about engines."""
-    if request.module.__name__ != "test_export":
-        monkeypatch.setattr("paddle_medcls.prepared.FASTEST_FIRST", ())
-
-
 @pytest.fixture
 def palm_root(tmp_path: Path) -> Path:
     """A PALM folder: 12 training and 7 validation images of 32 px."""

@@ -174,7 +174,7 @@ def test_start_is_measured_in_a_plain_installation(monkeypatch, tmp_path):
     folders = [Path(command[command.index("--weights") + 1]).parent for command, _ in calls]
     assert len(set(folders[:6])) == 6 and len(set(folders[6:])) == 1
     assert [environment["XDG_CACHE_HOME"] for _, environment in calls] == list(map(str, folders))
-    hidden = subprocess.run([sys.executable, "-c", f"{system.PLAIN}import openvino"], capture_output=True, text=True)
+    hidden = subprocess.run([sys.executable, "-c", f"{system.PLAIN}import onnxruntime"], capture_output=True, text=True)
     assert "ModuleNotFoundError" in hidden.stderr and all(command[2].startswith(system.PLAIN) for command, _ in calls)
 
 

@@ -262,7 +262,10 @@ def test_without_paddle_the_message_says_what_to_install(tmp_path: Path) -> None
     (tmp_path / "paddle").mkdir()
     (tmp_path / "paddle" / "__init__.py").write_text("raise ImportError(\"No module named 'paddle'\")")
     image = write_image(tmp_path / "a.png", pixels(0))
-    for name, arguments in (("eval", ["--weights", "x.pdparams"]), ("predict", [image, "--weights", "x.pdparams"])):
+    for name, arguments in (
+        ("eval", ["--weights", "x.pdparams"]),
+        ("gradcam", [image, "--weights", "x.pdparams", "--output", "o"]),
+    ):
         done = tool(name, *arguments, PYTHONPATH=str(tmp_path))
         assert done.returncode == 1 and done.stdout == ""
         assert done.stderr.startswith("SetupError: PaddlePaddle cannot be loaded") and "pip install" in done.stderr

@@ -28,7 +28,7 @@ from paddle_medcls.errors import DataError  # noqa: E402
 from paddle_medcls.images import Preprocessing, decode_image, image_mode, image_size, read_image  # noqa: E402
 from paddle_medcls.inputs import expand  # noqa: E402
 from paddle_medcls.models import Network  # noqa: E402
-from paddle_medcls.predict import Predictor  # noqa: E402
+from paddle_medcls.predict import PaddleNetwork, Predictor  # noqa: E402
 from paddle_medcls.runtime import paddle  # noqa: E402
 from paddle_medcls.sidecar import Sidecar  # noqa: E402
 
@@ -481,7 +481,7 @@ def toy_predictor(channels: str) -> Predictor:
     network = Network("toy", 1, count)
     spec = Preprocessing(32, channels=channels, mean=(127.5,) * count, std=(127.5,) * count)
     card = Sidecar("palm", "toy", ("normal", "pathologic"), "binary", "sigmoid", network, spec)
-    return Predictor(card, model=network.build())
+    return Predictor(card, PaddleNetwork(network.build()))
 
 
 # --- faults ----------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ LAYERS = tuple(
         "safe_pickle",
         "augment dicom images plots",
         "recipe data data.* inputs models models.*",
-        "checkpoint data.loader engines errorpage evaluate frozen gradcam medmnist_scores optim prepared report "
+        "checkpoint data.loader engines errorpage evaluate frozen gradcam graph medmnist_scores optim report "
         "sidecar snippets",
         "assemble gridtable modelcard predict recipes recipes.* rundir train trust",
         "export reproduce scoring worker",
@@ -32,8 +32,8 @@ LAYERS = tuple(
 NO_PADDLE = (
     "augment calibration comparison data data.archives data.audit data.cache data.check data.covid data.download "
     "data.index data.medmnist data.oct data.palm data.sample data.splits data.statistics dicom engines errors files "
-    "images inputs jpeg medmnist_scores metrics modelcard models models.layouts output_head plots predict prepared "
-    "processes recipe recipes report sidecar snippets"
+    "graph images inputs jpeg medmnist_scores metrics modelcard models models.layouts models.weights output_head plots "
+    "predict processes recipe recipes report sidecar snippets"
 ).split()
 
 

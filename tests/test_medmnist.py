@@ -27,7 +27,7 @@ from paddle_medcls.data.medmnist_cards import ALIASES, CARDS
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.errors import DataError, Stopped
-from paddle_medcls.evaluate import flips_of
+from paddle_medcls.graph import flips_of
 from paddle_medcls.images import fit, preprocess
 from paddle_medcls.medmnist_scores import write_scores
 from paddle_medcls.models import network_for

@@ -33,7 +33,7 @@ from paddle_medcls.data import load_index
 from paddle_medcls.errors import WeightsError
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.files import sha256
-from paddle_medcls.images import Preprocessing, read_image
+from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import (
     load_pretrained,
@@ -43,7 +43,7 @@ from paddle_medcls.models.weights import (
     recognise,
     save_weights,
 )
-from paddle_medcls.predict import Predictor
+from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import KIND, Sidecar
@@ -63,7 +63,7 @@ def test_palm_file_gives_the_notebooks_logits(tmp_path: Path) -> None:
     predictor = Predictor.from_weights(tmp_path / "palm.pdparams")
     assert predictor.card.classes == ("non-pathologic", "pathologic") and predictor.card.recipe == "palm_tutorial"
     assert any("document 001" in note for note in predictor.notes)
-    logits = predictor.logits([read_image(path, predictor.card.preprocessing.channels)])
+    logits = predictor.logits([path])
     assert logits.shape == (1, 1) and abs(expected).max() > 0.01
     print(f"document 001: logit {expected[0, 0]:.4f}, largest difference {abs(logits - expected).max():.1e}")
     np.testing.assert_allclose(logits, expected, atol=1e-4)
@@ -85,7 +85,7 @@ def test_covid_file_gives_the_notebooks_logits(tmp_path: Path) -> None:
 
     predictor = Predictor.from_weights(tmp_path / "COVID.pdparams")
     assert predictor.card.classes == ("COVID", "LungOpacity", "Normal", "ViralPneumonia")
-    logits = predictor.logits([read_image(path, "bgr")])
+    logits = predictor.logits([path])
     assert logits.shape == (1, 4) and abs(expected).max() > 0.1
     print(f"document 003: logits {expected[0].round(4)}, largest difference {abs(logits - expected).max():.1e}")
     np.testing.assert_allclose(logits, expected, atol=1e-4)
@@ -759,7 +759,7 @@ def test_a_network_that_gives_nan_is_refused_by_the_image(tmp_path: Path) -> Non
         evaluate_split(model, index, Preprocessing(32), 3, 0)
     card = Sidecar("palm", "toy", index.classes, "binary", "sigmoid", Network("toy", 1), Preprocessing(32))
     with pytest.raises(WeightsError, match=r"for 7 of 7 image\(s\)\n  \S*V0001.jpg: logits nan"):
-        Predictor(card, model=model).split_logits(index, 3, 0)
+        Predictor(card, PaddleNetwork(model)).split_logits(index, 3, 0)
 
 
 # --- sidecars --------------------------------------------------------------------------------------

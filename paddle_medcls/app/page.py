@@ -23,9 +23,10 @@ import streamlit as st
 from paddle_medcls.app import is_local
 from paddle_medcls.app.texts import LANGUAGES, words
 from paddle_medcls.app.views import STYLE, Words, bars, block, decide, plain, safe, sentence, show_card, show_table
+from paddle_medcls.commands.predict import trained_models
 from paddle_medcls.data.sample import examples
 from paddle_medcls.errors import WeightsError
-from paddle_medcls.images import SUFFIXES, decode_image, to_rgb
+from paddle_medcls.images import SUFFIXES, to_channels
 from paddle_medcls.plots import overlay
 from paddle_medcls.predict import Predictor
 from paddle_medcls.runtime import paddle, select_device
@@ -107,8 +108,7 @@ def _show_head(t: Words, card: Sidecar | None) -> None:
 
 def _choose_model(t: Words, weights: str) -> Model | None:
     """The model that the user chose; None, and a sentence, where it cannot be used."""
-    runs = [path for path in Path("runs").glob("*/*.pdparams") if path.with_suffix(".json").is_file()]
-    files = [str(path) for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)]
+    files = [str(path) for path in trained_models(Path("runs"))]
     files = [weights, *(file for file in files if file != weights)] if weights else files
     options = {file: file[len(f"runs{os.sep}") :] if file.startswith(f"runs{os.sep}") else file for file in files}
     if is_local(st.get_option("server.address") or ""):  # others shall not try paths of this machine
@@ -205,11 +205,10 @@ def _predict(t: Words, model: Model, images: Sequence[Image]) -> list[np.ndarray
         if bar:
             bar.progress(number / len(todo), t["predicting"].format(n=number + 1, total=len(todo)))
         try:
-            spec = model.predictor.card.preprocessing
-            pixels = decode_image(image.read(), image.name, spec.channels, spec.least_px)
+            pixels = model.predictor.decode(image.read(), image.name)
             with _lock():
-                logits = model.predictor.logits([pixels])
-                kept[model.key, image.key] = model.predictor.head.probabilities(logits, [image.name])[0]
+                logits = model.predictor.logits([pixels], [image.name])
+                kept[model.key, image.key] = model.predictor.head.probabilities(logits)[0]
         except Exception as error:
             kept[model.key, image.key] = sentence(error)
     if bar:
@@ -277,8 +276,7 @@ def _heat_map(model: Model, image: Image, k: int) -> tuple[np.ndarray, np.ndarra
     kept = st.session_state.get("heat")
     if kept and kept[0] == wanted:
         return kept[1:]
-    spec = model.predictor.card.preprocessing
-    pixels = decode_image(image.read(), image.name, spec.channels, spec.least_px)
+    pixels = model.predictor.decode(image.read(), image.name)
     scale = SHOWN_PX / max(pixels.shape[:2])
     size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
     heat: np.ndarray | str
@@ -289,7 +287,7 @@ def _heat_map(model: Model, image: Image, k: int) -> tuple[np.ndarray, np.ndarra
     except Exception as error:
         heat = sentence(error)
     smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST  # the pixels of a small image may be seen
-    picture = cv2.resize(to_rgb(pixels, spec.channels), size, interpolation=smooth)
+    picture = cv2.resize(to_channels(pixels, "rgb"), size, interpolation=smooth)
     st.session_state["heat"] = (wanted, picture, heat)
     return picture, heat
 

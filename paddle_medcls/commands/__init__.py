@@ -126,9 +126,9 @@ def add_engine_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     p.add_argument(
         "--engine",
-        choices=("auto", "paddle", "onednn", "onnxruntime", "openvino"),
+        choices=("auto", "paddle", "openvino", "onnxruntime"),
         default="auto",
-        help="what computes; auto: the fastest on this machine that agrees with the network",
+        help="inference backend; auto: OpenVINO, else ONNX Runtime, else Paddle",
     )
     p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="bf16: faster, rounded (some engines)")
 

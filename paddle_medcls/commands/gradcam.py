@@ -59,7 +59,7 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.errors import DataError
     from paddle_medcls.files import write_csv
     from paddle_medcls.gradcam import METHODS, default_layer
-    from paddle_medcls.images import to_rgb, write_png
+    from paddle_medcls.images import to_channels, write_png
     from paddle_medcls.inputs import expand, picture_names
     from paddle_medcls.plots import heat_sheet, overlay
     from paddle_medcls.predict import Predictor
@@ -95,14 +95,14 @@ def _work(args: argparse.Namespace) -> int:
             if not good:
                 continue
             images = [image for _, image in good]
-            probs = predictor.head.probabilities(predictor.logits(images), [path for path, _ in good])
+            probs = predictor.head.probabilities(predictor.logits(images, [path for path, _ in good]))
             classes = predictor.head.explained(probs).tolist() if chosen is None else [chosen] * len(good)
             maps = predictor.heatmaps(images, classes, layer, args.method)
             for (path, image), heat, k, row in zip(good, maps, classes, probs):
                 if not heat.any():
                     empty.append(path)
                 if args.output:
-                    rgb = to_rgb(image, card.preprocessing.channels)
+                    rgb = to_channels(image, "rgb")
                     picture = overlay(rgb, heat)
                     write_png(args.output / names[path], picture)
                     if path in shown:

@@ -36,41 +36,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    from paddle_medcls.errors import DataError
+    from paddle_medcls.errors import DataError, printable
     from paddle_medcls.files import write_csv
     from paddle_medcls.inputs import expand, picture_names
+    from paddle_medcls.progress import progress
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE
 
     paths = expand(args.images)
     weights = args.weights or newest_weights(Path("runs"))
     predictor = open_predictor(weights, args)
     card = predictor.card
-    for note in [
-        f"weights: {weights} ({predictor.engine}, {predictor.precision})",
-        *predictor.notes,
-        *([DRAWN_NOTICE] if card.drawn else []),
-        NOTICE,
-    ]:
-        print(note, file=sys.stderr)
+    about = f"({predictor.engine}, {predictor.precision}); data set {card.dataset}; classes {', '.join(card.classes)}"
+    notes = [f"weights: {weights} {about}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else []), NOTICE]
+    print(*map(printable, notes), sep="\n", file=sys.stderr)
     rows, failed = [], 0
     pictures, heat_maps = picture_names(paths, "prediction"), picture_names(paths, "gradcam")
-    for path, probs in predictor.predict_files(paths, args.batch_size, args.workers):
-        if isinstance(probs, DataError):
-            print(f"{type(probs).__name__}: {probs}", file=sys.stderr)
-            failed += 1
-            continue
-        rows.append(_row(path, probs, card, args.topk))
-        if args.pictures:
-            _picture(args.pictures / pictures[path], path, rows[-1][0], card)
-        if args.gradcam:
-            _heat_map(args.gradcam / heat_maps[path], path, probs, predictor)
-        if args.json:
-            print(json.dumps(rows[-1][0], ensure_ascii=False), flush=True)
+    with progress(None, "predicting", len(paths), "image", len(paths) > args.batch_size) as bar:
+        for path, image, probs in predictor.predict_decoded(paths, args.batch_size, args.workers):
+            bar.update()
+            if isinstance(probs, DataError):
+                bar.write(f"{type(probs).__name__}: {probs}", file=sys.stderr)
+                failed += 1
+                continue
+            rows.append(_row(path, probs, card, args.topk))
+            if args.pictures:
+                _picture(args.pictures / pictures[path], path, image, rows[-1][0], card)
+            if args.gradcam:
+                _heat_map(args.gradcam / heat_maps[path], image, probs, predictor)
+            if args.json:
+                bar.write(_json_line(rows[-1][0]), file=sys.stdout)
+                sys.stdout.flush()
     if rows and not args.json:
         print(_table([row for row, _ in rows], args.topk))
     if args.csv:
         header = ["image", "label", *card.classes]
-        write_csv(args.csv, header, [[row["image"], row["label"], *probs] for row, probs in rows])
+        write_csv(args.csv, header, [[row["image"], _label_text(row), *probs] for row, probs in rows])
     if failed:
         print(f"{failed} of {len(paths)} file(s) could not be read", file=sys.stderr)
     return 1 if failed else 0
@@ -88,49 +88,84 @@ def _row(path: Path, probs, card, k: int) -> tuple[dict, list[float]]:
     return row, [round(float(p), 8) for p in probs]
 
 
-def _picture(target: Path, path: Path, row: dict, card) -> None:
+def _label_text(row: dict) -> str:
+    """The decision as one text; of several labels "a; b"."""
+    return row["label"] if isinstance(row["label"], str) else "; ".join(row["label"])
+
+
+def _json_line(row: dict) -> str:
+    """One line of JSON; of the names of files no character reaches the terminal that it would act upon."""
+    from paddle_medcls.errors import printable
+
+    text = json.dumps(row, ensure_ascii=False)
+    return "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
+
+
+def _picture(target: Path, path: Path, image, row: dict, card) -> None:
     """Writes the picture; a folder named like a class is taken as the true one, as in document 004."""
     from paddle_medcls import plots
-    from paddle_medcls.images import read_image
+    from paddle_medcls.errors import printable
     from paddle_medcls.report import DRAWN_NOTICE
 
-    title = path.name
+    title = printable(path.name)
     if path.parent.name in card.classes:
         title += f"\ntrue class: {path.parent.name}"
     bars = [(item["label"], item["probability"]) for item in row["topk"]]
-    plots.prediction(target, read_image(path, "rgb"), bars, title, DRAWN_NOTICE if card.drawn else "")
+    title = title.replace("$", r"\$")  # else it begins a formula
+    plots.prediction(target, image, bars, title, DRAWN_NOTICE if card.drawn else "")
 
 
-def _heat_map(target: Path, path: Path, probs, predictor) -> None:
+def _heat_map(target: Path, image, probs, predictor) -> None:
     """Writes the image under the heat map of the class that was decided for."""
-    from paddle_medcls.images import read_image, to_rgb, write_png
+    from paddle_medcls.images import to_channels, write_png
     from paddle_medcls.plots import overlay
 
-    spec = predictor.card.preprocessing
-    channels = spec.channels
-    image = read_image(path, channels, spec.least_px)
     heat = predictor.heatmaps([image], predictor.head.explained(probs[None]))[0]
-    write_png(target, overlay(to_rgb(image, channels), heat))
+    write_png(target, overlay(to_channels(image, "rgb"), heat))
 
 
 def _table(rows: list[dict], k: int) -> str:
     from prettytable import PrettyTable
 
+    from paddle_medcls.errors import printable
+
     table = PrettyTable(["image", "label", "probability", *(["most probable classes"] if k > 1 else [])], align="l")
     for row in rows:
-        label = row["label"] if isinstance(row["label"], str) else ", ".join(row["label"]) or "none"
         others = ", ".join(f"{item['label']} {item['probability']:.4f}" for item in row["topk"])
-        table.add_row([row["image"], label, f"{row['probability']:.4f}", *([others] if k > 1 else [])])
+        cells = [row["image"], _label_text(row) or "none", f"{row['probability']:.4f}", *([others] if k > 1 else [])]
+        table.add_row([printable(cell) for cell in cells])
     return str(table)
 
 
-def newest_weights(runs: Path) -> Path:
-    """The weight file of the newest run that has one."""
-    from paddle_medcls.errors import WeightsError
+def trained_models(runs: Path) -> list[Path]:
+    """Weight files with a sidecar in the folders of runs, and one level deeper (`reproduce`), the newest first."""
+    found = [path for pattern in ("*/*.pdparams", "*/*/*.pdparams") for path in runs.glob(pattern)]
+    found = [path for path in found if path.with_suffix(".json").is_file()]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
-    found = [path for path in runs.glob("*/*.pdparams") if path.with_suffix(".json").is_file()]
+
+def newest_weights(runs: Path) -> Path:
+    """The weight file of the newest run; runs of several data sets are an error that lists them."""
+    from paddle_medcls.errors import WeightsError
+    from paddle_medcls.sidecar import Sidecar
+
+    found = trained_models(runs)
     if not found:
         raise WeightsError(
             "no trained model yet", where=f"{runs}/*/*.pdparams", do="train one (tools/train.py), or give --weights"
         )
-    return max(found, key=lambda path: path.stat().st_mtime)
+    newest: dict[str, Path] = {}  # of each data set
+    for path in found:
+        try:
+            dataset = Sidecar.read(path.with_suffix(".json")).dataset
+        except WeightsError:
+            dataset = "unknown"  # its error is told where it is opened
+        newest.setdefault(dataset, path)
+    if len(newest) > 1:
+        raise WeightsError(
+            f"there are trained models of {len(newest)} data sets",
+            items=[f"{dataset}: {path}" for dataset, path in newest.items()],
+            where=runs,
+            do="give --weights FILE; these are the newest of each data set",
+        )
+    return found[0]

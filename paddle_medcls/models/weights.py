@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from paddle_medcls.errors import WeightsError
 from paddle_medcls.files import atomic_write, read_bounded
 from paddle_medcls.models import Network
 from paddle_medcls.models.layouts import recognise
-from paddle_medcls.runtime import paddle
 from paddle_medcls.safe_pickle import read_pickle
 
 MAX_BYTES = 4 << 30  # VGG-16 with an ImageNet head has 0.55 GB
@@ -61,17 +61,21 @@ def _read_safetensors(data: bytes, path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path}: not a safetensors file: {error}", do="copy or download it again") from None
 
 
-def load_strict(model, state: dict[str, np.ndarray], name: object) -> None:
-    """Sets a model's weights, or changes nothing: names, shapes, types and values are checked first.
+def check_arrays(state: dict[str, np.ndarray], shapes: Mapping[str, Sequence[int]], name: object) -> None:
+    """Refuses arrays that are not those of a network: names, shapes, types and values.
+
+    Args:
+        state: as read from the file, under our names.
+        shapes: name -> shape of each array of the network.
+        name: the file, for the message.
 
     Raises:
         WeightsError: one message that lists all that is missing, left over, mis-shaped or not finite.
     """
-    own = model.state_dict()
-    faults = [f"missing      {key}" for key in own if key not in state]
-    faults += [f"left over    {key}" for key in state if key not in own]
-    for key in own.keys() & state.keys():
-        want, got = list(own[key].shape), list(state[key].shape)
+    faults = [f"missing      {key}" for key in shapes if key not in state]
+    faults += [f"left over    {key}" for key in state if key not in shapes]
+    for key in shapes.keys() & state.keys():
+        want, got = list(shapes[key]), list(state[key].shape)
         if want != got:
             faults.append(f"wrong shape  {key}: file {got}, network {want}")
         elif state[key].dtype != np.float32:
@@ -80,10 +84,15 @@ def load_strict(model, state: dict[str, np.ndarray], name: object) -> None:
             faults.append(f"not finite   {key}")
     if faults:
         raise WeightsError(
-            f"{name}: does not fit the network: {len(faults)} of {len(own)} entries differ",
+            f"{name}: does not fit the network: {len(faults)} of {len(shapes)} entries differ",
             items=sorted(faults),
             do="give the model that the file was made with (--model), or another file",
         )
+
+
+def load_strict(model, state: dict[str, np.ndarray], name: object) -> None:
+    """Sets a model's weights, or changes nothing: all is checked first, see `check_arrays`."""
+    check_arrays(state, {key: value.shape for key, value in model.state_dict().items()}, name)
     missing, unexpected = model.set_state_dict({key: np.ascontiguousarray(value) for key, value in state.items()})
     if missing or unexpected:  # a defect: the checks above cover what Paddle checks
         raise WeightsError(f"{name}: Paddle did not take {', '.join([*missing, *unexpected])}", do="report this")
@@ -114,5 +123,7 @@ def load_pretrained(model, network: Network, path: str | Path) -> str:
 
 def save_weights(model, path: str | Path) -> None:
     """Writes `.pdparams` in Paddle's own format; the file is whole or the old one stays."""
+    from paddle_medcls.runtime import paddle  # here: reading needs no Paddle
+
     state = model.state_dict()
     atomic_write(path, lambda temporary: paddle.save(state, temporary))

@@ -1,0 +1,425 @@
+"""A network as an inference graph: a list of operations with their arrays, made without Paddle.
+
+From a `Network` record and the arrays of a weight file: first the layers (`layers_of`, which also tells the
+arrays that the file must hold), then a `Graph` with batch normalisation folded into the convolutions, then a
+model of OpenVINO or ONNX in memory. ResNet-18 to 152 with both stems, and VGG-16; other networks are Paddle's.
+
+| operation | arrays | numbers | gives |
+|---|---|---|---|
+| `convolution` | weight (O, I, k, k), bias (O,) | stride, padding | (N, O, h, w) |
+| `linear` | weight (I, O), bias (O,) | | (N, O) |
+| `relu`, `sigmoid`, `softmax` (axis 1), `add` | | | as the input |
+| `max_pool` | | kernel, stride, padding | (N, C, h, w) |
+| `pool_to` | rows (a, h), columns (w, b) | | rows @ x @ columns: (N, C, a, b) |
+| `mean` | | axes, which disappear | |
+| `reshape`, `transpose` | | shape with one -1; order of the axes | |
+| `take` | indices | axis | as the input, reordered along the axis |
+| `concat` | | axis | |
+| `subtract`, `divide` | what is subtracted, divided by | | as the input |
+| `cast` | | | float32 |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from paddle_medcls.errors import SetupError
+from paddle_medcls.models import Network
+from paddle_medcls.models.weights import check_arrays
+from paddle_medcls.recipe import Recipe
+
+if TYPE_CHECKING:
+    from paddle_medcls.sidecar import Sidecar
+
+RESNETS = {  # blocks of each stage, and the channels that a block widens to
+    "resnet18": ((2, 2, 2, 2), 1),
+    "resnet34": ((3, 4, 6, 3), 1),
+    "resnet50": ((3, 4, 6, 3), 4),
+    "resnet101": ((3, 4, 23, 3), 4),
+    "resnet152": ((3, 8, 36, 3), 4),
+}
+VGG_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+KNOWN = (*RESNETS, "vgg16")
+OPSET = 17
+EPSILON = 1e-5  # of Paddle's BatchNorm2D
+
+FLIPS = {"flip": 3, "flip_vertical": 2}  # axes of (N, C, H, W)
+
+
+class Layer(NamedTuple):
+    """One step of a network: an operation whose arrays are still names in a weight file.
+
+    Attributes:
+        kind: of the operation.
+        inputs: numbers of the values that it reads: 0 is the network's input, k what layer k gave.
+        numbers: see the table above.
+        name, shape: prefix and shape of its weight.
+        norm: prefix of the batch normalisation that follows; "": there is none, and the layer has a bias.
+    """
+
+    kind: str
+    inputs: tuple[int, ...]
+    numbers: tuple[int, ...] = ()
+    name: str = ""
+    shape: tuple[int, ...] = ()
+    norm: str = ""
+
+
+class Operation(NamedTuple):
+    """One step of a graph; see the table above. `inputs` as in `Layer`."""
+
+    kind: str
+    inputs: tuple[int, ...]
+    arrays: tuple[np.ndarray, ...] = ()
+    numbers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What an inference library needs.
+
+    Attributes:
+        input_type: "float32" or "uint8".
+        input_shape: of the input `image`, without the batch axis.
+        operations: in the order in which they are done.
+        outputs: name -> number of its value, as in `Operation.inputs`.
+    """
+
+    input_type: str
+    input_shape: tuple[int, int, int]
+    operations: tuple[Operation, ...]
+    outputs: dict[str, int]
+
+
+def flips_of(recipe: Recipe) -> tuple[str, ...]:
+    """Flips averaged at evaluation: those that the augmentation uses, if the recipe asks for them."""
+    return tuple(name for name in FLIPS if recipe.test_flips and getattr(recipe.augmentation, name))
+
+
+def flip_axes(flips: Sequence[str]) -> list[tuple[int, ...]]:
+    """Axes of each version of an image that is averaged; the first is the image itself.
+
+    Args:
+        flips: names in FLIPS; both together add the image turned by 180 degrees as well.
+    """
+    axes: list[tuple[int, ...]] = [()]
+    for name in flips:
+        axes += [(*known, FLIPS[name]) for known in axes]
+    return axes
+
+
+# --- layers ------------------------------------------------------------------------------------------
+
+
+def layers_of(network: Network) -> list[Layer]:
+    """The layers of a known network, from its input (N, C, H, W) to the logits (N, num_outputs)."""
+    return _resnet(network) if network.model in RESNETS else _vgg(network)
+
+
+def _resnet(network: Network) -> list[Layer]:
+    layers: list[Layer] = []
+
+    def add(kind: str, *inputs: int, **fields: object) -> int:
+        layers.append(Layer(kind, inputs, **fields))  # type: ignore[arg-type]
+        return len(layers)
+
+    def convolution(x: int, name: str, shape: tuple[int, ...], stride: int = 1) -> int:
+        numbers = (stride, shape[2] // 2)
+        return add("convolution", x, numbers=numbers, name=f"{name}.0", shape=shape, norm=f"{name}.1")
+
+    depths, widening = RESNETS[network.model]
+    small = network.stem == "small"
+    side = 3 if small else 7
+    x = add("relu", convolution(0, "conv", (64, network.in_channels, side, side), 1 if small else 2))
+    if not small:
+        x = add("max_pool", x, numbers=(3, 2, 1))
+    channels, block = 64, 0
+    for stage, depth in enumerate(depths):
+        width = 64 * 2**stage
+        for order in range(depth):
+            name, stride = f"block.{block}", 2 if order == 0 and stage > 0 else 1
+            if widening == 1:
+                parts = [((width, channels, 3, 3), stride), ((width, width, 3, 3), 1)]
+            else:
+                parts = [((width, channels, 1, 1), 1), ((width, width, 3, 3), stride)]
+                parts.append(((width * widening, width, 1, 1), 1))
+            shortcut = x
+            if stride != 1 or channels != width * widening or (network.project_first and block == 0):
+                shortcut = convolution(x, f"{name}.shortcut", (width * widening, channels, 1, 1), stride)
+            for number, (shape, step) in enumerate(parts, start=1):
+                x = convolution(x, f"{name}.conv{number}", shape, step)
+                x = add("relu", x) if number < len(parts) else x
+            x = add("relu", add("add", x, shortcut))
+            channels, block = width * widening, block + 1
+    x = add("mean", x, numbers=(2, 3))
+    add("linear", x, name="fc", shape=(channels, network.num_outputs))
+    return layers
+
+
+def _vgg(network: Network) -> list[Layer]:
+    layers: list[Layer] = []
+
+    def add(kind: str, **fields: object) -> None:
+        layers.append(Layer(kind, (len(layers),), **fields))  # type: ignore[arg-type]
+
+    channels, number = network.in_channels, 0
+    for width, count in VGG_STAGES:
+        for _ in range(count):
+            add("convolution", numbers=(1, 1), name=f"features.{number}", shape=(width, channels, 3, 3))
+            add("relu")
+            channels, number = width, number + 2
+        add("max_pool", numbers=(2, 2, 0))
+        number += 1
+    add("pool_to", numbers=(7, 7))
+    add("reshape", numbers=(-1, channels * 49))
+    sizes = (channels * 49, 4096, 4096, 256, network.num_outputs)
+    for name, inside, outside in zip(("0", "3", "6.0", "6.3"), sizes, sizes[1:]):
+        add("linear", name=f"classifier.{name}", shape=(inside, outside))
+        if name != "6.3":
+            add("relu")
+    return layers
+
+
+def array_shapes(layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the arrays that a weight file of these layers holds."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in layers:
+        if not layer.name:
+            continue
+        outputs = layer.shape[0] if layer.kind == "convolution" else layer.shape[1]
+        shapes[f"{layer.name}.weight"] = layer.shape
+        names = [f"{layer.norm}.{part}" for part in ("weight", "bias", "_mean", "_variance")]
+        shapes |= dict.fromkeys(names if layer.norm else [f"{layer.name}.bias"], (outputs,))
+    return shapes
+
+
+# --- graphs ------------------------------------------------------------------------------------------
+
+
+def logits_graph(card: Sidecar, state: dict[str, np.ndarray], name: object) -> Graph:
+    """From preprocessed `image` (N, C, S, S) float32 to `logits` (N, outputs), averaged over the sidecar's flips.
+
+    Args:
+        card: of a network in KNOWN.
+        state: arrays of the weight file under our names.
+        name: the file, for messages.
+
+    Raises:
+        WeightsError: arrays are missing, left over, of another shape or type, or not finite.
+    """
+    spec = card.preprocessing
+    operations: list[Operation] = []
+    logits = _add_network(operations, 0, card, state, name)
+    shape = (spec.num_channels, spec.size_px, spec.size_px)
+    return Graph("float32", shape, tuple(operations), {"logits": logits})
+
+
+def pixels_graph(card: Sidecar, state: dict[str, np.ndarray], name: object) -> Graph:
+    """From pixels `image` (N, S, S, C) uint8, RGB or grey, to `logits` and `probabilities` (N, classes).
+
+    Channel order, mean, std, flips and temperature of the sidecar are inside; arguments as for `logits_graph`.
+    """
+    spec = card.preprocessing
+    operations: list[Operation] = []
+
+    def add(kind: str, *inputs: int, arrays: Sequence[np.ndarray] = (), numbers: tuple[int, ...] = ()) -> int:
+        operations.append(Operation(kind, inputs, tuple(arrays), numbers))
+        return len(operations)
+
+    x = add("cast", 0)
+    if spec.channels == "bgr":
+        x = add("take", x, arrays=[np.array([2, 1, 0])], numbers=(3,))
+    x = add("subtract", x, arrays=[np.array(spec.mean, np.float32).reshape(1, 1, 1, -1)])
+    x = add("divide", x, arrays=[np.array(spec.std, np.float32).reshape(1, 1, 1, -1)])
+    x = add("transpose", x, numbers=(0, 3, 1, 2))
+    logits = _add_network(operations, x, card, state, name)
+    z = add("divide", logits, arrays=[np.array([card.temperature], np.float32)])
+    if card.loss == "softmax":
+        probabilities = add("softmax", z)
+    else:
+        if card.task == "binary":  # class 0 has the logit -z
+            z = add("concat", add("divide", z, arrays=[np.array([-1], np.float32)]), z, numbers=(1,))
+        probabilities = add("sigmoid", z)
+    shape = (spec.size_px, spec.size_px, spec.num_channels)
+    return Graph("uint8", shape, tuple(operations), {"probabilities": probabilities, "logits": logits})
+
+
+def _add_network(operations: list[Operation], x: int, card: Sidecar, state: dict[str, np.ndarray], name: object) -> int:
+    """Adds the network, averaged over an image and its flips in one batch; gives the number of its logits."""
+    layers = layers_of(card.network)
+    check_arrays(state, array_shapes(layers), name)
+    views = flip_axes(card.flips)
+    side = card.preprocessing.size_px
+    backwards = np.arange(side - 1, -1, -1)
+    parts = [x]
+    for axes in views[1:]:
+        view = x
+        for axis in axes:
+            operations.append(Operation("take", (view,), (backwards,), (axis,)))
+            view = len(operations)
+        parts.append(view)
+    if len(parts) > 1:
+        operations.append(Operation("concat", tuple(parts), (), (0,)))
+        x = len(operations)
+    first, sides = len(operations), [side]
+    for layer in layers:
+        before = sides[layer.inputs[0]]
+        arrays: tuple[np.ndarray, ...] = ()
+        numbers = layer.numbers
+        if layer.name:
+            arrays = _folded(layer, state)
+        elif layer.kind == "pool_to":
+            rows, columns = numbers
+            arrays, numbers = (_averages(before, rows), np.ascontiguousarray(_averages(before, columns).T)), ()
+        inputs = tuple(first + k if k else x for k in layer.inputs)
+        operations.append(Operation(layer.kind, inputs, arrays, numbers))
+        sides.append(_side(layer, before))
+    logits = len(operations)
+    if len(views) > 1:
+        operations.append(Operation("reshape", (logits,), (), (len(views), -1, card.network.num_outputs)))
+        operations.append(Operation("mean", (logits + 1,), (), (0,)))
+        logits += 2
+    return logits
+
+
+def _folded(layer: Layer, state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of a layer, with the batch normalisation that follows it inside; computed in float64."""
+    weight = state[f"{layer.name}.weight"]
+    if not layer.norm:
+        return np.ascontiguousarray(weight), np.ascontiguousarray(state[f"{layer.name}.bias"])
+    parts = ("weight", "bias", "_mean", "_variance")
+    gamma, beta, mean, variance = (state[f"{layer.norm}.{part}"].astype(np.float64) for part in parts)
+    with np.errstate(all="ignore"):  # a file may hold a negative variance: the logits then are not finite
+        scale = gamma / np.sqrt(variance + EPSILON)
+        bias = beta - mean * scale
+        return weight * scale.astype(np.float32).reshape(-1, 1, 1, 1), bias.astype(np.float32)
+
+
+def _side(layer: Layer, side: int) -> int:
+    """Height and width of what a layer gives; 0 where it has none."""
+    if layer.kind in ("relu", "add"):
+        return side
+    if layer.kind == "convolution":
+        (stride, padding), kernel = layer.numbers, layer.shape[2]
+    elif layer.kind == "max_pool":
+        kernel, stride, padding = layer.numbers
+    else:
+        return 0
+    side = (side + 2 * padding - kernel) // stride + 1
+    if side < 1:
+        raise SetupError("the images are too small for this network", expected="32 pixels or more")
+    return side
+
+
+def _averages(inside: int, outside: int) -> np.ndarray:
+    """(outside, inside): the adaptive average pooling of Paddle along one axis."""
+    matrix = np.zeros((outside, inside), np.float32)
+    for row in range(outside):
+        start, end = row * inside // outside, math.ceil((row + 1) * inside / outside)
+        matrix[row, start:end] = 1 / (end - start)
+    return matrix
+
+
+# --- models of other libraries -----------------------------------------------------------------------
+
+
+def to_openvino(graph: Graph):
+    """The graph as an `openvino.Model`, any batch size."""
+    import openvino
+    from openvino import opset13 as ops
+
+    image = ops.parameter([-1, *graph.input_shape], np.dtype(graph.input_type), name="image")
+    image.output(0).get_tensor().set_names({"image"})
+    values = [image.output(0)]
+    for operation in graph.operations:
+        inputs = [values[k] for k in operation.inputs]
+        values.append(_openvino_node(ops, operation, inputs).output(0))
+    results = []
+    for name, number in graph.outputs.items():
+        values[number].get_tensor().set_names({name})
+        results.append(ops.result(values[number], name=f"{name}/result"))
+    return openvino.Model(results, [image], "network")
+
+
+def _openvino_node(ops, operation: Operation, inputs: list):
+    kind, numbers = operation.kind, list(operation.numbers)
+    x, arrays = inputs[0], [ops.constant(array) for array in operation.arrays]
+    if kind == "convolution":
+        stride, padding = numbers
+        made = ops.convolution(x, arrays[0], [stride] * 2, [padding] * 2, [padding] * 2, [1, 1])
+        return ops.add(made, ops.constant(operation.arrays[1].reshape(1, -1, 1, 1)))
+    if kind == "max_pool":
+        kernel, stride, padding = numbers
+        return ops.max_pool(x, [stride] * 2, [1, 1], [padding] * 2, [padding] * 2, [kernel] * 2)
+    if kind == "linear":
+        return ops.add(ops.matmul(x, arrays[0], False, False), arrays[1])
+    if kind == "pool_to":
+        return ops.matmul(ops.matmul(arrays[0], x, False, False), arrays[1], False, False)
+    if kind in ("relu", "sigmoid"):
+        return getattr(ops, kind)(x)
+    if kind in ("add", "subtract", "divide"):
+        return getattr(ops, kind)(x, arrays[0] if arrays else inputs[1])
+    if kind == "take":
+        return ops.gather(x, arrays[0], ops.constant(np.array(numbers[0])))
+    return {
+        "softmax": lambda: ops.softmax(x, 1),
+        "mean": lambda: ops.reduce_mean(x, ops.constant(np.array(numbers)), False),
+        "reshape": lambda: ops.reshape(x, ops.constant(np.array(numbers)), False),
+        "transpose": lambda: ops.transpose(x, ops.constant(np.array(numbers))),
+        "concat": lambda: ops.concat(inputs, numbers[0]),
+        "cast": lambda: ops.convert(x, "f32"),
+    }[kind]()
+
+
+def to_onnx(graph: Graph):
+    """The graph as an `onnx.ModelProto`, any batch size."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    names = ["image", *(f"v{number}" for number in range(1, len(graph.operations) + 1))]
+    for name, number in graph.outputs.items():
+        names[number] = name
+    nodes, constants = [], []
+    for number, operation in enumerate(graph.operations, start=1):
+        arrays = list(operation.arrays)
+        if operation.kind == "reshape":
+            arrays.append(np.array(operation.numbers))
+        held = [f"{names[number]}.{k}" for k in range(len(arrays))]
+        constants += [numpy_helper.from_array(array, name) for array, name in zip(arrays, held)]
+        nodes += _onnx_nodes(helper, operation, [names[k] for k in operation.inputs], held, names[number])
+    kinds = {"float32": onnx.TensorProto.FLOAT, "uint8": onnx.TensorProto.UINT8}
+    image = helper.make_tensor_value_info("image", kinds[graph.input_type], ["batch", *graph.input_shape])
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", None]) for name in graph.outputs]
+    made = helper.make_graph(nodes, "network", [image], ends, constants)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="paddle_medcls")
+    model.ir_version = 8  # that of opset 17: newer ones are refused by older runtimes
+    return model
+
+
+def _onnx_nodes(helper, operation: Operation, inputs: list[str], held: list[str], output: str) -> list:
+    kind, numbers = operation.kind, list(operation.numbers)
+    if kind == "pool_to":
+        between = f"{output}.rows"
+        first = helper.make_node("MatMul", [held[0], *inputs], [between])
+        return [first, helper.make_node("MatMul", [between, held[1]], [output])]
+    name = {"subtract": "Sub", "divide": "Div", "linear": "Gemm", "take": "Gather", "convolution": "Conv"}.get(kind)
+    name = name or {"max_pool": "MaxPool", "mean": "ReduceMean"}.get(kind, kind.capitalize())
+    fields: dict = {}
+    if kind == "convolution":
+        fields = {"strides": [numbers[0]] * 2, "pads": [numbers[1]] * 4}
+    elif kind == "max_pool":
+        fields = {"kernel_shape": [numbers[0]] * 2, "strides": [numbers[1]] * 2, "pads": [numbers[2]] * 4}
+    elif kind == "mean":
+        fields = {"axes": numbers, "keepdims": 0}
+    elif kind in ("take", "concat", "softmax"):
+        fields = {"axis": numbers[0] if numbers else 1}
+    elif kind == "transpose":
+        fields = {"perm": numbers}
+    elif kind == "cast":
+        fields = {"to": 1}  # float32
+    return [helper.make_node(name, [*inputs, *held], [output], **fields)]
