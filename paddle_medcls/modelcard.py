@@ -1,6 +1,6 @@
 """The model card: `README.md` beside a weight file or an exported model, for whoever gets it without us.
 
-What is known about a data set (where from, licence, known faults) is taken from its card in `datasets/`
+What is known about a data set (where from, licence, known faults) is taken from its module in `data`
 and, for MedMNIST, from `data.medmnist_cards`; the figures from the sidecar, the counts from the run directory.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from paddle_medcls import metrics, report
-from paddle_medcls.data import default_root, medmnist
+from paddle_medcls.data import dataset_module, medmnist
 from paddle_medcls.errors import DataError
 from paddle_medcls.files import sha256, write_text
 from paddle_medcls.recipe import Recipe
@@ -106,21 +106,16 @@ def card_text(folder: Path, card: Sidecar, form: str, files: Sequence[str], fact
 
 
 def dataset_card(name: str) -> tuple[dict[str, str], list[str]]:
-    """What `datasets/<name>/README.md` says: `title` and the rows of its table, and its known faults.
+    """What is known about a data set: `title`, `what`, `licence`, … as in the table of its card, and its known faults.
 
     Of a MedMNIST set only its own: its line of `data.medmnist_cards`, and the faults that name it.
-    Both are empty for an unknown set, and where the package was installed without that folder.
+    Both are empty for an unknown set.
     """
     try:
-        path = Path(__file__).resolve().parent.parent / default_root(name) / "README.md"
-        head, _, rest = path.read_text(encoding="utf-8").partition("\n## ")
-    except (DataError, OSError):
+        module = dataset_module(name)
+    except DataError:
         return {}, []
-    cells = [line.strip("| ").split(" | ", 1) for line in head.splitlines() if line.startswith("| ")]
-    rows = {row[0]: row[1] for row in cells if len(row) == 2}
-    rows["title"] = head.partition("\n")[0].lstrip("# ")
-    section = f"\n## {rest}".partition("\n## Known faults\n")[2].partition("\n## ")[0].strip()
-    faults = [" ".join(item.split()) for item in f"\n{section}".split("\n- ")[1:]]
+    rows, faults = dict(getattr(module, "ABOUT", {})), list(getattr(module, "KNOWN_FAULTS", ()))
     if name not in medmnist.NAMES:
         return rows, faults
     card, side = medmnist.card_of(name)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
-from fakes import covid_images, palm_tree, pixels, within, write_image
+from fakes import ROOT, covid_images, palm_tree, pixels, within, write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -619,3 +623,35 @@ def test_examples_are_spread_over_each_class() -> None:
     assert examples_of_classes(index, 3) == {"a": [0, 4, 8], "b": [12, 13, 14], "c": []}
     many = array_index(np.array([[1, 0, 1], [0, 0, 1]]), task="multi-label")
     assert examples_of_classes(many) == {"a": [0], "b": [], "c": [0, 1]}
+
+
+# --- what is known about the data, without the checkout ----------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["palm", "covid", "oct", "medmnist"])
+def test_the_package_knows_what_the_card_says(name: str) -> None:
+    head, _, rest = (ROOT / "datasets" / name / "README.md").read_text(encoding="utf-8").partition("\n## ")
+    rows = [line.strip("| ").split(" | ", 1) for line in head.splitlines() if line.startswith("| ")]
+    module = importlib.import_module(f"paddle_medcls.data.{name}")
+    assert module.ABOUT == {"title": head.partition("\n")[0].lstrip("# "), **{row[0]: row[1] for row in rows[1:]}}
+    section = rest.partition("\n## Known faults\n")[2].partition("\n## ")[0].strip()
+    assert list(module.KNOWN_FAULTS) == [" ".join(item.split()) for item in f"\n{section}".split("\n- ")[1:]]
+
+
+def test_the_installed_package_alone_knows_licence_and_faults(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "paddle_medcls", tmp_path / "site" / "paddle_medcls")
+    (tmp_path / "elsewhere").mkdir()
+    code = """
+from paddle_medcls.data import dataset_names, load_index
+from paddle_medcls.modelcard import dataset_card
+for name in dataset_names():
+    assert dataset_card(name)[0]["licence"], name
+assert any("P0056 = V0163" in fault for fault in dataset_card("palm")[1])
+load_index("palm", "nowhere", "train")
+"""
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "elsewhere", env=env, capture_output=True, text=True
+    )
+    last = done.stderr.splitlines()[-1]
+    assert "IEEE DataPort" in last and "medcls prepare --dataset palm --archives DIR" in last, done.stderr

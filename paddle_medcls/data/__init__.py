@@ -7,7 +7,9 @@ A module `data/<name>.py` offers
 - `NAMES`, where it reads several sets of one kind (MedMNIST): their names; its own is then none;
 - `describe(name, labels)`: class names and task;
 - `load(name, root, split, labels)`: an `Index`;
-- `fetch(name, root)`, where a program may download the set.
+- `ABOUT`, `KNOWN_FAULTS`: what model cards repeat about the data, as in `datasets/<name>/README.md`;
+- `fetch(name, root)`, where a program may download the set;
+- `file_of(name)`, where a set is one file: its name.
 
 To add a data set, add a module, and a recipe in `recipes/`. Nothing else is edited.
 """
@@ -20,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 from paddle_medcls.data.index import Index
-from paddle_medcls.errors import DataError, did_you_mean
+from paddle_medcls.errors import DataError, command, did_you_mean
 
 _HELPERS = {
     "archives",
@@ -71,6 +73,16 @@ def default_root(name: str) -> Path:
     return Path("datasets") / dataset_module(name).__name__.rpartition(".")[2]
 
 
+def how_to_get(name: str) -> str:
+    """Where a data set comes from, and the command that puts it into its place."""
+    module = dataset_module(name)
+    prepare = f"{command('prepare')} --dataset {name}"
+    if hasattr(module, "fetch"):
+        return f"{prepare} --download"
+    lists = " --split" if hasattr(module, "make_lists") else ""
+    return f"get the archives from {module.ABOUT['from']}; then: {prepare} --archives DIR{lists}"
+
+
 def fetch(name: str, root: str | Path) -> str:
     """Downloads a data set into its root, where a program may; returns what was done."""
     module = dataset_module(name)
@@ -78,7 +90,7 @@ def fetch(name: str, root: str | Path) -> str:
         raise DataError(
             f"{name} cannot be downloaded by a program",
             expected="a MedMNIST set",
-            do=f"follow {default_root(name)}/README.md",
+            do=how_to_get(name),
         )
     return module.fetch(name, Path(root))
 
@@ -103,7 +115,7 @@ def load_index(name: str, root: str | Path, split: str, labels: str = "default")
         raise DataError(
             f"{name}: the data root does not exist",
             where=root,
-            do=f"get the images as {default_root(name)}/README.md says, or pass --data-root",
+            do=f"{how_to_get(name)}; or pass --data-root, where you have them",
         )
     return module.load(name, root, split, labels)
 

@@ -27,6 +27,38 @@ from paddle_medcls.errors import DataError, command
 SPLITS = ("train", "val", "test")
 NAMES = (*CARDS, *ALIASES, *(f"{flag}_{side}" for flag in CARDS for side in SIZES[1:]))
 
+ABOUT = {
+    "title": "MedMNIST v2: twelve sets of small medical images",
+    "what": "images of 28 × 28 pixels, grey or RGB, one npz file a set; MedMNIST+ has the same at 64, 128 and 224",
+    "splits": "train, val and test, as published",
+    "tasks": "binary, multi-class, ordinal (RetinaMNIST's five grades), multi-label (ChestMNIST's fourteen findings)",
+    "from": "Zenodo, record 10519652: https://doi.org/10.5281/zenodo.10519652",
+    "licence": "CC BY 4.0; **DermaMNIST CC BY-NC 4.0** (no commercial use)",
+    "to cite": "Yang et al., Scientific Data 10:41 (2023), doi 10.1038/s41597-022-01721-8, and each set's source",
+    "classes, md5 of all sizes": "`paddle_medcls/data/medmnist_cards.py`",
+}
+"""What a model card repeats about the data: the table of `datasets/medmnist/README.md`."""
+KNOWN_FAULTS = (
+    "PneumoniaMNIST: 4,690 of the 4,708 training images are distinct, and 8 validation images are also training "
+    "images (counted on a copy with the same images in another order). No test image is.",
+    "DermaMNIST: 886 test images show lesions that are in the training set too, so test figures are optimistic.",
+    "BreastMNIST: 54 of the 156 test images and 29 of the 78 validation images show a scan that is in the "
+    "training set too, shifted by a pixel or so, four of the 54 there with the other label; train115 and test76 "
+    "are equal pixel for pixel (`tools/prepare.py --dataset breastmnist --check`; of the 68 pairs with test "
+    "images the 48 least alike were looked at: all are the same scan). A network that remembers its training "
+    "images gains by it: `eval.py --without-leaks` and `reproduce.py --without-leaks` score the 102 other test "
+    "images as well.",
+    "RetinaMNIST: at 28 pixels `--check` also takes two photographs of one eye, or of two alike, for copies; look"
+    " at its pairs.",
+    "BreastMNIST has 78 validation and 156 test images, RetinaMNIST 120 and 400: one seed's figures move by .01 "
+    "AUC and .01 to .05 accuracy, and the choice of the best epoch is noisy.",
+    'BreastMNIST\'s class 1 is "normal, benign": its AUC and sensitivity are those of a healthy breast.',
+    'ChestMNIST\'s accuracy near .947 is that of saying "no" to every finding; read its AUC.',
+    "OrganAMNIST, OrganCMNIST, OrganSMNIST: classes tell left from right. ChestMNIST, PneumoniaMNIST: a mirrored "
+    "chest is not a chest. These sets are not flipped by the project's own recipe.",
+)
+"""The section of this name of `datasets/medmnist/README.md`."""
+
 
 def card_of(name: str) -> tuple[Card, int]:
     """Card and side in pixels of a set's name: "breastmnist_64" -> (BreastMNIST, 64)."""

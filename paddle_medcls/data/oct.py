@@ -25,6 +25,24 @@ CLASSES = ("CNV", "DME", "DRUSEN", "NORMAL")
 READINGS = ("default", "shipped")
 HELD_OUT = 0.1  # of the patients of each class
 
+ABOUT = {
+    "title": "OCT2017 (Kermany et al. 2018): retinal OCT scans",
+    "what": "grey JPEG B-scans of the retina, most 496 pixels high and 512 or 768 wide",
+    "classes": "`CNV` (about 37,000 for training), `DME` (11,000), `DRUSEN` (8,000), `NORMAL` (26,000); test: 250 each",
+    "patients": "in the file name: `CNV-1016042-1.jpeg` is scan 1 of patient 1016042",
+    "from": "Mendeley Data, doi 10.17632/rscbjbr9sj; Kaggle, `paultimothymooney/kermany2018`",
+    "to cite": "Kermany, Goldbaum et al., Cell 172:1122 (2018)",
+    "licence": "CC BY 4.0",
+}
+"""What a model card repeats about the data: the table of `datasets/oct/README.md`."""
+KNOWN_FAULTS = (
+    "The shipped `val` has 8 scans a class, too few to choose weights by. The recipe `oct` takes a tenth of the "
+    "patients out of `train` instead, whole patients at a time; `oct_shipped` uses the folder.",
+    "Scans of one patient look alike. A split that tears patients apart inflates the accuracy by 5 to 30 points "
+    "(Tampu et al., Scientific Data 2022); `--check` lists patients that stand in two splits.",
+)
+"""The section of this name of `datasets/oct/README.md`."""
+
 
 def describe(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
     """Class names and task."""

@@ -30,6 +30,33 @@ LETTERS = {
     "three": {"N": 0, "H": 1, "P": 2},
 }
 IMAGES = (".jpg", ".jpeg", ".png")
+ABOUT = {
+    "title": "PALM (iChallenge-PM): pathologic myopia on fundus photographs",
+    "what": "colour fundus photographs, mostly 2124 × 2056, JPEG",
+    "classes": "`non-pathologic` (0: normal N, high myopia H), `pathologic` (1: P)",
+    "counts": "training 400: P 213, N 161, H 26 · validation 400: 211 pathologic, 189 not",
+    "labels": "training: first letter of the file name · validation: `labels.csv`, or the original "
+    "`PM_Label_and_Fovea_Location.xlsx`",
+    "made by": "Baidu and Zhongshan Ophthalmic Center, Sun Yat-sen University",
+    "from": "IEEE DataPort, doi 10.21227/55pk-8z03 (registration); copies on Baidu AI Studio, data sets 19065, 19469, "
+    "23828",
+    "to cite": "Fang et al., Scientific Data 11:99 (2024), doi 10.1038/s41597-024-02911-2",
+    "licence": "research and education; read the terms where you download it",
+}
+"""What a model card repeats about the data: the table of `datasets/palm/README.md`."""
+KNOWN_FAULTS = (
+    "The same photograph under two names: P0014 = P0072, V0107 = V0160, V0268 = V0320, and across the splits "
+    "P0056 = V0163 and P0057 = V0252 (2 of 400 validation images are in the training set).",
+    "There is no labelled test set here. The tutorials choose their weights on the validation images and report "
+    "the accuracy on the same ones, which is optimistic; so do the figures of this package, and they say so.",
+    "The classes differ at the edge of the picture as well: `tools/prepare.py --dataset palm --audit` on the "
+    "images at 224 pixels: a logistic regression on the outer 10% of a 40-pixel grey image is right for 87.3% of "
+    "the validation images (95% 83.6 to 90.2), on all of it for 90.8% (87.5 to 93.2); chance is 52.8%.",
+    "The three-class reading (`--recipe palm_three`) exists for the training files alone: a fifth of each class "
+    "is held out.",
+)
+"""The section of this name of `datasets/palm/README.md`."""
+
 LABEL_FILES = ("labels.csv", "PM_Label_and_Fovea_Location.xlsx")
 
 
