@@ -20,9 +20,9 @@ from paddle_medcls.checkpoint import FILE
 from paddle_medcls.comparison import read_predictions
 from paddle_medcls.data import dataset_module, default_root, load_index, weights_name
 from paddle_medcls.data.check import not_leaked
-from paddle_medcls.data.medmnist import NAMES
+from paddle_medcls.data.medmnist import NAMES, file_in, file_of
 from paddle_medcls.data.medmnist_cards import CARDS
-from paddle_medcls.errors import RecipeError, RunError, Stopped, did_you_mean
+from paddle_medcls.errors import DataError, RecipeError, RunError, Stopped, did_you_mean
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.files import write_csv, write_json, write_text
 from paddle_medcls.gridtable import Row, table
@@ -125,6 +125,25 @@ def _full_name(text: str) -> str:
     flag, _, side = text.partition("_")
     longer = f"{flag}mnist_{side}" if side else f"{flag}mnist"
     return longer if text not in NAMES and longer in NAMES else text
+
+
+def present(cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
+    """The cells of MedMNIST sets that can run or are done, and the sets without a file.
+
+    Raises:
+        DataError: there is no file at all.
+    """
+    sets = {cell.recipe.dataset: cell.data_root for cell in cells}
+    absent = [name for name, root in sets.items() if not file_in(root, name).exists()]
+    kept = [cell for cell in cells if cell.recipe.dataset not in absent or cell.result() is not None]
+    if not kept:
+        raise DataError(
+            f"no file of {len(absent)} MedMNIST set(s)",
+            where=next(iter(sets.values())),
+            items=[file_of(name) for name in absent],
+            do="add --download, which fetches them; or --sets breast,retina for some of them, or --data-root",
+        )
+    return kept, absent
 
 
 def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell]:

@@ -217,6 +217,12 @@ def tar_member(name, **fields):
     return info
 
 
+def make_tar(path, member):
+    with gzip.open(path, "wb") as file:
+        file.write(tar_member("fine.txt").tobuf() + member.tobuf() + bytes(1024))
+    return path
+
+
 @pytest.mark.parametrize(
     "member, message",
     [
@@ -233,10 +239,9 @@ def tar_member(name, **fields):
     ],
 )
 def test_refuses_hostile_members_of_tars(tmp_path, member, message):
-    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
-        file.write(tar_member("fine.txt").tobuf() + member.tobuf() + bytes(1024))
+    archive = make_tar(tmp_path / "a.tar.gz", member)
     with pytest.raises(DataError, match=message):
-        unpack(tmp_path / "a.tar.gz", tmp_path / "out" / "a")
+        unpack(archive, tmp_path / "out" / "a")
     assert list((tmp_path / "out").iterdir()) == [] and not (tmp_path / "escaped.txt").exists()
 
 

@@ -203,6 +203,14 @@ def archives() -> Iterator[Case]:
     for member, _ in parameters(test_archives.test_refuses_hostile_members):
         name = member[0] if isinstance(member[0], str) else "a symbolic link"
         yield f"member {name}", lambda folder, member=member: _archive(folder, member)
+    for member, _ in parameters(test_archives.test_refuses_hostile_members_of_tars):
+        yield (
+            f"member of a tar {member.name}",
+            lambda folder, member=member: unpack(test_archives.make_tar(folder / "a.tar.gz", member), folder / "out"),
+        )
+    for (name,) in parameters(test_archives.test_members_without_a_name):
+        member = zipfile.ZipInfo(name), b"x"
+        yield f"member without a name {name!r}", lambda folder, member=member: _archive(folder, member)
     yield "an HTML page", written("a.zip", "<html>404</html>", lambda path: unpack(path, path.parent / "out"))
     yield "a good archive over a folder that is there", lambda folder: _archive(folder, ("x", b"1"), over=True)
 

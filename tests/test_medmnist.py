@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from paddle_medcls import files, metrics, published
 from paddle_medcls.augment import Augmentation, augment_batch, draw_epoch
 from paddle_medcls.commands import eval as eval_command
+from paddle_medcls.commands import reproduce as reproduce_command
 from paddle_medcls.commands import train as train_command
 from paddle_medcls.data import dataset_module, dataset_names, default_root, load_index, weights_name
 from paddle_medcls.data.index import DRAWN_MARK
@@ -505,3 +506,18 @@ def test_a_file_is_hashed_once_a_process(tmp_path, monkeypatch):
     assert len(notes) == len(hashed) == 1 and "not the official bytes" in notes.pop()
     draw_npz("breastmnist", tmp_path, seed=1, counts=CARDS["breastmnist"].counts)
     assert load_index("breastmnist", tmp_path, "test").note and len(hashed) == 2
+
+
+def test_the_grid_runs_the_sets_that_are_there_and_says_which_are_not(tmp_path, capsys):
+    words = ["--suite", "medmnist", "--recipe", "medmnist_study", "--data-root", str(tmp_path / "data"), "--seeds", "1"]
+    words += ["--models", "resnet18", "--epochs", "1", "--device", "cpu", "--output", str(tmp_path / "grid")]
+    (tmp_path / "data").mkdir()
+    assert reproduce_command.main(words) == 1
+    shown = capsys.readouterr().err
+    assert "no file of 12 MedMNIST set(s)" in shown and "breastmnist.npz" in shown and "add --download" in shown
+    drawn(tmp_path / "data", "breastmnist", (8, 4, 4))
+    assert reproduce_command.main(words) == 0
+    shown = capsys.readouterr()
+    assert "not run, no file: pathmnist, chestmnist" in shown.err and "1 of 1 runs are done" in shown.out
+    assert reproduce_command.main([*words, "--sets", "breast,retina"]) == 1  # a set that was asked for
+    assert "retinamnist: no file retinamnist.npz" in capsys.readouterr().err

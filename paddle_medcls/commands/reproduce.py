@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--sets",
         type=named("dataset", _names),
         default=(),
-        help="MedMNIST sets, as breast,retina (default: all twelve)",
+        help="MedMNIST sets, as breast,retina (default: those with a file)",
     )
+    p.add_argument("--download", action="store_true", help="fetch the sets that are not there (MedMNIST)")
     p.add_argument(
         "--models", type=named("model", _names), default=(), help="as resnet18,resnet50 (default: the suite's)"
     )
@@ -58,13 +59,21 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _work(args: argparse.Namespace) -> int:
     began = time.monotonic()
+    from paddle_medcls.data import fetch
     from paddle_medcls.report import NOTICE
-    from paddle_medcls.reproduce import Grid, plan, run_grid, score_without_leaks, write_tables
+    from paddle_medcls.reproduce import Grid, plan, present, run_grid, score_without_leaks, write_tables
     from paddle_medcls.train import Options
 
     output = args.output or Path("runs") / f"reproduce-{args.suite}"
     grid = Grid(args.suite, args.seeds, args.recipe, args.sets, args.models, args.epochs)
     cells = plan(grid, output, args.data_root)
+    if args.download:
+        for dataset, root in dict.fromkeys((cell.recipe.dataset, cell.data_root) for cell in cells):
+            print(fetch(dataset, root), file=sys.stderr)
+    if args.suite == "medmnist" and not args.sets:
+        cells, absent = present(cells)
+        if absent:
+            print(f"not run, no file: {', '.join(absent)}; --download fetches them", file=sys.stderr)
     options = Options(
         device=args.device,
         workers=args.workers,
