@@ -25,10 +25,10 @@ COMMANDS = {
     "train": "train a recipe",
     "eval": "score a weight file on a split",
     "predict": "predict images",
-    "export": "a trained model for other programs",
+    "export": "export a trained model for other programs",
     "app": "the web page",
-    "gradcam": "heat maps of images, and whether they are true",
-    "reproduce": "run a grid of recipes and seeds, and its table",
+    "gradcam": "Grad-CAM heat maps and their faithfulness",
+    "reproduce": "train a grid of recipes and seeds, and tabulate it",
     "benchmark": "measure speed, side by side",
 }
 
@@ -108,7 +108,7 @@ def named(kind: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any
             return convert(text)
         from paddle_medcls.commands.listing import show
 
-        raise SystemExit(show(kind))
+        raise SystemExit(run(lambda _: show(kind), argparse.Namespace(debug=False)))
 
     return value
 
