@@ -481,7 +481,7 @@ def persistent(protocol: int) -> bytes:
 
 def hostile(canary: Path) -> dict[str, bytes]:
     """Name -> file; each of the first group would make the canary if anything ran."""
-    touch = f"touch {canary}"
+    touch = f"true && touch {canary}"  # messages show the first bytes of a file, and must not show this folder
     code = f"open({str(canary)!r}, 'w').close()"
     weights = np.zeros(3, np.float32)
     files: dict[str, bytes] = {}
