@@ -203,7 +203,7 @@ def test_a_command_in_a_fresh_process():
 
 
 def test_a_network_without_its_export_is_named(tmp_path):
-    with pytest.raises(SetupError, match="could not be exported"):
+    with pytest.raises(SetupError, match="the library that writes this form is not installed"):
         networks._export(Job("inference1", "", str(tmp_path)), "*.xml")
 
 
