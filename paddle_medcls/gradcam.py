@@ -4,7 +4,7 @@ The map is ReLU(sum_k a_k A_k), where A_k are the channels of one layer's output
 gradient of the class's logit with respect to channel k. On a network that ends in a global average
 pool and one linear layer (the ResNets here) it is CAM (Zhou et al. 2016) up to a factor.
 
-Grad-CAM++ (Chattopadhay et al. 2018) lets only gradients that speak for the class count, each the less the
+Grad-CAM++ (Chattopadhay et al. 2018) lets only positive gradients count, each the less the
 more of its channel there is: for a score exp(logit) and a network that is linear around the image, its
 weights g2 / (2 g2 + sum(A) g3) of relu(g), with g, g2, g3 the score's first to third derivatives, come to
 a_k = sum relu(g) / (2 + sum(A_k) relu(g)), up to a factor.
@@ -49,8 +49,8 @@ def gradcam(
         method: one of METHODS; "gradcam++" needs a layer without negative outputs (after its ReLU).
 
     Returns:
-        (N, H, W) float32 in [0, 1], each map divided by its largest value; all 0 where nothing in the
-        layer speaks for the class.
+        (N, H, W) float32 in [0, 1], each map divided by its largest value; all 0 where the
+        layer has no positive evidence for the class.
 
     Raises:
         RecipeError: no such layer, or one that gives no map; a class that the network does not have.

@@ -76,7 +76,7 @@ class Measurement:
         row: dict = {"image": str(path), "class": self.card.classes[class_index]}
         self.rows.append(row)
         heat = gradcam(self.model, x[None], self.layer, class_index, self.method)[0]
-        if not heat.any():  # nothing speaks for the class: nothing to measure
+        if not heat.any():  # no positive evidence for the class: nothing to measure
             return
         order, *chance = random_maps(1 + RANDOM_MAPS, self.grid, spec.size_px, self.rng)
         maps = [heat + 1e-9 * order.astype(np.float64), *chance]  # where the map says nothing, it is a random one

@@ -25,7 +25,7 @@ LAYERS = tuple(
         "checkpoint data.loader engines errorpage evaluate frozen gradcam graph medmnist_scores optim report "
         "sidecar snippets",
         "assemble gridtable modelcard predict recipes recipes.* rundir train trust",
-        "export reproduce scoring worker",
+        "export heatmaps reproduce scoring worker",
         "app app.* commands commands.*",
     )
 )

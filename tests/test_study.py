@@ -17,6 +17,8 @@ from paddle_medcls.commands import eval, predict
 from paddle_medcls.data import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.errorpage import write_error_page
+from paddle_medcls.errors import DataError
+from paddle_medcls.heatmaps import HeatMapOptions, heat_maps
 from paddle_medcls.output_head import OutputHead, sigmoid
 from paddle_medcls.predict import Predictor
 from paddle_medcls.scoring import EvalOptions, evaluate
@@ -182,6 +184,32 @@ def test_pictures_of_predictions(palm_run: Path, tmp_path: Path, capsys) -> None
     arguments = [str(image), "--weights", str(palm_run / "PALM.pdparams"), "--topk", "2"]
     assert predict.main([*arguments, "--pictures", str(tmp_path / "out")]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["V0001_prediction.png"]
+
+
+def test_predictions_are_printed_where_no_layer_suits(palm_run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("paddle_medcls.gradcam.MIN_SIDE", 99)
+    images = [str(palm_run.parent / "palm" / "PALM-Validation400" / f"V000{k}.jpg") for k in (1, 2)]
+    arguments = [*images, "--weights", str(palm_run / "PALM.pdparams"), "--gradcam", str(tmp_path / "out")]
+    assert predict.main([*arguments, "--csv", str(tmp_path / "p.csv")]) == 1
+    said = capsys.readouterr()
+    assert "V0001.jpg" in said.out and "V0002.jpg" in said.out and len((tmp_path / "p.csv").read_text().split()) == 3
+    assert said.err.count("suits a heat map") == 1 and "Traceback" not in said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_heat_maps_are_a_function(palm_run: Path, tmp_path: Path) -> None:
+    """What the command writes, for a notebook."""
+    paths = [palm_run.parent / "palm" / "PALM-Validation400" / f"V000{k}.jpg" for k in (1, 2)]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    predictor = Predictor.from_weights(palm_run / "PALM.pdparams")
+    options = HeatMapOptions(tmp_path / "out", layer="conv", class_name="pathologic", measure=True)
+    found = heat_maps(predictor, [paths[0], broken, paths[1]], options)
+    assert found.layer == "conv" and found.made == paths and [path for path, _ in found.failed] == [broken]
+    assert [row["class"] for row in found.measurement.rows] == ["pathologic"] * 2
+    assert {"contact_sheet.png", "measures.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(DataError, match="unknown class 'pathologik'; did you mean 'pathologic'"):
+        heat_maps(predictor, paths, HeatMapOptions(layer="conv", class_name="pathologik"))
 
 
 def test_pictures_of_files_with_the_same_name_are_all_kept(palm_run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python tools/gradcam.py --weights F DIR --output DIR`: heat maps of images, and whether they are true."""
+"""`python tools/gradcam.py --weights F DIR --output DIR`: Grad-CAM heat maps and their faithfulness."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ TEXT = """Shows by Grad-CAM where a network found its reasons. Writes each image
 own size, and contact_sheet.png, eight images above their maps. An unreadable file is reported, the
 others are done, and the exit code is 1.
 
---measure prints whether the maps are true: deletion and insertion areas beside random maps, the
+--measure prints how faithful the maps are: deletion and insertion areas beside random maps, the
 correlation with maps of networks with random weights, and, where <class>/masks/<name> exists, the
 share of the map inside the mask."""
-SHEET = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,76 +55,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    from paddle_medcls.errors import DataError
-    from paddle_medcls.files import write_csv
-    from paddle_medcls.gradcam import METHODS, default_layer
-    from paddle_medcls.images import to_channels, write_png
-    from paddle_medcls.inputs import expand, picture_names
-    from paddle_medcls.plots import heat_sheet, overlay
+    from paddle_medcls.heatmaps import HeatMapOptions, heat_maps
+    from paddle_medcls.inputs import expand
     from paddle_medcls.predict import Predictor
-    from paddle_medcls.progress import progress
     from paddle_medcls.recipes import get_recipe
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE
     from paddle_medcls.runtime import select_device
-    from paddle_medcls.trust import Measurement
 
     paths = [] if args.list_layers else _without_masks(expand(args.images), args.output)
     weights = args.weights or newest_weights(Path("runs"))
     select_device(args.device)
     predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
-    card = predictor.card
+    drawn = [DRAWN_NOTICE] if predictor.card.drawn else []
     if args.list_layers:
         return _list_layers(predictor)
-    chosen = _class_index(args.class_name, card.classes) if args.class_name else None
-    layer = args.layer or default_layer(predictor.model, predictor.input_zeros())
-    for note in [f"weights: {weights}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else []), NOTICE]:
+    for note in [f"weights: {weights}", *predictor.notes, *drawn, NOTICE]:
         print(note, file=sys.stderr)
-    names = picture_names(paths, "gradcam")
-    shown = {paths[k * len(paths) // SHEET] for k in range(SHEET)} if len(paths) > SHEET else set(paths)
-    measurement = Measurement(predictor.model, card, layer, method=args.method) if args.measure else None
-    sheet, empty, failed = [], [], 0
-    with progress(None, "heat maps", len(paths), "image") as bar:
-        for group in predictor.read_files(paths, args.batch_size, args.workers):
-            good = [(path, image) for path, image in group if not isinstance(image, DataError)]
-            for _, error in group:
-                if isinstance(error, DataError):
-                    bar.write(f"{type(error).__name__}: {error}", file=sys.stderr)
-                    failed += 1
-            bar.update(len(group) - len(good))
-            if not good:
-                continue
-            images = [image for _, image in good]
-            probs = predictor.head.probabilities(predictor.logits(images, [path for path, _ in good]))
-            classes = predictor.head.explained(probs).tolist() if chosen is None else [chosen] * len(good)
-            maps = predictor.heatmaps(images, classes, layer, args.method)
-            for (path, image), heat, k, row in zip(good, maps, classes, probs):
-                if not heat.any():
-                    empty.append(path)
-                if args.output:
-                    rgb = to_channels(image, "rgb")
-                    picture = overlay(rgb, heat)
-                    write_png(args.output / names[path], picture)
-                    if path in shown:
-                        sheet.append((_small(rgb), _small(picture), f"{path.name}\n{card.classes[k]} {row[k]:.3f}"))
-                if measurement:
-                    measurement.add(path, image, int(k))
-                bar.update()
-    if sheet:
-        title = f"{METHODS[args.method]} of {card.recipe}\n{card.network.model}, {layer}"
-        heat_sheet(args.output / "contact_sheet.png", sheet, title, DRAWN_NOTICE if card.drawn else "")
-        print(f"{len(paths) - failed} heat map(s) and contact_sheet.png written to {args.output}")
-    if measurement and measurement.rows:
-        if card.drawn:
-            print(DRAWN_NOTICE)
-        print(measurement.table())
-        if args.output:
-            write_csv(args.output / "measures.csv", *measurement.columns())
-    if empty:
-        some = ", ".join(path.name for path in empty[:5]) + (" …" if len(empty) > 5 else "")
-        print(f"{len(empty)} map(s) are empty: nothing in {layer} speaks for the class: {some}", file=sys.stderr)
-    if failed:
-        print(f"{failed} of {len(paths)} file(s) could not be read", file=sys.stderr)
-    return 1 if failed else 0
+    names = ("output", "layer", "method", "class_name", "measure", "batch_size", "workers")
+    found = heat_maps(predictor, paths, HeatMapOptions(**{name: getattr(args, name) for name in names}))
+    if args.output and found.made:
+        print(f"{len(found.made)} heat map(s) and contact_sheet.png written to {args.output}")
+    if found.measurement and found.measurement.rows:
+        print("\n".join([*drawn, found.measurement.table()]))
+    if found.empty:
+        some = ", ".join(path.name for path in found.empty[:5]) + (" …" if len(found.empty) > 5 else "")
+        print(
+            f"{len(found.empty)} map(s) are empty: no positive evidence for the class in {found.layer}: {some}",
+            file=sys.stderr,
+        )
+    if found.failed:
+        print(f"{len(found.failed)} of {len(paths)} file(s) could not be read", file=sys.stderr)
+    return 1 if found.failed else 0
 
 
 def _without_masks(paths: list[Path], output: Path | None) -> list[Path]:
@@ -139,14 +99,6 @@ def _without_masks(paths: list[Path], output: Path | None) -> list[Path]:
 
         raise DataError("no images but masks and pictures of an earlier call", do="name a folder of images")
     return kept
-
-
-def _class_index(name: str, classes: Sequence[str]) -> int:
-    from paddle_medcls.errors import DataError, did_you_mean
-
-    if name not in classes:
-        raise DataError(f"unknown class {name!r}{did_you_mean(name, classes)}", expected=", ".join(classes))
-    return classes.index(name)
 
 
 def _list_layers(predictor) -> int:
@@ -166,9 +118,3 @@ def _list_layers(predictor) -> int:
         table.add_row([name + (" (default)" if name == default else ""), kinds[name], channels, f"{height} x {width}"])
     print(table)
     return 0
-
-
-def _small(image, side: int = 500):
-    """At most about `side` pixels wide and high, for the sheet."""
-    step = max(1, max(image.shape[:2]) // side)
-    return image[::step, ::step].copy()

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    from paddle_medcls.errors import DataError, printable
+    from paddle_medcls.errors import DataError, RecipeError, WeightsError, command, printable
     from paddle_medcls.files import write_csv
     from paddle_medcls.inputs import expand, picture_names
     from paddle_medcls.progress import progress
@@ -49,7 +49,7 @@ def _work(args: argparse.Namespace) -> int:
     about = f"({predictor.engine}, {predictor.precision}); data set {card.dataset}; classes {', '.join(card.classes)}"
     notes = [f"weights: {weights} {about}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else []), NOTICE]
     print(*map(printable, notes), sep="\n", file=sys.stderr)
-    rows, failed = [], 0
+    rows, failed, without_map = [], 0, ""
     pictures, heat_maps = picture_names(paths, "prediction"), picture_names(paths, "gradcam")
     with progress(None, "predicting", len(paths), "image", len(paths) > args.batch_size) as bar:
         for path, image, probs in predictor.predict_decoded(paths, args.batch_size, args.workers):
@@ -61,8 +61,11 @@ def _work(args: argparse.Namespace) -> int:
             rows.append(_row(path, probs, card, args.topk))
             if args.pictures:
                 _picture(args.pictures / pictures[path], path, image, rows[-1][0], card)
-            if args.gradcam:
-                _heat_map(args.gradcam / heat_maps[path], image, probs, predictor)
+            if args.gradcam and not without_map:
+                try:
+                    _heat_map(args.gradcam / heat_maps[path], image, probs, predictor)
+                except (RecipeError, WeightsError) as error:  # no layer suits: true of every image
+                    without_map = error.what
             if args.json:
                 bar.write(_json_line(rows[-1][0]), file=sys.stdout)
                 sys.stdout.flush()
@@ -73,7 +76,9 @@ def _work(args: argparse.Namespace) -> int:
         write_csv(args.csv, header, [[row["image"], _label_text(row), *probs] for row, probs in rows])
     if failed:
         print(f"{failed} of {len(paths)} file(s) could not be read", file=sys.stderr)
-    return 1 if failed else 0
+    if without_map:
+        print(f"no heat maps: {without_map}; {command('gradcam')} --layer takes another layer", file=sys.stderr)
+    return 1 if failed or without_map else 0
 
 
 def _row(path: Path, probs, card, k: int) -> tuple[dict, list[float]]:
