@@ -11,6 +11,7 @@ from sklearn import metrics as sk
 from paddle_medcls import metrics
 from paddle_medcls.errors import WeightsError
 from paddle_medcls.output_head import OutputHead, check_finite, sigmoid, softmax
+from paddle_medcls.report import summary
 
 
 def random_case(n: int = 60, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -415,3 +416,12 @@ def test_a_multi_label_split() -> None:
     assert found["accuracy"] == pytest.approx(5 / 6) and "confusion" not in found
     assert [row["recall"] for row in found["per_class"]][::2] == [0.5, 1.0]
     assert math.isnan(found["auc"])  # no label has both a positive and a negative
+
+
+def test_the_printed_line_names_the_patients() -> None:
+    logits, labels = random_case(12, 2)
+    head = OutputHead("binary", "softmax", ("no", "yes"))
+    for groups, expected in ((["a", "b", "c"] * 4, ", over 3 patients)"), ((), ")")):
+        found = metrics.evaluate_logits(logits, labels, head, groups=groups)
+        low, high = found["intervals"]["auc"]
+        assert f"(95% {low:.4f} to {high:.4f}{expected}" in summary({"split": "val", **found})
