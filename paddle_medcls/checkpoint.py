@@ -1,4 +1,4 @@
-"""The state of a run, in one file: whole or not there, and exact.
+"""Training checkpoints: atomic save and bit-exact resume.
 
 One safetensors file holds the weights, the optimizer's tensors and the history; what is not a tensor
 (step, learning-rate scheduler, best metric) is JSON in its header. No random generator is stored:
@@ -29,12 +29,18 @@ def save_state(run_dir: Path, tensors: dict[str, dict], scalars: dict) -> None:
     """
     import safetensors.numpy
 
+    def write(temporary: str) -> None:
+        try:
+            safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
+        except safetensors.SafetensorError as error:  # a full disk, too
+            raise OSError(str(error)) from None
+
     arrays: dict[str, np.ndarray] = {}
     plain: dict[str, object] = {}
     for group, values in tensors.items():
         _flatten(group, values, arrays, plain)
     metadata = {"scalars": json.dumps(scalars), "plain": json.dumps(plain)}
-    atomic_write(run_dir / FILE, lambda temporary: safetensors.numpy.save_file(arrays, temporary, metadata=metadata))
+    atomic_write(run_dir / FILE, write)
 
 
 def _flatten(prefix: str, value: object, arrays: dict, plain: dict) -> None:
@@ -50,7 +56,11 @@ def _flatten(prefix: str, value: object, arrays: dict, plain: dict) -> None:
 
 
 def load_state(run_dir: Path) -> tuple[dict[str, Any], dict]:
-    """Reads what `save_state` wrote: (groups, scalars)."""
+    """Reads what `save_state` wrote: (groups, scalars).
+
+    Raises:
+        RunError: no such file, or one that cannot be read.
+    """
     import safetensors
 
     path = run_dir / FILE
@@ -66,12 +76,14 @@ def load_state(run_dir: Path) -> tuple[dict[str, Any], dict]:
             metadata = file.metadata()
             entries = {key: file.get_tensor(key) for key in file.keys()}
         plain, scalars = json.loads(metadata["plain"]), json.loads(metadata["scalars"])
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        for key, value in {**plain, **entries}.items():
+            *parents, last = key.split("/")
+            group = groups
+            for parent in parents:
+                group = group.setdefault(parent, {})
+            group[last] = value
+    except (safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RunError(f"the state of the run cannot be read: {error}", where=path) from None
-    for key, value in {**plain, **entries}.items():
-        *parents, last = key.split("/")
-        group = groups
-        for parent in parents:
-            group = group.setdefault(parent, {})
-        group[last] = value
+    except RecursionError:
+        raise RunError("the state of the run cannot be read: it is nested too deep", where=path) from None
     return groups, scalars

@@ -56,7 +56,7 @@ def has_bfloat16() -> bool:
 
 def prepare_environment() -> None:
     """Sets what is not set yet, unless Paddle is already there."""
-    processes = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))  # that share this machine, see `processes`
+    processes = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))  # that share this machine, see `launcher`
     wanted = {"OMP_NUM_THREADS": str(max(1, usable_cores() // processes)), "MKL_DEBUG_CPU_TYPE": matrix_switch()}
     if "paddle" in sys.modules:
         late = [f"{name}={value}" for name, value in wanted.items() if value and name not in os.environ]

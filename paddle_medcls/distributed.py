@@ -26,7 +26,7 @@ def join() -> tuple[int, int]:
     import paddle.distributed as dist
 
     world = dist.get_world_size()
-    if world > 1:
+    if world > 1 and not dist.is_initialized():
         said = io.StringIO()
         with contextlib.redirect_stderr(said):  # Paddle lists the flags that it has set itself
             dist.init_parallel_env()

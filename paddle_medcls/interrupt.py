@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from paddle_medcls.errors import Stopped
 
 
 class Interrupt:
-    """Ctrl-C, SIGTERM or the deadline ends the run after the current step; a second one ends it at once.
+    """Ctrl-C, SIGTERM or the deadline ends the run after the current step; a second Ctrl-C ends it at once.
+
+    SIGTERM may come several times: Paddle's launcher repeats it until the process has ended.
 
     Several processes have to agree on the step: each tells the others whether it is `due`.
     """
@@ -34,14 +37,15 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: object) -> None:
+        if not self.requested:
+            self.say("\nstopping after this step (press Ctrl-C again to quit now)")
         self.requested = True
-        self.say("\nstopping after this step; once more to stop at once")
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def due(self) -> bool:
         return self.requested or time.monotonic() > self.deadline
 
 
-def stopped(run_dir: Path) -> Stopped:
-    return Stopped("stopped; the state is saved", do=f"go on with: python tools/train.py --resume {run_dir}")
+def interrupted(run_dir: Path) -> Stopped:
+    command = f"python tools/train.py --resume {shlex.quote(str(run_dir))}"
+    return Stopped(f"interrupted; state saved in {run_dir}; resume with: {command}")

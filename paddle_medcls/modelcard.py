@@ -28,8 +28,11 @@ _PUBLISHED = ("what", "classes", "counts", "splits", "patients", "made by", "fro
 """Rows of a data set's card that a model card repeats."""
 
 
-def run_facts(weights: Path, card: Sidecar) -> dict:
+def run_facts(weights: Path, card: Sidecar, parameters: int | None = None) -> dict:
     """What is known about the making of a weight file, from the run directory that it lies in.
+
+    Args:
+        parameters: of the network, where they are counted already.
 
     Returns:
         `parameters`: number of trainable values of the network; and, where the folder is that of the run and has them,
@@ -49,8 +52,10 @@ def run_facts(weights: Path, card: Sidecar) -> dict:
     recipe = found.get("recipe", {})
     if (recipe.get("name"), recipe.get("dataset")) != (card.recipe, card.dataset):
         found = {}
-    trainable = [one for one in card.network.build().parameters() if not one.stop_gradient]  # no running statistics
-    return {"parameters": sum(int(one.size) for one in trainable), **found}
+    if parameters is None:
+        trainable = [one for one in card.network.build().parameters() if not one.stop_gradient]  # no running statistics
+        parameters = sum(int(one.size) for one in trainable)
+    return {"parameters": parameters, **found}
 
 
 def write_card(folder: Path, card: Sidecar, form: str, files: Sequence[str], facts: dict) -> Path:
@@ -170,7 +175,7 @@ def _figures(card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
             text += " Published but not measured here: "
             text += ", ".join(f"{name.replace('/', ' ')} {published[name]:.4f}" for name in other)
             text += " (`tools/eval.py` scores the test split)."
-        if "recipe" in facts and recipe_changes(card, recipe):
+        if "recipe" in facts and overrides(card, recipe, facts.get("environment", {})):
             text += " This model was trained otherwise, see Training."
         lines.append(text)
     rows = []
@@ -220,7 +225,7 @@ def _training(folder: Path, card: Sidecar, recipe: Recipe | None, facts: dict) -
             f"({recipe.schedule}); the best epoch by validation {recipe.monitor} is kept{kept}.",
             f"Augmentation: {', '.join(augmented) or 'none'}.",
         ]
-        changes = [_cell(line) for line in recipe_changes(card, recipe)]
+        changes = [_cell(line) for line in overrides(card, recipe, place)]
         lines += [f"Changed from the recipe of that name: {'; '.join(changes)}."] if changes else []
     else:
         lines.append(f"Recipe `{_cell(card.recipe)}`; how it was run is not known here.")
@@ -233,6 +238,12 @@ def _training(folder: Path, card: Sidecar, recipe: Recipe | None, facts: dict) -
         when.append(f"{max(1, round(facts['seconds'] / 60))} minutes on {_cell(on)}.")
     picture = "\n\n![loss and accuracy by epoch](curves.png)" if (folder / "curves.png").is_file() else ""
     return _bullets([*lines, *([" ".join(when)] if when else [])]) + picture
+
+
+def overrides(card: Sidecar, recipe: Recipe, environment: dict) -> list[str]:
+    """Where a run's recipe differs from the one it names: as the run wrote it; compared now for runs of version 0.1."""
+    written = environment.get("overrides")
+    return [str(line) for line in written] if isinstance(written, list) else recipe_changes(card, recipe)
 
 
 def recipe_changes(card: Sidecar, recipe: Recipe) -> list[str]:

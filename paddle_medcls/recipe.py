@@ -150,7 +150,7 @@ class Recipe:
         """Reads a recipe's JSON file; a run directory's `recipe.json` is one."""
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RecipeError(f"the recipe cannot be read: {error}", where=path) from None
         return Recipe.from_json(fields, path)
 

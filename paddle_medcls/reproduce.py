@@ -18,7 +18,7 @@ from pathlib import Path
 
 from paddle_medcls.checkpoint import FILE
 from paddle_medcls.comparison import read_predictions
-from paddle_medcls.data import dataset_module, default_root, load_index, weights_name
+from paddle_medcls.data import dataset_module, default_root, load_index
 from paddle_medcls.data.check import not_leaked
 from paddle_medcls.data.medmnist import NAMES, file_in, file_of
 from paddle_medcls.data.medmnist_cards import CARDS
@@ -32,7 +32,9 @@ from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.rundir import kernels_of, score_split, write_outputs
+from paddle_medcls.resume import read_environment
+from paddle_medcls.rundir import score_split, write_outputs
+from paddle_medcls.session import began_with
 from paddle_medcls.sidecar import Sidecar, sidecar_of
 from paddle_medcls.train import Options, train
 
@@ -191,14 +193,11 @@ def _run_cell(cell: Cell, options: Options) -> None:
     half_done = (folder / FILE).is_file()
     if half_done:
         recipe = Recipe.from_file(folder / "recipe.json")
-    else:
-        (folder / "timing.csv").unlink(missing_ok=True)  # of a run that ended before its state was saved
     trained = train(recipe, cell.data_root, folder, options, resume=half_done)
     split = dataset_module(recipe.dataset).SPLITS[-1]
-    weights = folder / f"{weights_name(recipe.dataset)}.pdparams"
-    card = Sidecar.read(sidecar_of(weights))
+    card = Sidecar.read(sidecar_of(trained.weights))
     model = card.network.build()
-    load_strict(model, read_weights(weights), weights)
+    load_strict(model, read_weights(trained.weights), trained.weights)
     index = load_index(recipe.dataset, cell.data_root, split, recipe.labels)
     logits = evaluate_split(model, index, card.preprocessing, recipe.batch_size, options.workers, card.flips)
     result = score_split(logits, index, card.head)
@@ -209,7 +208,7 @@ def _run_cell(cell: Cell, options: Options) -> None:
         "model": recipe.model,
         "seed": recipe.seed,
         "epochs": recipe.epochs,
-        "best_epoch": trained["epoch"],
+        "best_epoch": trained.metrics["epoch"],
         "split": split,
         "n": result["n"],
         "auc": result["auc"],
@@ -231,7 +230,8 @@ def _refuse_other_recipe(cell: Cell, options: Options) -> None:
         wanted = wanted.replace(mean=begun.preprocessing.mean, std=begun.preprocessing.std)
     changes = begun.differences(wanted)
     if (cell.folder / "environment.json").exists():
-        kernels, precision = kernels_of(cell.folder)
+        began = began_with(read_environment(cell.folder))
+        kernels, precision = began["kernels"], began["precision"]
         if precision != options.precision or options.kernels not in ("auto", kernels):
             changes = [*changes, f"operators: {kernels} {precision} then, {options.kernels} {options.precision} now"]
     if changes:

@@ -7,29 +7,28 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import math
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import __version__, calibration, metrics, modelcard, plots, report
-from paddle_medcls.checkpoint import load_state, save_state
+from paddle_medcls import calibration, metrics, modelcard, plots, report
+from paddle_medcls.checkpoint import save_state
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.medmnist import NAMES
-from paddle_medcls.errors import RunError
 from paddle_medcls.files import sha256, write_csv, write_json
 from paddle_medcls.medmnist_scores import write_scores
-from paddle_medcls.models.weights import load_strict, save_weights
+from paddle_medcls.models.weights import save_weights
 from paddle_medcls.output_head import OutputHead
 from paddle_medcls.recipe import Recipe
-from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar, sidecar_of
 
 HISTORY = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_auc")
 STEP_LOG = ("step", "lr", "loss", "accuracy")
+TIMING = ("epoch", "train_seconds", "images_per_second", "waiting_share", "epoch_seconds")
 
 
 @dataclass
@@ -47,53 +46,27 @@ class State:
 
 
 def describe(run_dir: Path, recipe: Recipe, facts: dict, surroundings: dict) -> None:
+    """Writes what a run is made of, before its first step: `recipe.json`, `data.json`, `environment.json`."""
     write_json(run_dir / "recipe.json", recipe.to_json())
     write_json(run_dir / "data.json", facts)
     write_json(run_dir / "environment.json", surroundings)
 
 
-def refuse_changes(run_dir: Path, facts: dict, processes: int, force: bool) -> None:
-    before = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
-    versions = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
-    changes = [
-        f"{split} list: {before[split]['images']} images then, {facts[split]['images']} now (fingerprint differs)"
-        for split in ("train", "val")
-        if before[split]["fingerprint"] != facts[split]["fingerprint"]
-    ]
-    changes += [
-        f"{split} images: other pixels under the same names"
-        for split in ("train", "val")
-        if json.dumps(before[split]["per_image"]) != json.dumps(facts[split]["per_image"])
-    ]
-    if before.get("frozen_weights") != facts.get("frozen_weights"):
-        changes.append("the weights that the run started from and keeps frozen")
-    if before.get("note", "") != facts["note"]:
-        changes.append(f"files: {before.get('note') or 'as published'} then, {facts['note'] or 'as published'} now")
-    current = {"paddle_medcls": __version__, "paddle": paddle.__version__, "processes": processes}
-    for name, now in current.items():
-        if versions.get(name, 1) != now:
-            changes.append(f"{name}: {versions.get(name, 1)} then, {now} now")
-    if changes and not force:
-        raise RunError(
-            f"{run_dir} cannot be resumed as the same run", items=changes, do="restore these, or go on with --force"
-        )
+def history_row(state: State, sizes: Sequence[int], result: dict) -> dict:
+    """The row of `history.csv` of an epoch.
 
-
-def kernels_of(run_dir: Path) -> tuple[str, str]:
-    """Whose operators a run was begun with, "paddle" or "onednn", and in which precision, "f32" or "bf16"."""
-    surroundings = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
-    kernels, _, precision = surroundings.get("kernels", "paddle").partition(" ")
-    return kernels, precision or "f32"
-
-
-def history_row(state: State, batches: int, result: dict) -> dict:
-    steps = np.array(state.steps[-batches:])
+    Args:
+        sizes: images of each batch of the epoch; the means over its steps weigh every image the same.
+        result: metrics of the validation split.
+    """
+    steps = np.array(state.steps[-len(sizes) :])
+    loss, accuracy = np.average(steps[:, 2:], axis=0, weights=sizes)
     return {
         "epoch": state.epoch + 1,
         "step": state.step,
         "lr": float(steps[-1, 1]),
-        "train_loss": float(steps[:, 2].mean()),
-        "train_accuracy": float(steps[:, 3].mean()),
+        "train_loss": float(loss),
+        "train_accuracy": float(accuracy),
         "val_loss": result["loss"],
         "val_accuracy": result["accuracy"],
         "val_auc": result["auc"],
@@ -108,52 +81,57 @@ def write_history(run_dir: Path, state: State, note: str, picture: bool) -> None
         plots.curves(run_dir / "curves.png", np.array(state.steps), state.history, note)
 
 
-def append_timing(run_dir: Path, epoch: int, trained: float, waited: float, images: int, started: float) -> None:
-    """Times are kept apart from history.csv, which a repeated run reproduces exactly."""
-    path = run_dir / "timing.csv"
-    new = not path.exists()
-    with open(path, "a", encoding="utf-8") as file:
-        if new:
-            file.write("epoch,train_seconds,images_per_second,waiting_share,epoch_seconds\n")
-        total = time.perf_counter() - started
-        file.write(f"{epoch},{trained:.2f},{images / trained:.2f},{waited / trained:.4f},{total:.2f}\n")
+def read_timing(run_dir: Path) -> list[list[float]]:
+    """The rows of `timing.csv`; a damaged one is a ValueError."""
+    try:
+        with open(run_dir / "timing.csv", encoding="utf-8", newline="") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except FileNotFoundError:
+        return []
+    except (OSError, csv.Error) as error:
+        raise ValueError(str(error)) from None
+    if tuple(header) != TIMING or any(len(row) != len(TIMING) for row in rows):
+        raise ValueError(f"the columns {', '.join(TIMING)} are expected")
+    return [[float(value) for value in row] for row in rows]
+
+
+def write_timing(run_dir: Path, row: Sequence[float]) -> None:
+    """Adds a row (see TIMING) to `timing.csv`; a repeated epoch replaces the one that a kill has undone.
+
+    Times are kept apart from history.csv, which a repeated run reproduces exactly.
+    """
+    rows = [earlier for earlier in read_timing(run_dir) if earlier[0] < row[0]]
+    write_csv(
+        run_dir / "timing.csv", TIMING, [[int(row[0]), *(f"{value:.4f}" for value in row[1:])] for row in [*rows, row]]
+    )
 
 
 def keep_weights(model, weights: Path, card: Sidecar, result: dict) -> Sidecar:
-    """Writes the weight file and the sidecar that describes it, which is returned."""
+    """Writes the weight file and its sidecar, which is returned."""
     save_weights(model, weights)
+    return write_sidecar(weights, card, result)
+
+
+def write_sidecar(weights: Path, card: Sidecar, result: dict) -> Sidecar:
+    """Writes the sidecar of a weight file; the calibration of the same weights is kept."""
+    digest, path = sha256(weights), sidecar_of(weights)
+    earlier = Sidecar.read(path) if path.is_file() else card
+    if earlier.sha256 == digest:
+        card = replace(card, temperature=earlier.temperature, threshold=earlier.threshold)
     metrics_kept = {name: value for name, value in result.items() if name != "confusion"}
-    card = replace(card, metrics=metrics_kept, sha256=sha256(weights))
-    card.write(sidecar_of(weights))
+    card = replace(card, metrics=metrics_kept, sha256=digest)
+    card.write(path)
     return card
 
 
 def save(run_dir: Path, parts: dict, state: State) -> None:
+    """Writes the state of a run, see `resume.restore`."""
     tensors = {name: part.state_dict() for name, part in parts.items() if part is not None}
     tensors["optimizer"] = {**state.optimizer, **tensors["optimizer"]}
     tensors["steps"] = {"table": np.array(state.steps, np.float64).reshape(-1, len(STEP_LOG))}
     scalars = {name: value for name, value in vars(state).items() if name not in ("steps", "optimizer")}
     scalars["best"] = state.best if math.isfinite(state.best) else None
     save_state(run_dir, tensors, scalars)
-
-
-def restore(run_dir: Path, parts: dict) -> State:
-    """Reads the state of a run into its parts; files that a killed save left behind are removed."""
-    for left in run_dir.glob("last/.state.safetensors.*"):
-        left.unlink(missing_ok=True)  # several processes may be at it
-    groups, scalars = load_state(run_dir)
-    for name, part in parts.items():
-        if part is None:
-            continue
-        if name in ("model", "average"):
-            load_strict(part, groups[name], run_dir)
-        elif name == "optimizer":
-            part.set_state_dict(groups[name])
-        elif groups.get(name):
-            part.load_state_dict(groups[name])
-    best = -math.inf if scalars["best"] is None else scalars["best"]
-    steps = groups["steps"]["table"].tolist()
-    return State(**{**scalars, "best": best, "steps": steps, "optimizer": groups["optimizer"]})
 
 
 def score_split(logits: np.ndarray, index: Index, head: OutputHead) -> dict:

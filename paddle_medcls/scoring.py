@@ -16,7 +16,7 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.errorpage import write_error_page
 from paddle_medcls.errors import DataError, RecipeError, RunError
-from paddle_medcls.modelcard import known_recipe, recipe_changes
+from paddle_medcls.modelcard import known_recipe, overrides
 from paddle_medcls.predict import Predictor
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.report import DRAWN_NOTICE, class_table, confusion_table, summary
@@ -187,7 +187,11 @@ def _recipe_changes(weights: Path, card: Sidecar) -> list[str]:
         recipe = Recipe.from_file(weights.parent / "recipe.json")
     except RecipeError:
         return []
-    return recipe_changes(card, recipe) if recipe.name == card.recipe else []
+    try:
+        environment = dict(json.loads((weights.parent / "environment.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        environment = {}
+    return overrides(card, recipe, environment) if recipe.name == card.recipe else []
 
 
 def _run_data_root(weights: Path) -> Path | None:

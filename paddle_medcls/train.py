@@ -1,39 +1,42 @@
 """The training loop.
 
-`train` reads from top to bottom: data, network, loop over epochs, report. Everything random is a
+`train` reads from top to bottom: session, data, run, loop over epochs, report. Everything random is a
 function of (seed, epoch, row) or (seed, step), so a run that was interrupted, anywhere, and resumed
 ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from paddle_medcls import metrics, modelcard, rundir
-from paddle_medcls.assemble import amp_type, build_learner, choose_kernels, read_data
+from paddle_medcls.assemble import Data, Learner, amp_type, build_learner, check_recipe, choose_kernels, read_data
 from paddle_medcls.data import weights_name
-from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
-from paddle_medcls.distributed import exchange, from_first, join, over_processes, pieces, synchronise
+from paddle_medcls.data.loader import Batch, ImageDataset, cut, epoch_order, load_batches
+from paddle_medcls.distributed import exchange, from_first, over_processes, pieces, synchronise
 from paddle_medcls.errors import RunError
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.frozen import FeatureDataset, head_logits, start_training
 from paddle_medcls.graph import flips_of
-from paddle_medcls.interrupt import Interrupt, stopped
+from paddle_medcls.interrupt import Interrupt, interrupted
 from paddle_medcls.models.accelerate import Accelerated
 from paddle_medcls.models.onednn import Operators
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.output_head import check_finite
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
+from paddle_medcls.resume import locked, read_environment, refuse_changes, restore
 from paddle_medcls.rundir import HISTORY, STEP_LOG, State
-from paddle_medcls.runtime import environment, paddle, require_gpu, select_device, set_deterministic, set_fast
+from paddle_medcls.runtime import environment, paddle
+from paddle_medcls.session import Options, Session, start_session
 from paddle_medcls.sidecar import Sidecar
 
 CURVE_SECONDS = 30  # the curves are drawn at most this often
@@ -41,220 +44,308 @@ SAVE_MINUTES = 10  # inside a long epoch, the state is saved this often
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a run is carried out; what it computes is the recipe's."""
+class Run:
+    """A finished training.
 
-    device: str = "auto"
-    workers: int = 2
-    amp: bool = False
-    deterministic: bool = False
-    visualdl: bool = False
-    image_cache: str = ""  # folder of decoded, scaled images; "": each epoch decodes them again
-    force: bool = False  # resume although code or data have changed
-    kernels: str = "paddle"  # whose operators: "paddle", "onednn", or "auto": oneDNN's where they can be had
-    precision: str = "f32"  # of oneDNN's operators, or "bf16"
-    deadline: float = math.inf  # of time.monotonic(): the run stops then, its state saved
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
+    Attributes:
+        directory: of the run.
+        weights: file of the best weights.
+        metrics: of the validation split with the best weights, as in `metrics.json`; empty in all processes but
+            the first.
+        history: one row an epoch, as in `history.csv`.
+    """
+
+    directory: Path
+    weights: Path
+    metrics: dict
+    history: list[dict]
 
 
-def train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, resume: bool = False) -> dict:
-    """Trains a recipe, or goes on with an interrupted run.
+@dataclass
+class Training:
+    """A run while it is trained."""
+
+    directory: Path
+    weights: Path  # file of the best weights so far
+    recipe: Recipe
+    data: Data
+    learner: Learner
+    network: Any  # what a batch goes through
+    inference_kernels: Operators | None  # oneDNN's, for validation in float32; None: Paddle's
+    state: State
+    board: Any  # VisualDL's writer, or None
+    drawn_at: float = -math.inf  # when the curves were drawn
+    began_at: float = 0.0  # the current epoch
+    seconds: float = 0.0  # that its training took
+    waited: float = 0.0  # of these, for images
+
+    @property
+    def validated(self):
+        """The network that is validated and kept: the averaged one where the recipe has an average."""
+        return self.learner.model if self.learner.average is None else self.learner.average
+
+    @property
+    def batches(self) -> list[np.ndarray]:
+        """Rows of each batch of the current epoch."""
+        order = epoch_order(len(self.data.train), self.recipe.seed, self.state.epoch)
+        return cut(order, self.recipe.batch_size)
+
+    @property
+    def stopped_early(self) -> bool:
+        waited = self.state.epoch - self.state.best_epoch
+        return bool(self.recipe.patience) and waited >= self.recipe.patience and self.state.batch == 0
+
+    @property
+    def finished(self) -> bool:
+        return self.state.epoch >= self.recipe.epochs or self.stopped_early
+
+
+def train(
+    recipe: Recipe,
+    data_root: str | Path,
+    run_dir: str | Path,
+    options: Options = Options(),  # noqa: B008  it is frozen
+    resume: bool = False,
+) -> Run:
+    """Trains a recipe, or resumes an interrupted run.
 
     Args:
         recipe: what to train; with `resume`, the run's own.
         data_root: folder of the data set's images.
-        run_dir: folder that everything is written to.
+        run_dir: folder that everything is written to; without `resume` it must not hold a run.
         options: device, workers and the like.
-        resume: go on from `run_dir/last`.
-
-    Returns:
-        The metrics of the validation split with the best weights, as in `metrics.json`.
+        resume: continue from `run_dir/last`.
 
     Raises:
-        MedclsError: unusable data, recipe, weights or device; a loss that is not finite; interrupted.
+        MedclsError: unusable data, recipe, weights or device; a run directory that is in use or that cannot be
+            resumed; a loss that is not finite; interrupted (`Stopped`).
     """
-    # Paddle counts parameter names up in a global; without the guard a second run in one process
+    run_dir, data_root = Path(run_dir), Path(data_root)
+    check_recipe(recipe)
+    session = start_session(options, read_environment(run_dir) if resume else None)
+    # Paddle numbers parameter names with a global counter; without the guard a second run in one process
     # could not read the first one's optimizer state.
-    with paddle.utils.unique_name.guard():
-        return _train(recipe, data_root, run_dir, options, resume)
+    with locked(run_dir, resume, session.first), paddle.utils.unique_name.guard():
+        data = read_data(recipe, data_root, options.cache_folder(run_dir), session)
+        training = open_run(run_dir, recipe, data, session, resume)
+        with Interrupt(session.say, options.deadline) as interrupt:
+            while not training.finished:
+                train_epoch(training, session, interrupt)
+                keep_epoch(training, session, validate(training, session))
+                if from_first(interrupt.due, session.rank, session.world) and training.state.epoch < recipe.epochs:
+                    raise interrupted(run_dir)
+        return finish(training, session)
 
 
-def _train(recipe: Recipe, data_root: Path, run_dir: Path, options: Options, resume: bool) -> dict:
-    device = _start_device(options)
-    rank, world = join()
-    say = options.say if rank == 0 else lambda line: None
+# --- the start of a run --------------------------------------------------------------------------
 
-    data = read_data(recipe, data_root, options.workers, options.image_cache, say, rank, world)
+
+def open_run(run_dir: Path, recipe: Recipe, data: Data, session: Session, resume: bool) -> Training:
+    """Builds the network and all that trains it, at the start of a run or as it was when the run was interrupted."""
     if recipe.statistics == "train" and not resume:
         recipe = recipe.replace(**{name: tuple(of) for name, of in data.facts["train"]["per_image"].items()})
-    spec = recipe.preprocessing
-    say(f"{recipe.name}: {len(data.train)} training and {len(data.val)} validation images, {recipe.model}, {device}")
+    say = session.say
+    counts = f"{len(data.train)} training and {len(data.val)} validation images"
+    say(f"{recipe.name}: {counts}, {recipe.model}, {session.device}")
     for line in filter(None, (data.note, data.train.note)):
         say(line)
 
-    learner = build_learner(
-        recipe, data, run_dir.parent / "features", options.workers, options.amp, resume, say, rank, world
-    )
-    model, average = learner.model, learner.average
-    schedule, optimizer, scaler = learner.schedule, learner.optimizer, learner.scaler
-    began_with = rundir.kernels_of(run_dir) if resume else None
-    kernels = choose_kernels(options.kernels, options.precision, began_with, options.force, learner.fed, device, say)
-    fed, judging = learner.fed, None
+    learner = build_learner(recipe, data, run_dir.parent / "features", session, resume)
+    kernels = choose_kernels(learner.trained, session, resume)
+    network, inference_kernels = learner.trained, None
     if kernels != "paddle":
-        fed, judging = Accelerated(model, Operators(bf16=kernels == "onednn bf16")), Operators()
-    parallel = paddle.DataParallel(fed) if world > 1 else fed
-
-    state = State()
-    if resume:
-        rundir.refuse_changes(run_dir, data.facts, world, options.force)
-        state = rundir.restore(run_dir, learner.parts)
-        say(f"resumed after {state.epoch} of {recipe.epochs} epochs and {state.batch} batches")
-    elif rank == 0:
-        rundir.describe(run_dir, recipe, data.facts, environment(device) | {"processes": world, "kernels": kernels})
+        network = Accelerated(learner.model, Operators(bf16=kernels == "onednn bf16"))
+        inference_kernels = Operators()
+    if session.world > 1:
+        network = paddle.DataParallel(network)
 
     weights = run_dir / f"{weights_name(recipe.dataset)}.pdparams"
-    board = _open_board(run_dir, options, rank)
+    state = State()
+    if resume:
+        refuse_changes(run_dir, recipe, data.facts, session)
+        state = restore(run_dir, recipe, learner.parts, weights)
+        say(f"resumed after {state.epoch} of {recipe.epochs} epochs and {state.batch} batches")
+    elif session.first:
+        options = session.options
+        surroundings = environment(session.device) | {"processes": session.world, "kernels": kernels}
+        surroundings |= {"amp": bool(options.amp), "deterministic": bool(options.deterministic)}
+        surroundings["overrides"] = modelcard.recipe_changes(learner.card, recipe)
+        rundir.describe(run_dir, recipe, data.facts, surroundings)
+    board = _open_board(run_dir, session)
+    return Training(run_dir, weights, recipe, data, learner, network, inference_kernels, state, board)
 
-    def judge(judged, flips: tuple[str, ...] | None = None) -> np.ndarray:
-        """Validation logits; without `flips` the quick way, with cached features where there are any."""
-        synchronise(judged, world)
-        if flips is None and learner.val_features is not None:
-            return check_finite(head_logits(judged, learner.val_features), data.val.ids)
-        flips = flips or ()
-        if judging is not None:
-            judged = Accelerated(judged, judging)  # in float32, as whoever uses the weights will do
-        size, threads = recipe.batch_size, options.workers
-        return evaluate_split(judged, data.val, spec, size, threads, flips, rank, world, data.fitted["val"])
 
-    drawn_at = -math.inf
-    with Interrupt(say, options.deadline) as interrupt:
-        while state.epoch < recipe.epochs and not _stale(recipe, state):
-            started = time.perf_counter()
-            waited = 0.0
+def _open_board(run_dir: Path, session: Session):
+    if not session.options.visualdl or not session.first:
+        return None
+    from visualdl import LogWriter
 
-            # One epoch of training.
-            if learner.views:
-                features = learner.views[state.epoch % len(learner.views)]
-                dataset = FeatureDataset(features, data.train.labels)
-            else:
-                fitted = data.fitted["train"]
-                dataset = ImageDataset(data.train, spec, recipe.augmentation, recipe.seed, state.epoch, fitted)
-            batches = cut(epoch_order(len(data.train), recipe.seed, state.epoch), recipe.batch_size)
-            work = [pieces(rows, rank, world, recipe.accumulate) for rows in batches]
-            mine = [piece for parts in work[state.batch :] for piece, _ in parts]
-            loaded = load_batches(dataset, mine, options.workers)
-            bar = progress(None, f"epoch {state.epoch + 1}/{recipe.epochs}", len(data.train), "image", show=rank == 0)
-            bar.update(sum(len(rows) for rows in batches[: state.batch]))
-            pending: list[tuple] = []
-            saved_at = time.monotonic()
-            start_training(model, recipe.freeze)
-            for rows, parts in zip(batches[state.batch :], work[state.batch :]):
-                paddle.seed(_step_seed(recipe.seed, state.step, rank))
-                figures: list = []  # of each piece: loss and accuracy
-                for _, part in parts:
-                    mark = time.perf_counter()
-                    batch = next(loaded)
-                    waited += time.perf_counter() - mark
-                    x, labels = paddle.to_tensor(batch.x), paddle.to_tensor(batch.labels)
-                    with exchange(parallel, world, last=len(figures) + 1 == len(parts)):
-                        with paddle.amp.auto_cast(enable=options.amp, dtype=amp_type()):
-                            logits = parallel(x)  # (N, outputs)
-                            loss = learner.loss(logits.astype("float32"), labels)
-                        # The part makes the sum over pieces the mean over the batch's images; DataParallel averages.
-                        scaler.scale(loss * part * world).backward()
-                    figures.append(paddle.stack([loss.detach(), _correct(logits, labels, learner.card)]) * part)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.clear_grad()
-                whole = over_processes(sum(figures), interrupt.due(), world)
-                pending.append((state.step, schedule.get_lr(), whole, rows))
-                schedule.step()
-                if average is not None:
-                    _update_average(learner.parts["average"], learner.parts["model"], recipe.ema_decay, state.step)
-                state.step += 1
-                state.batch += 1
-                bar.update(len(rows))
-                # On a GPU reading a figure waits for the card, so figures are read in groups, by every
-                # process at the same step: that is where they agree to stop.
-                asked = world == 1 and interrupt.due()
-                if asked or device == "cpu" or len(pending) == 20 or state.batch == len(batches):
-                    asked = _log_steps(pending, state, board) or asked
-                    bar.set_postfix(loss=f"{state.steps[-1][2]:.4f}", refresh=False)
-                    if rank == 0 and (asked or time.monotonic() - saved_at > SAVE_MINUTES * 60):
-                        rundir.save(run_dir, learner.parts, state)
-                        saved_at = time.monotonic()
-                if asked:
-                    from_first(lambda: None, rank, world)  # it has saved
-                    raise stopped(run_dir)
-            bar.close()
-            loaded.close()
-            trained = time.perf_counter() - started
+    return LogWriter(logdir=str(run_dir / "visualdl"))
 
-            # Validation, with the averaged weights where the recipe keeps them; flips wait for the end.
-            judged = model if average is None else average
-            logits = judge(judged)
-            result = metrics.evaluate_logits(logits, data.val.labels, learner.card.head, intervals=False)
-            row = rundir.history_row(state, len(batches), result)
-            state.history.append(row)
-            score = -result["loss"] if recipe.monitor == "loss" else result[recipe.monitor]
-            if not math.isfinite(score):
-                raise RunError(
-                    f"{recipe.monitor} is not defined on the validation list after epoch {state.epoch + 1}: {score}",
-                    expected="a number to choose the best epoch by; an AUC needs images of two classes",
-                    do="choose another figure (--set monitor=accuracy), or check the list",
-                )
-            improved = score > state.best
-            if improved:
-                state.best, state.best_epoch = score, state.epoch + 1
-            state.epoch, state.batch = state.epoch + 1, 0
 
-            # What is kept of this epoch; the state last, so that a resume repeats whatever is missing.
-            if rank == 0:
-                if improved:
-                    rundir.keep_weights(judged, weights, learner.card, {"split": "val", **result})
-                ends = state.epoch == recipe.epochs or _stale(recipe, state)
-                picture = ends or time.monotonic() - drawn_at > CURVE_SECONDS
-                rundir.write_history(run_dir, state, data.note, picture)
-                drawn_at = time.monotonic() if picture else drawn_at
-                rundir.append_timing(run_dir, state.epoch, trained, waited, len(data.train), started)
-                if board is not None:
-                    for name in HISTORY[2:]:
-                        board.add_scalar(f"epoch/{name}", row[name], state.epoch)
-                rundir.save(run_dir, learner.parts, state)
-            say(_epoch_line(row, recipe, improved, trained))
-            if from_first(interrupt.due, rank, world) and state.epoch < recipe.epochs:
-                raise stopped(run_dir)
-    if _stale(recipe, state) and state.epoch < recipe.epochs:
-        say(f"stopped early: no better {recipe.monitor} in {recipe.patience} epochs")
+# --- an epoch ------------------------------------------------------------------------------------
 
-    # The best weights, scored once more with intervals.
-    load_strict(model, read_weights(weights), weights)
-    logits = judge(model, flips_of(recipe))
-    if rank > 0:
-        return {}
+
+def train_epoch(training: Training, session: Session, interrupt: Interrupt) -> None:
+    """Trains on the batches of an epoch that are not done yet.
+
+    Raises:
+        Stopped: an interruption was asked for; the state is saved.
+    """
+    recipe, state, learner = training.recipe, training.state, training.learner
+    batches = training.batches
+    shares = [pieces(rows, session.rank, session.world, recipe.accumulate) for rows in batches[state.batch :]]
+    own_rows = [rows for parts in shares for rows, _ in parts]
+    loader = load_batches(_dataset(training), own_rows, session.options.workers)
+    bar = progress(None, f"epoch {state.epoch + 1}/{recipe.epochs}", len(training.data.train), "image", session.first)
+    unread: list[tuple] = []  # steps whose loss was not read yet
+    training.began_at = saved_at = time.monotonic()
+    start_training(learner.model, recipe.freeze)
+    with bar, contextlib.closing(loader):
+        bar.update(sum(len(rows) for rows in batches[: state.batch]))
+        loaded = _Waiting(loader)
+        for rows, parts in zip(batches[state.batch :], shares):
+            paddle.seed(_step_seed(recipe.seed, state.step, session.rank))
+            figures = train_step(training, session, loaded, [share for _, share in parts])
+            figures = over_processes(figures, interrupt.due(), session.world)
+            unread.append((state.step, learner.schedule.get_lr(), figures, rows))
+            learner.schedule.step()
+            if learner.average is not None:
+                _update_average(learner.parts["average"], learner.parts["model"], recipe.ema_decay, state.step)
+            state.step += 1
+            state.batch += 1
+            bar.update(len(rows))
+            # On a GPU reading a loss waits for the card, so losses are read in groups, by every
+            # process at the same step: that is where they agree to stop.
+            asked = session.world == 1 and interrupt.due()
+            if asked or session.device == "cpu" or len(unread) == 20 or state.batch == len(batches):
+                asked = _log_steps(unread, state, training.board) or asked
+                bar.set_postfix(loss=f"{state.steps[-1][2]:.4f}", refresh=False)
+                if session.first and (asked or time.monotonic() - saved_at > SAVE_MINUTES * 60):
+                    rundir.save(training.directory, learner.parts, state)
+                    saved_at = time.monotonic()
+            if asked:
+                from_first(lambda: None, session.rank, session.world)  # it has saved
+                raise interrupted(training.directory)
+    training.seconds, training.waited = time.monotonic() - training.began_at, loaded.seconds
+
+
+def train_step(training: Training, session: Session, batches: Iterator[Batch], shares: Sequence[float]):
+    """One step: forward, loss, backward, update. A batch may come in pieces, whose gradients add up.
+
+    Args:
+        batches: gives this process's pieces of the batch, x (N, C, S, S) and labels (N,) or (N, L).
+        shares: of the whole batch, one a piece.
+
+    Returns:
+        (2,) loss and accuracy, each times this process's share of the batch.
+    """
+    learner, figures = training.learner, []
+    for number, share in enumerate(shares, 1):
+        batch = next(batches)
+        x, labels = paddle.to_tensor(batch.x), paddle.to_tensor(batch.labels)
+        with exchange(training.network, session.world, last=number == len(shares)):
+            with paddle.amp.auto_cast(enable=bool(session.options.amp), dtype=amp_type()):
+                logits = training.network(x)  # (N, outputs)
+                loss = learner.loss(logits.astype("float32"), labels)
+            # The share makes the sum over pieces the mean over the batch's images; DataParallel averages.
+            learner.scaler.scale(loss * share * session.world).backward()
+        figures.append(paddle.stack([loss.detach(), _accuracy(logits, labels, learner.card)]) * share)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.optimizer.clear_grad()
+    return sum(figures)
+
+
+def validate(training: Training, session: Session, flips: tuple[str, ...] | None = None) -> np.ndarray:
+    """Logits (N, outputs) of the validation split; without `flips` from cached features where there are any."""
+    network, data, recipe = training.validated, training.data, training.recipe
+    synchronise(network, session.world)
+    if flips is None and training.learner.val_features is not None:
+        return check_finite(head_logits(network, training.learner.val_features), data.val.ids)
+    if training.inference_kernels is not None:
+        network = Accelerated(network, training.inference_kernels)  # in float32, as every reader of the weights does
+    spec, size, threads = training.learner.card.preprocessing, recipe.batch_size, session.options.workers
+    place = session.rank, session.world
+    return evaluate_split(network, data.val, spec, size, threads, flips or (), *place, data.decoded["val"])
+
+
+def keep_epoch(training: Training, session: Session, logits: np.ndarray) -> None:
+    """Scores an epoch and writes what is kept of it; the state last, so that a resume repeats whatever is missing."""
+    recipe, state, data, card = training.recipe, training.state, training.data, training.learner.card
+    result = metrics.evaluate_logits(logits, data.val.labels, card.head, intervals=False)
+    row = rundir.history_row(state, [len(rows) for rows in training.batches], result)
+    state.history.append(row)
+    score = -result["loss"] if recipe.monitor == "loss" else result[recipe.monitor]
+    if not math.isfinite(score):
+        raise RunError(
+            f"{recipe.monitor} is not defined on the validation split after epoch {state.epoch + 1}: {score}",
+            expected="a number to choose the best epoch by; an AUC needs images of two classes",
+            do="choose another metric (--set monitor=accuracy), or check the split",
+        )
+    improved = score > state.best
+    if improved:
+        state.best, state.best_epoch = score, state.epoch + 1
+    state.epoch, state.batch = state.epoch + 1, 0
+    if session.first:
+        if improved:
+            rundir.keep_weights(training.validated, training.weights, card, {"split": "val", **result})
+        picture = training.finished or time.monotonic() - training.drawn_at > CURVE_SECONDS
+        rundir.write_history(training.directory, state, data.note, picture)
+        training.drawn_at = time.monotonic() if picture else training.drawn_at
+        rundir.write_timing(training.directory, _timing(training))
+        for name in HISTORY[2:] if training.board is not None else ():
+            training.board.add_scalar(f"epoch/{name}", row[name], state.epoch)
+        rundir.save(training.directory, training.learner.parts, state)
+    session.say(_epoch_line(row, recipe, improved, training.seconds))
+
+
+def finish(training: Training, session: Session) -> Run:
+    """Scores the best weights once more, with intervals, and writes metrics, predictions, pictures and the card."""
+    state, recipe, data, learner = training.state, training.recipe, training.data, training.learner
+    if training.stopped_early and state.epoch < recipe.epochs:
+        session.say(f"stopped early: no better {recipe.monitor} in {recipe.patience} epochs")
+    weights = training.weights
+    load_strict(training.validated, read_weights(weights), weights)
+    logits = validate(training, session, flips_of(recipe))
+    if not session.first:
+        return Run(training.directory, weights, {}, state.history)
     result = rundir.score_split(logits, data.val, learner.card.head)
     result |= {"epoch": state.best_epoch, "drawn": data.train.drawn}
-    card = rundir.keep_weights(model, weights, learner.card, result)
-    rundir.write_outputs(run_dir, logits, data.val, card, result)
-    modelcard.write_card(run_dir, card, "weights", [weights.name], modelcard.run_facts(weights, card))
-    return result
+    rundir.write_outputs(training.directory, logits, data.val, learner.card, result)
+    card = rundir.write_sidecar(weights, learner.card, result)
+    facts = modelcard.run_facts(weights, card, _count_parameters(learner.model))
+    modelcard.write_card(training.directory, card, "weights", [weights.name], facts)
+    return Run(training.directory, weights, result, state.history)
 
 
-# --- set-up --------------------------------------------------------------------------------------
+# --- details of a step ---------------------------------------------------------------------------
 
 
-def _start_device(options: Options) -> str:
-    device = select_device(options.device)
-    if options.amp:
-        require_gpu(device, "--amp")
-    if options.deterministic:
-        set_deterministic()
-    elif device.startswith("gpu"):
-        set_fast(options.amp)
-    return device
+class _Waiting:
+    """Iterates over loaded batches and adds up how long each was waited for."""
+
+    def __init__(self, batches: Generator[Batch, None, None]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> _Waiting:
+        return self
+
+    def __next__(self) -> Batch:
+        started = time.monotonic()
+        batch = next(self.batches)
+        self.seconds += time.monotonic() - started
+        return batch
 
 
-# --- one step ------------------------------------------------------------------------------------
+def _dataset(training: Training) -> ImageDataset | FeatureDataset:
+    """The training images of an epoch, augmented, or the cached features of one version of them."""
+    data, recipe, epoch = training.data, training.recipe, training.state.epoch
+    views = training.learner.views
+    if views:
+        return FeatureDataset(views[epoch % len(views)], data.train.labels)
+    spec = training.learner.card.preprocessing
+    return ImageDataset(data.train, spec, recipe.augmentation, recipe.seed, epoch, data.decoded["train"])
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
@@ -263,7 +354,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence(own).generate_state(1)[0] & 0x7FFFFFFF)
 
 
-def _correct(logits, labels, card: Sidecar):
+def _accuracy(logits, labels, card: Sidecar):
     """Accuracy in a batch, as a tensor, so that a GPU need not be waited for."""
     if card.task == "multi-label":
         guesses = (logits > 0).astype("int64")
@@ -274,22 +365,22 @@ def _correct(logits, labels, card: Sidecar):
     return (guesses == labels).astype("float32").mean()
 
 
-def _log_steps(pending: list[tuple], state: State, board) -> bool:
-    """Reads the figures of the steps since the last time; whether any process was asked to stop."""
+def _log_steps(unread: list[tuple], state: State, board) -> bool:
+    """Reads loss and accuracy of the steps since the last time; whether any process was asked to stop."""
     asked = 0.0
-    for step, lr, figures, rows in pending:
+    for step, lr, figures, rows in unread:
         loss, accuracy, asked = figures.numpy().tolist()
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss is {loss} at step {step}, epoch {state.epoch + 1}",
-                where=f"rows {', '.join(str(row) for row in rows[:8])}, … of the training list",
+                where=f"rows {', '.join(str(row) for row in rows[:8])}, … of the training split",
                 do="lower --lr, or lengthen the warm-up (--set warmup_epochs=…)",
             )
         state.steps.append([float(step), float(lr), loss, accuracy])
         if board is not None:
             for name, figure in zip(STEP_LOG[1:], state.steps[-1][1:]):
                 board.add_scalar(f"step/{name}", figure, step)
-    pending.clear()
+    unread.clear()
     return asked > 0
 
 
@@ -302,11 +393,11 @@ def _update_average(average, model, decay: float, step: int) -> None:
             old.add_(new * (1 - d))
 
 
-# --- ends --------------------------------------------------------------------------------
-
-
-def _stale(recipe: Recipe, state: State) -> bool:
-    return bool(recipe.patience) and state.epoch - state.best_epoch >= recipe.patience and state.batch == 0
+def _timing(training: Training) -> list[float]:
+    """The row of `timing.csv` of an epoch, see `rundir.TIMING`."""
+    seconds = max(training.seconds, 1e-9)
+    speed, waiting = len(training.data.train) / seconds, training.waited / seconds
+    return [training.state.epoch, seconds, speed, waiting, time.monotonic() - training.began_at]
 
 
 def _epoch_line(row: dict, recipe: Recipe, improved: bool, seconds: float) -> str:
@@ -314,11 +405,7 @@ def _epoch_line(row: dict, recipe: Recipe, improved: bool, seconds: float) -> st
     return f"epoch {row['epoch']:>3}/{recipe.epochs}  {figures}  {seconds:.0f} s{'  *' if improved else ''}"
 
 
-def _open_board(run_dir: Path, options: Options, rank: int):
-    if not options.visualdl or rank > 0:
-        return None
-    try:
-        from visualdl import LogWriter
-    except ImportError as error:
-        raise RunError(f"--visualdl needs VisualDL: {error}", do="pip install visualdl") from None
-    return LogWriter(logdir=str(run_dir / "visualdl"))
+def _count_parameters(model) -> int:
+    """Values that are learned, or would be if nothing were frozen; not the running statistics of batch norm."""
+    statistics = ("._mean", "._variance")
+    return sum(int(value.size) for name, value in model.named_parameters() if not name.endswith(statistics))

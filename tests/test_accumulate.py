@@ -18,7 +18,7 @@ from paddle_medcls.recipes import get_recipe
 from paddle_medcls.runtime import paddle
 from paddle_medcls.train import Options, train
 
-QUIET = Options("cpu", 0, say=lambda line: None)
+QUIET = Options("cpu", 0, image_cache="off", say=lambda line: None)
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,7 @@ def test_a_run_in_pieces_is_resumed_to_the_bit(whole, tmp_path: Path) -> None:
     root, _ = whole
     recipe = RECIPE.replace(model="toy", accumulate=3)
     train(recipe, root, tmp_path / "whole", QUIET)
-    stop = Options("cpu", 0, deadline=-1.0, say=lambda line: None)  # stops after each step
+    stop = Options("cpu", 0, image_cache="off", deadline=-1.0, say=lambda line: None)  # stops after each step
     for resume in (False, True):
         with pytest.raises(Stopped):
             train(recipe, root, tmp_path / "parts", stop, resume)

@@ -65,7 +65,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     done = launch(tmp_path, str(tmp_path / "pieces.json"), str(root), str(tmp_path / "two"))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stderr.count("epoch   2/2") == 1  # one process speaks
-    alone = train(RECIPE, root, tmp_path / "one", Options("cpu", 1, say=lambda line: None))
+    alone = train(RECIPE, root, tmp_path / "one", Options("cpu", 1, say=lambda line: None)).metrics
 
     for name in ("loss", "accuracy", "lr"):  # of every step: the whole batch's, not a share's
         one, two = (column(tmp_path / run / "steps.csv", name) for run in ("one", "two"))

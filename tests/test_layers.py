@@ -18,22 +18,22 @@ LAYERS = tuple(
     set(words.split())
     for words in (
         "cpu errors published",
-        "calibration comparison distributed files interrupt jpeg metrics output_head processes progress runtime "
-        "safe_pickle",
+        "calibration comparison distributed files interrupt jpeg launcher metrics output_head progress runtime "
+        "safe_pickle session",
         "augment dicom images plots",
         "recipe data data.* inputs models models.*",
         "checkpoint data.loader engines errorpage evaluate frozen gradcam graph medmnist_scores optim report "
         "sidecar snippets",
-        "assemble gridtable modelcard predict recipes recipes.* rundir train trust",
-        "export heatmaps reproduce scoring worker",
+        "assemble gridtable modelcard predict recipes recipes.* resume rundir train trust",
+        "export heatmaps reproduce scoring",
         "app app.* commands commands.*",
     )
 )
 NO_PADDLE = (
     "augment calibration comparison data data.archives data.audit data.cache data.check data.covid data.download "
     "data.index data.medmnist data.oct data.palm data.sample data.splits data.statistics dicom engines errors files "
-    "graph images inputs jpeg medmnist_scores metrics modelcard models models.layouts models.weights output_head plots "
-    "predict processes recipe recipes report sidecar snippets"
+    "graph images inputs jpeg launcher medmnist_scores metrics modelcard models models.layouts models.weights "
+    "output_head plots predict recipe recipes report sidecar snippets"
 ).split()
 
 

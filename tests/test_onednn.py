@@ -386,7 +386,7 @@ def test_a_run_repeats_resumes_and_is_read(precision: str, palm_root: Path, tmp_
     chosen = {"kernels": "onednn", "precision": precision}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     said = go(palm_root, whole, **chosen)
-    assert sum(line.startswith("operators: oneDNN's") for line in said) == 1
+    assert sum(line.startswith("kernels: oneDNN's") for line in said) == 1
     with pytest.raises(Stopped):
         go(palm_root, parts, **chosen, deadline=-1.0)
     go(palm_root, parts, resume=True)
@@ -421,7 +421,7 @@ def test_what_cannot_be_had(
 def test_bfloat16_needs_its_instructions(palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SetupError, match="float32"):
         go(palm_root, tmp_path / "run", kernels="paddle", precision="bf16")
-    monkeypatch.setattr("paddle_medcls.assemble.has_bfloat16", lambda: False)
+    monkeypatch.setattr("paddle_medcls.session.has_bfloat16", lambda: False)
     with pytest.raises(SetupError, match="no instructions for bfloat16"):
         go(palm_root, tmp_path / "run", kernels="auto", precision="bf16")
 
@@ -456,7 +456,7 @@ def test_a_grid_keeps_its_precision(palm_root: Path, tmp_path: Path) -> None:
 
     own = recipe()
     (tmp_path / "cell").mkdir()
-    rundir.describe(tmp_path / "cell", own, {}, {"kernels": "onednn bf16"})
+    rundir.describe(tmp_path / "cell", own, {}, {"device": "cpu", "kernels": "onednn bf16"})
     with pytest.raises(RunError, match="another recipe") as fault:
         run_grid([Cell(own, palm_root, tmp_path / "cell")], tmp_path, Options("cpu", kernels="auto"))
     assert "onednn bf16 then, auto f32 now" in str(fault.value)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import fakes
@@ -18,15 +23,16 @@ import pytest
 import toynet
 from fakes import pixels, recipe, write_image
 
-from paddle_medcls import rundir
+from paddle_medcls import files, rundir
 from paddle_medcls.checkpoint import load_state
 from paddle_medcls.commands import eval as eval_command
 from paddle_medcls.data import load_index
-from paddle_medcls.errors import DataError, RecipeError, RunError
+from paddle_medcls.errors import DataError, MedclsError, RecipeError, RunError, SetupError
 from paddle_medcls.files import sha256
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.predict import Predictor
 from paddle_medcls.recipe import Recipe
+from paddle_medcls.session import start_session
 from paddle_medcls.train import Options, train
 
 PLAIN = {"model": "toy", "epochs": 3, "lr": 0.05}
@@ -66,7 +72,8 @@ def go(root: Path, run_dir: Path, resume: bool = False, workers: int = 0, force:
     dataset = "covid" if (root / "train.txt").exists() else "palm"
     own = Recipe.from_file(run_dir / "recipe.json") if resume else recipe(dataset, **changes)
     go.said = []
-    return train(own, root, run_dir, Options("cpu", workers, force=force, say=go.said.append), resume)
+    options = Options("cpu", workers, image_cache="off", force=force, say=go.said.append)
+    return train(own, root, run_dir, options, resume).metrics
 
 
 def outcome(run_dir: Path, weights: str = "PALM.pdparams") -> dict:
@@ -223,10 +230,15 @@ def test_resume_refuses_images_that_have_changed_under_the_same_names(palm_root:
 
 def test_resume_clears_what_a_killed_save_left(palm_root: Path, tmp_path: Path) -> None:
     go(palm_root, tmp_path / "run", **PLAIN)
-    left = tmp_path / "run" / "last" / ".state.safetensors.abc123.safetensors"
-    left.write_bytes(b"half a state")
-    go(palm_root, tmp_path / "run", resume=True, **PLAIN)
-    assert not left.exists()
+    run = tmp_path / "run"
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = [run / "last" / ".state.safetensors.abc123.safetensors"]  # of version 0.1
+    mark = files._MACHINE
+    left += [run / place / f".medcls-{mark}-{int(dead.stdout)}-x.csv" for place in ("last", ".")]
+    for file in left:
+        file.write_bytes(b"half a file")
+    go(palm_root, run, resume=True, **PLAIN)
+    assert not any(file.exists() for file in left)
 
 
 def test_the_reading_of_the_labels_travels_with_the_weights(tmp_path: Path) -> None:
@@ -273,7 +285,7 @@ class StopAfter:
 
 def interrupted(root: Path, run_dir: Path, step: int, resume: bool = False, **changes) -> None:
     toynet.ON_STEP[:] = [StopAfter(step)]
-    with pytest.raises(RunError, match="stopped; the state is saved") as caught:
+    with pytest.raises(RunError, match="interrupted; state saved in") as caught:
         go(root, run_dir, resume, **changes)
     assert f"--resume {run_dir}" in str(caught.value)
     toynet.ON_STEP.clear()
@@ -314,7 +326,7 @@ def test_stopped_twice_without_a_step_between(changes: dict, palm_root: Path, tm
         if line.startswith("epoch   1/3"):
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(RunError, match="stopped"):
+    with pytest.raises(RunError, match="interrupted"):
         train(own, palm_root, run_dir, Options("cpu", 0, say=say), resume=True)
     toynet.ON_STEP.clear()
     go(palm_root, run_dir, resume=True)
@@ -331,7 +343,7 @@ def test_stopped_between_epochs_and_resumed(changes: dict, palm_root: Path, tmp_
         if line.startswith("epoch   2/4"):
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(RunError, match="stopped"):
+    with pytest.raises(RunError, match="interrupted"):
         train(recipe(**changes), palm_root, tmp_path / "run", Options("cpu", 0, say=say))
     assert len(table(tmp_path / "run" / "history.csv")) == 3
     go(palm_root, tmp_path / "run", resume=True)
@@ -340,7 +352,7 @@ def test_stopped_between_epochs_and_resumed(changes: dict, palm_root: Path, tmp_
 
 def test_sigterm_saves_too(palm_root: Path, tmp_path: Path) -> None:
     toynet.ON_STEP[:] = [StopAfter(4, signal.SIGTERM)]
-    with pytest.raises(RunError, match="stopped"):
+    with pytest.raises(RunError, match="interrupted"):
         go(palm_root, tmp_path / "run", **PLAIN)
     assert load_state(tmp_path / "run")[1]["batch"] == 1
 
@@ -506,9 +518,9 @@ def test_a_monitor_that_is_not_defined_says_so(palm_root: Path, tmp_path: Path) 
 def test_changed_lists_are_refused(palm_root: Path, tmp_path: Path) -> None:
     interrupted(palm_root, tmp_path / "run", 2, **PLAIN)
     write_image(palm_root / "PALM-Training400" / "N0099.jpg", pixels(0))
-    with pytest.raises(RunError, match="cannot be resumed as the same run") as caught:
+    with pytest.raises(RunError, match="cannot resume .*: the run has changed") as caught:
         go(palm_root, tmp_path / "run", resume=True)
-    assert "train list: 12 images then, 13 now" in str(caught.value) and "--force" in str(caught.value)
+    assert "train split: 12 images then, 13 now" in str(caught.value) and "--force" in str(caught.value)
     assert go(palm_root, tmp_path / "run", resume=True, force=True)["n"] == 7
 
 
@@ -516,7 +528,7 @@ def test_changed_labels_are_refused(palm_root: Path, tmp_path: Path) -> None:
     interrupted(palm_root, tmp_path / "run", 2, **PLAIN)
     table = (palm_root / "labels.csv").read_text()
     (palm_root / "labels.csv").write_text(table.replace("V0001.jpg,1", "V0001.jpg,0"))
-    with pytest.raises(RunError, match="val list: 7 images then, 7 now"):
+    with pytest.raises(RunError, match="val split: 7 images then, 7 now"):
         go(palm_root, tmp_path / "run", resume=True)
 
 
@@ -572,3 +584,355 @@ def test_pretrained_weights_start_a_run(palm_root: Path, tmp_path: Path) -> None
     found = read_weights(tmp_path / "b" / "PALM.pdparams")
     np.testing.assert_allclose(found["fc.weight"], start["fc.weight"], atol=1e-6)
     np.testing.assert_allclose(found["conv.0.weight"], start["conv.0.weight"], atol=1e-6)
+
+
+# --- what a resume keeps, and what it refuses ------------------------------------------------------
+
+
+def changed(run_dir: Path, name: str, **values: object) -> None:
+    """Changes values of a JSON file in a run directory; None removes one."""
+    found = json.loads((run_dir / name).read_text()) | values
+    (run_dir / name).write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    ("began", "options", "message"),
+    [
+        ({"amp": True}, {"amp": False}, "amp: True then, False now"),
+        ({"amp": False}, {"amp": True}, "amp: False then, True now"),
+        ({"deterministic": True}, {"deterministic": False}, "deterministic: True then, False now"),
+        ({"device": "gpu:0"}, {"device": "cpu"}, "device: gpu then, cpu now"),
+        ({"kernels": "paddle"}, {"kernels": "onednn"}, "kernels: paddle then, onednn now"),
+        ({"kernels": "onednn f32"}, {"kernels": "paddle"}, "kernels: onednn then, paddle now"),
+        ({"kernels": "onednn f32"}, {"precision": "bf16"}, "precision: f32 then, bf16 now"),
+    ],
+)
+def test_other_settings_are_refused(began: dict, options: dict, message: str) -> None:
+    environment = {"device": "cpu", "kernels": "paddle", "amp": False, "deterministic": False, **began}
+    with pytest.raises(RunError, match="cannot be resumed with other settings") as caught:
+        start_session(Options(**options), environment)
+    assert message in str(caught.value) and "--force" in str(caught.value)
+
+
+def test_a_resume_keeps_the_settings_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixed precision, determinism, the kind of device, kernels and precision, without being asked."""
+    monkeypatch.setattr("paddle_medcls.session.select_device", lambda name: {"gpu": "gpu:0"}.get(name, name))
+    monkeypatch.setattr("paddle_medcls.session.set_deterministic", lambda: None)
+    environment = {"device": "gpu:0", "kernels": "paddle", "amp": True, "deterministic": True}
+    session = start_session(Options(), environment)
+    found = session.options
+    assert (session.device, found.amp, found.deterministic, found.kernels) == ("gpu:0", True, True, "paddle")
+    of_01 = {"device": "cpu", "kernels": "onednn f32"}  # version 0.1 did not write the others
+    found = start_session(Options(), of_01).options
+    assert (found.device, found.kernels, found.precision, found.amp) == ("cpu", "onednn", "f32", False)
+    forced = start_session(Options(device="cpu", amp=False, force=True), environment).options
+    assert (forced.device, forced.amp, forced.deterministic) == ("cpu", False, True)
+
+
+def test_settings_are_written(palm_root: Path, tmp_path: Path) -> None:
+    go(palm_root, tmp_path / "run", **PLAIN)
+    found = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert (found["amp"], found["deterministic"], found["kernels"], found["overrides"]) == (False, False, "paddle", [])
+
+
+def test_another_number_of_threads_is_said(palm_root: Path, tmp_path: Path) -> None:
+    interrupted(palm_root, tmp_path / "run", 2, **PLAIN)
+    changed(tmp_path / "run", "environment.json", threads=64)
+    go(palm_root, tmp_path / "run", resume=True)
+    assert any(line.startswith("threads: 64 then, 1 now") and "OMP_NUM_THREADS=64" in line for line in go.said)
+
+
+def test_a_warm_up_of_version_01_before_steps_is_refused(palm_root: Path, tmp_path: Path) -> None:
+    """It moved the decay points, and does no longer."""
+    steps = {**PLAIN, "schedule": "step", "decay_epochs": (2.0,), "warmup_epochs": 1.0}
+    interrupted(palm_root, tmp_path / "run", 2, **steps)
+    go(palm_root, tmp_path / "run", resume=True)
+    changed(tmp_path / "run", "environment.json", amp=None)
+    with pytest.raises(RunError, match="in version 0.1 a warm-up delayed the decay points"):
+        go(palm_root, tmp_path / "run", resume=True)
+    go(palm_root, tmp_path / "run", resume=True, force=True)
+
+
+def test_a_calibration_survives_the_resume_of_a_finished_run(palm_root: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    go(palm_root, run_dir, **PLAIN)
+    words = ["--weights", str(run_dir / "PALM.pdparams"), "--calibrate", "--sensitivity", "0.95", "--split", "val"]
+    assert eval_command.main(words) == 0
+    before = {name: (run_dir / name).read_bytes() for name in ("PALM.json", "README.md", "metrics.json", "timing.csv")}
+    assert json.loads(before["PALM.json"])["temperature"] != 1
+    go(palm_root, run_dir, resume=True)
+    assert {name: (run_dir / name).read_bytes() for name in before} == before
+
+
+def test_a_resume_shows_no_warning_of_paddles(palm_root: Path, tmp_path: Path) -> None:
+    """Warnings are errors here; a warm-up once gave one."""
+    interrupted(palm_root, tmp_path / "run", 4, **RICH)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="There are some unused values")
+        go(palm_root, tmp_path / "run", resume=True)
+
+
+def test_the_line_of_an_interruption(palm_root: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    """One line, after the bar's has been left."""
+    from paddle_medcls.commands import train as command
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    (tmp_path / "toy.json").write_text(json.dumps(recipe(**PLAIN).to_json()))
+    run_dir = tmp_path / "a run"
+    toynet.ON_STEP[:] = [StopAfter(2)]
+    words = ["--recipe", str(tmp_path / "toy.json"), "--data-root", str(palm_root), "--output", str(run_dir)]
+    assert command.main([*words, "--device", "cpu"]) == 1
+    assert "image" in screen.getvalue()  # the bar was there
+    last = screen.getvalue().rpartition("\n")[0].rpartition("\r")[2].splitlines()[-1]
+    assert last == f"interrupted; state saved in {run_dir}; resume with: python tools/train.py --resume '{run_dir}'"
+
+
+# --- run directories that are taken or damaged -----------------------------------------------------
+
+
+def test_a_run_directory_is_not_overwritten(palm_root: Path, tmp_path: Path) -> None:
+    """Finished, interrupted, or with other files; a run that was killed before its first save is begun again."""
+    interrupted(palm_root, tmp_path / "half", 2, **PLAIN)
+    go(palm_root, tmp_path / "done", **PLAIN)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "PALM.pdparams").write_bytes(b"mine")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "metrics.json").write_text("{}")
+    for name in ("half", "done", "foreign", "notes"):
+        before = {path: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+        with pytest.raises(RunError, match="already holds a run") as caught:
+            go(palm_root, tmp_path / name, **PLAIN)
+        assert ("--resume" in str(caught.value)) == (name in ("half", "done"))
+        assert before == {path: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+    (tmp_path / "half" / "last" / "state.safetensors").unlink()
+    go(palm_root, tmp_path / "half", **PLAIN)
+    assert_same(tmp_path / "half", tmp_path / "done")
+
+
+def test_a_run_directory_is_trained_in_by_one(palm_root: Path, tmp_path: Path) -> None:
+    """Two commands that resume the same run: the second is refused; a killed one leaves no lock."""
+    run_dir = tmp_path / "run"
+    interrupted(palm_root, run_dir, 2, **PLAIN)
+    command = [sys.executable, toynet.__file__, str(run_dir / "recipe.json"), str(palm_root), str(run_dir), "resume"]
+    slow = {**os.environ, "TOY_SECONDS_PER_STEP": "30"}
+    process = subprocess.Popen(command, env=slow, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in process.stderr:
+            if line.startswith("resumed"):
+                break
+        with pytest.raises(RunError, match="another process is training in this run directory"):
+            go(palm_root, run_dir, resume=True)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    go(palm_root, run_dir, resume=True)
+    go(palm_root, tmp_path / "whole", **PLAIN)
+    assert_same(tmp_path / "whole", run_dir)
+
+
+def test_timing_has_each_epoch_once(palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after the time was written and before the state was: the epoch is repeated, its row replaced."""
+    whole, saves = rundir.save, []
+
+    def dies(run_dir: Path, parts: dict, state: rundir.State) -> None:
+        saves.append(state.epoch)
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+        whole(run_dir, parts, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rundir, "save", dies)
+        with pytest.raises(KeyboardInterrupt):
+            go(palm_root, tmp_path / "run", **PLAIN)
+    assert [row["epoch"] for row in records(tmp_path / "run" / "timing.csv")] == ["1", "2"]
+    go(palm_root, tmp_path / "run", resume=True)
+    assert [row["epoch"] for row in records(tmp_path / "run" / "timing.csv")] == ["1", "2", "3"]
+
+
+def test_the_epochs_loss_weighs_every_image_the_same(palm_root: Path, tmp_path: Path) -> None:
+    """Batches of 5, 5 and 2 images."""
+    go(palm_root, tmp_path / "run", **PLAIN)
+    steps, rows = records(tmp_path / "run" / "steps.csv"), records(tmp_path / "run" / "history.csv")
+    for epoch, row in enumerate(rows):
+        for name in ("loss", "accuracy"):
+            a, b, c = (float(step[name]) for step in steps[3 * epoch : 3 * epoch + 3])
+            assert float(row[f"train_{name}"]) == pytest.approx((5 * a + 5 * b + 2 * c) / 12, rel=1e-6)
+
+
+STATE = "last/state.safetensors"
+
+
+def edited(change: Callable[[dict, dict], object]) -> Callable[[Path], None]:
+    """A damage: the state with other arrays or scalars, in a file that is sound."""
+
+    def damage(path: Path) -> None:
+        import safetensors
+        import safetensors.numpy
+
+        with safetensors.safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+        arrays, scalars = safetensors.numpy.load_file(path), json.loads(metadata["scalars"])
+        change(arrays, scalars)
+        safetensors.numpy.save_file(arrays, path, {**metadata, "scalars": json.dumps(scalars)})
+
+    return damage
+
+
+def poison(arrays: dict, scalars: dict) -> None:
+    next(value for name, value in arrays.items() if name.startswith("optimizer/") and value.ndim).flat[0] = np.nan
+
+
+def write(content: bytes | str) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = [
+    *[
+        (name, write(b"\x00\xff" * 99))
+        for name in ("recipe.json", "data.json", "environment.json", "timing.csv", STATE)
+    ],
+    *[(name, write("[]")) for name in ("recipe.json", "data.json", "environment.json", "timing.csv", "PALM.json")],
+    *[(name, write("[" * 100_000)) for name in ("recipe.json", "data.json", "environment.json")],
+    *[(name, folder) for name in ("recipe.json", "data.json", "environment.json", "timing.csv", STATE, "PALM.json")],
+    *[(name, Path.unlink) for name in ("recipe.json", "data.json", "environment.json", "PALM.pdparams")],
+    ("data.json", write('{"train": 3, "val": {}, "data_root": "x"}')),
+    ("data.json", lambda path: changed(path.parent, "data.json", data_root=3)),
+    ("environment.json", lambda path: changed(path.parent, "environment.json", device=3)),
+    ("environment.json", lambda path: changed(path.parent, "environment.json", device="toaster")),
+    ("environment.json", lambda path: changed(path.parent, "environment.json", kernels=["paddle"])),
+    ("environment.json", lambda path: changed(path.parent, "environment.json", amp="yes")),
+    ("environment.json", lambda path: changed(path.parent, "environment.json", processes="2")),
+    ("environment.json", lambda path: changed(path.parent, "environment.json", processes=-1)),
+    ("environment.json", lambda path: changed(path.parent, "environment.json", threads="2")),
+    (STATE, edited(lambda arrays, scalars: scalars.pop("epoch"))),
+    (STATE, edited(lambda arrays, scalars: scalars.update(epoch="1"))),
+    (STATE, edited(lambda arrays, scalars: scalars.update(epoch=99, best_epoch=1))),
+    (STATE, edited(lambda arrays, scalars: scalars.update(best="good"))),
+    (STATE, edited(lambda arrays, scalars: scalars.update(history=[{"epoch": 1}]))),
+    (STATE, edited(lambda arrays, scalars: scalars.update(history=3))),
+    (STATE, edited(lambda arrays, scalars: arrays.pop("steps/table"))),
+    (STATE, edited(lambda arrays, scalars: arrays.update({"steps/table": np.zeros((2, 2))}))),
+    (STATE, edited(lambda arrays, scalars: arrays.update({"model": np.zeros(2)}))),
+    (STATE, edited(lambda arrays, scalars: arrays.pop("model/fc.weight"))),
+    (STATE, edited(lambda arrays, scalars: [arrays.pop(name) for name in [*arrays] if name.startswith("optimizer/")])),
+    (STATE, edited(poison)),
+    ("PALM.pdparams", write(b"half")),
+    ("PALM.pdparams", folder),
+]
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that was interrupted in its second epoch, and its images."""
+    where = tmp_path_factory.mktemp("half")
+    root = fakes.palm_tree(where / "palm")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("curves", "confusion", "roc"):
+            patch.setattr(rundir.plots, name, lambda *_: None)
+        interrupted(root, where / "run", 4, **PLAIN)
+    return root, where / "run"
+
+
+@pytest.mark.parametrize("case", range(len(DAMAGES)), ids=lambda case: DAMAGES[case][0])
+def test_a_damaged_run_directory_is_one_clear_error(
+    case: int, half: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Said by the command before a step is trained; nothing is changed."""
+    from paddle_medcls.commands import train as command
+
+    name, damage = DAMAGES[case]
+    run_dir = shutil.copytree(half[1], tmp_path / "run")
+    damage(run_dir / name)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    toynet.ON_STEP[:] = [lambda: pytest.fail("a step was trained")]
+    assert command.main(["--resume", str(run_dir), "--data-root", str(half[0]), "--image-cache", "off"]) == 1
+    said = capsys.readouterr().err
+    assert "unexpected" not in said.replace("unexpected EOF", "") and "Error: " in said, said
+    assert name in said or "holds nothing to resume" in said, said
+    assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+
+def test_a_disk_that_is_really_full(palm_root: Path, tmp_path: Path) -> None:
+    """A limit of 4 kB a file: the state of a toy run does not fit, and the state before it stays."""
+    interrupted(palm_root, tmp_path / "run", 2, **PLAIN)
+    before = (tmp_path / "run" / STATE).read_bytes()
+    code = (
+        "import resource, signal, sys\n"
+        "import toynet\n"
+        "from paddle_medcls.commands.train import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["--resume", str(tmp_path / "run"), "--image-cache", "off"]
+    places = os.pathsep.join([str(fakes.ROOT), str(fakes.ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": places},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and "SetupError: cannot write" in done.stderr, done.stderr
+    assert "unexpected" not in done.stderr and "an earlier file of this name is unharmed" in done.stderr
+    assert (tmp_path / "run" / STATE).read_bytes() == before
+    assert os.listdir(tmp_path / "run" / "last") == ["state.safetensors"]
+
+
+# --- before any work ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "error", "message"),
+    [
+        ({"model": "resnet19"}, {}, RecipeError, "unknown model 'resnet19'; did you mean 'resnet"),
+        ({"loss": "softmax", "labels": "nonsense"}, {}, MedclsError, "nonsense"),
+        ({}, {"visualdl": True}, RunError, "--visualdl needs VisualDL"),
+        ({}, {"precision": "bf16"}, SetupError, "no instructions for bfloat16"),
+        ({}, {"kernels": "paddle", "precision": "bf16"}, SetupError, "needs --kernels onednn"),
+        ({}, {"amp": True}, SetupError, "--amp needs a GPU"),
+    ],
+)
+def test_options_are_checked_before_an_image_is_decoded(
+    changes: dict, options: dict, error: type, message: str, palm_root: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("paddle_medcls.assemble.scan_cached", lambda *_: pytest.fail("images were decoded"))
+    monkeypatch.setattr("paddle_medcls.session.has_bfloat16", lambda: False)
+    monkeypatch.setitem(sys.modules, "visualdl", None)
+    with pytest.raises(error, match=message):
+        train(recipe(**changes), palm_root, tmp_path / "run", Options("cpu", say=lambda line: None, **options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_defaults_of_python_are_the_commands(palm_root: Path, tmp_path: Path, monkeypatch) -> None:
+    """train(recipe, data_root, run_dir) is `train --output run_dir`: kernels, cache, and what it returns."""
+    from paddle_medcls.commands import train as command
+
+    given = []
+
+    def spy(own, data_root, run_dir, options, resume):
+        given.append(options)
+        return train(own, data_root, run_dir, options, resume)
+
+    monkeypatch.setattr("paddle_medcls.train.train", spy)
+    (tmp_path / "toy.json").write_text(json.dumps(recipe(**PLAIN).to_json()))
+    words = ["--recipe", str(tmp_path / "toy.json"), "--data-root", str(palm_root), "--output", str(tmp_path / "a")]
+    assert command.main(words) == 0
+    assert dataclasses.replace(given[0], say=print) == dataclasses.replace(Options(), say=print)
+    assert Options().kernels == "auto" and Options().cache_folder(tmp_path / "a") == tmp_path / "images"
+    monkeypatch.setattr("paddle_medcls.data.cache.scan", lambda *_: pytest.fail("decoded again"))
+    run = train(recipe(**PLAIN), str(palm_root), str(tmp_path / "b"))
+    assert_same(tmp_path / "a", tmp_path / "b")
+    assert (run.directory, run.weights) == (tmp_path / "b", tmp_path / "b" / "PALM.pdparams")
+    assert run.metrics["n"] == 7 and [row["epoch"] for row in run.history] == [1, 2, 3]

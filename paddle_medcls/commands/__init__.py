@@ -163,9 +163,11 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> 
     except Exception as error:
         if args.debug:
             raise
-        from paddle_medcls.errors import MedclsError
+        from paddle_medcls.errors import MedclsError, Stopped
 
-        if isinstance(error, MedclsError):
+        if isinstance(error, Stopped):
+            print(error, file=sys.stderr)
+        elif isinstance(error, MedclsError):
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
         else:
             what = printable(f"unexpected {type(error).__name__}: {error}")

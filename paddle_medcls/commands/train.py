@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -14,6 +13,9 @@ from paddle_medcls.commands import boolean, named, parser, run
 
 TEXT = """Trains a recipe and writes a run directory: best weights and their sidecar, history,
 metrics, predictions, pictures, and the state to resume from."""
+
+HANDED_OVER = "MEDCLS_HANDED_OVER"
+"""In the environment of processes that this command has started: it prints the result itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,35 +61,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument(
         "--output_root", type=Path, metavar="DIR", help="run directory DIR/<dataset>, as document 000 has it"
     )
-    p.add_argument("--resume", type=Path, metavar="DIR", help="go on with an interrupted run; needs nothing else")
-    p.add_argument("--force", action="store_true", help="with --resume: although data or versions have changed")
+    p.add_argument("--resume", type=Path, metavar="DIR", help="resume an interrupted run; needs nothing else")
+    p.add_argument(
+        "--force", action="store_true", help="with --resume: although data, versions or settings have changed"
+    )
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
     p.add_argument(
         "--processes",
         type=_processes,
         metavar="N|auto",
-        help="processes that share each batch, on the CPU or one a GPU (default: 1); auto: several where it is faster",
+        help="processes that share each batch, on the CPU or one a GPU (default: 1); auto: one for each GPU",
     )
     p.add_argument(
         "--image-cache",
         metavar="DIR|off",
         help="keep the decoded, scaled images for later epochs and runs (default: the folder images beside the run)",
     )
-    p.add_argument("--kernels", choices=("auto", "paddle", "onednn"), help="on a CPU, whose operators (default: auto)")
-    p.add_argument("--precision", choices=("f32", "bf16"), help="of oneDNN's operators (default: f32)")
-    p.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
-    p.add_argument("--deterministic", action="store_true", help="deterministic algorithms, on a GPU")
+    p.add_argument("--kernels", choices=("auto", "paddle", "onednn"), help="CPU kernels to use (default: auto)")
+    p.add_argument("--precision", choices=("f32", "bf16"), help="of oneDNN's kernels (default: f32)")
+    p.add_argument("--amp", action="store_true", default=None, help="mixed precision, on a GPU")
+    p.add_argument("--deterministic", action="store_true", default=None, help="deterministic algorithms, on a GPU")
     p.add_argument("--visualdl", action="store_true", help="also log to <run>/visualdl")
     p.add_argument("--summary", action="store_true", help="print the network's layers and stop")
     args = p.parse_args(argv)
+    args.given = list(sys.argv[1:] if argv is None else argv)
     if args.workers < 0:
         p.error("--workers must be 0 or more")
     changes = [args.dataset, args.recipe, args.model, args.epochs, args.batch_size, args.lr, args.seed, args.val]
     changes += [args.cache_views, args.kernels, args.precision]
     changes += [args.pretrained, args.set or None, args.output, args.output_root, args.sample or None]
     if args.resume and any(value is not None for value in changes):
-        p.error("--resume goes on with the run's own recipe and data; leave the other options out")
+        p.error("--resume takes the run's own recipe and data; leave the other options out")
     if args.output and args.output_root:
         p.error("--output and --output_root are two names for one thing; give one")
     if not args.resume and not args.dataset and not args.recipe:
@@ -101,40 +106,72 @@ def _work(args: argparse.Namespace) -> int:
     recipe = Recipe.from_file(args.resume / "recipe.json") if args.resume else _recipe(args)
     if args.summary:
         return _summary(recipe)
-    run_dir, data_root = _places(args, recipe)
+    environ = dict(os.environ)  # before it is made ready for a process that has all cores
+    count = _count(args)
+    if count > 1:
+        run_dir, metrics = _launch(args, recipe, count, environ)
+    else:
+        run_dir, metrics = _train(args, recipe)
     from paddle_medcls.report import NOTICE, class_table, summary
 
-    result = _train(args, recipe, data_root, run_dir)
-    if result:  # process 0 alone
-        print(class_table(result))
-        print(summary(result, recipe.targets))
-        print(f"best epoch {result['epoch']}; written to {run_dir}\n{NOTICE}")
+    if metrics and HANDED_OVER not in os.environ:  # the first process, or the command that started it
+        print(class_table(metrics))
+        print(summary(metrics, recipe.targets))
+        print(f"best epoch {metrics['epoch']}; written to {run_dir}\n{NOTICE}")
     return 0
 
 
-def _train(args: argparse.Namespace, recipe, data_root: Path, run_dir: Path) -> dict:
-    names = ("device", "workers", "amp", "deterministic", "visualdl", "force")
+def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
+    """Trains in this process; the run directory and the metrics."""
+    from paddle_medcls.cpu import NOTES
+    from paddle_medcls.distributed import from_first, join
+    from paddle_medcls.train import Options, check_recipe, train
+
+    check_recipe(recipe)
+    rank, world = join()
+    for note in NOTES if rank == 0 else ():
+        print(f"set {note}", file=sys.stderr)
+    run_dir, data_root = map(Path, from_first(lambda: [str(path) for path in _places(args, recipe)], rank, world))
+    names = ("device", "workers", "amp", "deterministic", "visualdl", "force", "image_cache")
     options = {name: getattr(args, name) for name in names}
     options |= {"kernels": args.kernels or "auto", "precision": args.precision or "f32"}
-    options["image_cache"] = "" if args.image_cache == "off" else args.image_cache or str(run_dir.parent / "images")
-    environ = dict(os.environ)  # before it is made ready for a process that has all cores
-    count, gpus = _count(args, recipe)
-    if count > 1:
-        from paddle_medcls.processes import run_processes
+    run = train(recipe, data_root, run_dir, Options(**options), resume=bool(args.resume))
+    return run_dir, run.metrics
 
-        norm = "those of the whole batch" if gpus else "each process's own, so the run differs from one process's"
-        print(
-            f"{count} processes share each batch of {recipe.batch_size}; batch-norm statistics are {norm}",
-            file=sys.stderr,
-        )
-        job = {"recipe": recipe.to_json(), "data_root": str(data_root), "run_dir": str(run_dir), "options": options}
-        return run_processes({**job, "resume": bool(args.resume), "debug": args.debug}, count, gpus, environ)
-    from paddle_medcls.cpu import NOTES
-    from paddle_medcls.train import Options, train
 
-    for note in NOTES:
-        print(f"set {note}", file=sys.stderr)
-    return train(recipe, data_root, run_dir, Options(**options), resume=bool(args.resume))
+def _launch(args: argparse.Namespace, recipe, count: int, environ: dict[str, str]) -> tuple[Path, dict]:
+    """Trains in several processes, which get this command's own arguments; the run directory and the metrics."""
+    import json
+
+    from paddle_medcls.errors import SetupError
+    from paddle_medcls.launcher import launch
+    from paddle_medcls.runtime import count_gpus
+    from paddle_medcls.train import check_recipe
+
+    check_recipe(recipe)
+    gpus = 0 if args.device == "cpu" else count_gpus()
+    if gpus and count > gpus:
+        fix = f"--processes {gpus}, or --device cpu"
+        raise SetupError(f"--processes {count}: each needs a GPU, and there are {gpus}", do=fix)
+    if count > recipe.batch_size:
+        raise SetupError(f"--processes {count}: a batch of {recipe.batch_size} has too few images to share")
+    norm = "those of the whole batch" if gpus else "each process's own, so the run differs from one process's"
+    print(
+        f"{count} processes share each batch of {recipe.batch_size}; batch-norm statistics are {norm}", file=sys.stderr
+    )
+    run_dir = args.resume or _run_dir(args, recipe)
+    place = [] if args.resume or args.output or args.output_root else ["--output", str(run_dir)]
+    launch([*args.given, *place], count, {**environ, HANDED_OVER: "1"}, on_cpu=not gpus)
+    return run_dir, _nan_for_null(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")))
+
+
+def _nan_for_null(value):
+    """The metrics as they were before JSON, which has no nan."""
+    if isinstance(value, dict):
+        return {name: _nan_for_null(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_nan_for_null(item) for item in value]
+    return float("nan") if value is None else value
 
 
 def _processes(text: str) -> int | str:
@@ -144,47 +181,21 @@ def _processes(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number of 1 or more")
 
 
-def _count(args: argparse.Namespace, recipe) -> tuple[int, bool]:
-    """Number of processes, and whether each takes a GPU; a resumed run has as many as it began with."""
-    wanted = args.processes
-    if wanted is None and args.resume:
-        wanted = _processes_of(args.resume)
-    if wanted in (None, 1) or _launched():
-        return 1, False
-    from paddle_medcls.cpu import usable_cores
-    from paddle_medcls.processes import choose
+def _count(args: argparse.Namespace) -> int:
+    """Number of processes to start; a resumed run has as many as it began with, and one of several starts none."""
+    from paddle_medcls.launcher import launched
 
-    gpus = 0
-    if args.device != "cpu":
+    if launched():
+        return 1
+    if args.processes is None and args.resume:
+        from paddle_medcls.resume import read_environment
+
+        return read_environment(args.resume).get("processes", 1)
+    if args.processes == "auto":
         from paddle_medcls.runtime import count_gpus
 
-        gpus = count_gpus()
-    onednn = wanted == "auto" and not gpus and _onednn_computes(args, recipe)
-    count = choose(wanted, gpus, usable_cores(), recipe.batch_size, onednn)
-    if wanted == "auto" and count == 1:
-        why = "with oneDNN's operators it is the fastest" if onednn else "one core or GPU, or a small batch"
-        print(f"one process: {why}", file=sys.stderr)
-    return count, gpus > 0
-
-
-def _onednn_computes(args: argparse.Namespace, recipe) -> bool:
-    from paddle_medcls.errors import SetupError
-    from paddle_medcls.models.dnnl import open_library
-
-    if args.kernels == "paddle" or recipe.freeze or not recipe.model.startswith("resnet"):
-        return False
-    try:
-        open_library()
-    except SetupError:
-        return False
-    return True
-
-
-def _processes_of(run_dir: Path) -> int:
-    try:
-        return int(json.loads((run_dir / "environment.json").read_text(encoding="utf-8")).get("processes", 1))
-    except (OSError, ValueError):
-        return 1  # what is wrong with the run directory is said by what needs the file
+        return 1 if args.device == "cpu" else max(1, count_gpus())
+    return args.processes or 1
 
 
 def _recipe(args: argparse.Namespace):
@@ -219,24 +230,26 @@ def _recipe(args: argparse.Namespace):
     return recipe
 
 
+def _run_dir(args: argparse.Namespace, recipe) -> Path:
+    """The directory of a new run."""
+    if args.output or args.output_root:
+        return args.output or args.output_root / recipe.dataset
+    stem = recipe.name if recipe.name.startswith(recipe.dataset) else f"{recipe.name}-{recipe.dataset}"
+    return Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
 def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
-    """Run directory and data root; a run directory that is in use is an error."""
+    """Run directory and data root; the data are fetched or drawn where that is asked for."""
     from paddle_medcls.data import default_root, fetch
-    from paddle_medcls.errors import RunError
 
     if args.resume:
-        try:
-            facts = json.loads((args.resume / "data.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{args.resume} cannot be resumed: data.json: {error}") from None
-        return args.resume, args.data_root or Path(facts["data_root"])
-    stem = recipe.name if recipe.name.startswith(recipe.dataset) else f"{recipe.name}-{recipe.dataset}"
-    run_dir = args.output or Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if args.output_root:
-        run_dir = args.output_root / recipe.dataset
-    if (run_dir / "recipe.json").exists() and not _launched():
-        do = f"go on with it (--resume {run_dir}), or remove it, or give another --output"
-        raise RunError(f"{run_dir} already holds a run", do=do)
+        from paddle_medcls.resume import read_facts
+
+        return args.resume, args.data_root or Path(read_facts(args.resume)["data_root"])
+    from paddle_medcls.resume import refuse_taken
+
+    run_dir = _run_dir(args, recipe)
+    refuse_taken(run_dir)
     if not args.sample:
         root = args.data_root or default_root(recipe.dataset)
         if args.download:
@@ -249,11 +262,6 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
     return run_dir, root
 
 
-def _launched() -> bool:
-    """Whether paddle.distributed.launch started this process, one of several on the same run directory."""
-    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1
-
-
 def _summary(recipe) -> int:
     from paddle_medcls.data import dataset_classes
     from paddle_medcls.models import network_for
@@ -264,3 +272,7 @@ def _summary(recipe) -> int:
     size = recipe.preprocessing.size_px
     paddle.summary(network.build(), (1, network.in_channels, size, size))
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""Resuming a run: the lock on its directory, its files checked as files from outside, and what must not change."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_medcls import __version__
+from paddle_medcls.checkpoint import FILE, load_state
+from paddle_medcls.errors import RunError
+from paddle_medcls.files import remove_abandoned
+from paddle_medcls.models.weights import load_strict, read_weights
+from paddle_medcls.recipe import Recipe
+from paddle_medcls.rundir import HISTORY, STEP_LOG, State, read_timing
+from paddle_medcls.runtime import paddle
+from paddle_medcls.session import Session
+from paddle_medcls.sidecar import Sidecar, sidecar_of
+
+_OURS = ("recipe.json", "data.json", "environment.json", "history.csv", "steps.csv", "timing.csv", "metrics.json")
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path, resume: bool, first: bool = True) -> Iterator[None]:
+    """Holds a run directory, so that no other command trains in it; the lock ends with the process.
+
+    Args:
+        resume: the directory holds a run; else it must not hold one that has saved anything.
+        first: False in all processes of a run but the first, which locks for all.
+
+    Raises:
+        RunError: another command trains there, or the directory is not as `resume` says.
+    """
+    if not first:
+        yield
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(run_dir, os.O_RDONLY)
+    except OSError as error:
+        raise RunError(f"{run_dir} cannot be used as a run directory: {error.strerror}", do="give another") from None
+    try:
+        _lock(handle, run_dir)
+        if not resume:
+            refuse_taken(run_dir)
+        for folder in (run_dir, run_dir / "last"):
+            remove_abandoned(folder)
+        for left in run_dir.glob("last/.state.safetensors.*"):  # of version 0.1
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()  # where the run failed before it wrote anything; else it is not empty
+
+
+def _lock(handle: int, run_dir: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return  # Windows has no lock on a folder
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"{run_dir}: another process is training in this run directory", do="wait for its end") from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def refuse_taken(run_dir: Path) -> None:
+    """Refuses a directory for a new run that holds another one, or files that a run would replace.
+
+    A run that was killed before its first save has nothing to lose: it is started over.
+    """
+    begun = (run_dir / "recipe.json").exists() and (run_dir / "environment.json").exists()
+    if begun and not (run_dir / FILE).exists() and not (run_dir / "metrics.json").exists():
+        return
+    found = [name for name in _OURS if (run_dir / name).exists()] + [p.name for p in run_dir.glob("*.pdparams")]
+    if found:
+        fix = f"resume it (--resume {run_dir}), or " if (run_dir / FILE).exists() else ""
+        raise RunError(f"{run_dir} already holds a run: {', '.join(found)}", do=f"{fix}give another --output")
+
+
+def read_facts(run_dir: Path) -> dict:
+    """`data.json` of a run to resume."""
+    facts = _read_json(run_dir, "data.json")
+    for split in ("train", "val"):
+        of = facts.get(split)
+        if not isinstance(of, dict) or not {"images", "fingerprint", "per_image"} <= of.keys():
+            raise _damaged(run_dir, "data.json", f"{split}: images, fingerprint and per_image are expected")
+    if not isinstance(facts.get("data_root"), str):
+        raise _damaged(run_dir, "data.json", "data_root: a path is expected")
+    return facts
+
+
+def read_environment(run_dir: Path) -> dict:
+    """`environment.json` of a run to resume."""
+    found = _read_json(run_dir, "environment.json")
+    kinds: dict[str, tuple[type, object]] = {"device": (str, None), "kernels": (str, "paddle"), "processes": (int, 1)}
+    kinds |= {"amp": (bool, False), "deterministic": (bool, False), "threads": (int, 0)}
+    for name, (kind, default) in kinds.items():
+        if type(found.get(name, default)) is not kind:
+            raise _damaged(run_dir, "environment.json", f"{name}: {found.get(name)!r}")
+    kernels = ("paddle", "onednn f32", "onednn bf16")
+    if found.get("kernels", "paddle") not in kernels or not found["device"].startswith(("cpu", "gpu")):
+        raise _damaged(run_dir, "environment.json", f"kernels or device: {found.get('kernels')!r}, {found['device']!r}")
+    if found.get("processes", 1) < 1:
+        raise _damaged(run_dir, "environment.json", f"processes: {found['processes']}")
+    return found
+
+
+def _read_json(run_dir: Path, name: str) -> dict:
+    try:
+        found = json.loads((run_dir / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(run_dir, name, error) from None
+    if not isinstance(found, dict):
+        raise _damaged(run_dir, name, "not an object")
+    return found
+
+
+def _damaged(run_dir: Path, name: str, fault: object) -> RunError:
+    return RunError(
+        f"{run_dir} cannot be resumed: {name}: {fault}",
+        where=run_dir / name,
+        do="restore the file from a copy, or train again with another --output",
+    )
+
+
+def refuse_changes(run_dir: Path, recipe: Recipe, facts: dict, session: Session) -> None:
+    """Refuses to resume a run on other data, other code or another number of processes, unless it is forced."""
+    before, began = read_facts(run_dir), read_environment(run_dir)
+    changes = [
+        f"{split} split: {before[split]['images']} images then, {facts[split]['images']} now (fingerprint differs)"
+        for split in ("train", "val")
+        if before[split]["fingerprint"] != facts[split]["fingerprint"]
+    ]
+    changes += [
+        f"{split} images: other pixels under the same names"
+        for split in ("train", "val")
+        if json.dumps(before[split]["per_image"]) != json.dumps(facts[split]["per_image"])
+    ]
+    if before.get("frozen_weights") != facts.get("frozen_weights"):
+        changes.append("the weights that the run started from and keeps frozen")
+    if before.get("note", "") != facts["note"]:
+        changes.append(f"files: {before.get('note') or 'as published'} then, {facts['note'] or 'as published'} now")
+    current = {"paddle_medcls": __version__, "paddle": paddle.__version__, "processes": session.world}
+    for name, now in current.items():
+        if began.get(name, 1) != now:
+            changes.append(f"{name}: {began.get(name, 1)} then, {now} now")
+    if "amp" not in began and recipe.warmup_epochs and recipe.schedule in ("step", "polynomial"):
+        changes.append("learning rate: in version 0.1 a warm-up delayed the decay points; now they stay in place")
+    if changes and not session.options.force:
+        raise RunError(
+            f"cannot resume {run_dir}: the run has changed", items=changes, do="restore these, or pass --force"
+        )
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0])
+    if session.device == "cpu" and began.get("threads", threads) != threads:
+        session.say(
+            f"threads: {began['threads']} then, {threads} now: sums round differently, so the last digits of an "
+            f"uninterrupted run are not repeated; OMP_NUM_THREADS={began['threads']} keeps them"
+        )
+
+
+def restore(run_dir: Path, recipe: Recipe, parts: dict, weights: Path) -> State:
+    """Reads the state of a run into its parts, after checking it.
+
+    Args:
+        parts: "model", "average", "optimizer" and "scaler", see `assemble.Learner`.
+        weights: the run's best weights, which are there if the state says so.
+
+    Raises:
+        RunError, WeightsError: the state, the timing or the best weights are damaged or of another run.
+    """
+    groups, scalars = load_state(run_dir)
+    try:
+        state = _checked_state(groups, scalars)
+        _check_optimizer(groups["optimizer"], parts["optimizer"], state.step)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        fault = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise _damaged(run_dir, FILE, fault) from None
+    if state.epoch > recipe.epochs:
+        raise _damaged(run_dir, FILE, f"{state.epoch} epochs are done, of {recipe.epochs} in recipe.json")
+    if state.best_epoch:
+        read_weights(weights)
+        Sidecar.read(sidecar_of(weights))
+    try:
+        read_timing(run_dir)
+    except ValueError as error:
+        raise _damaged(run_dir, "timing.csv", error) from None
+    for name in ("model", "average"):
+        if parts[name] is not None:
+            load_strict(parts[name], groups.get(name, {}), run_dir / FILE)
+    with warnings.catch_warnings():
+        # Paddle's own: a warm-up's inner schedule is restored by another name.
+        warnings.filterwarnings("ignore", message="There are some unused values in state_dict")
+        try:
+            parts["optimizer"].set_state_dict(groups["optimizer"])
+            if groups.get("scaler"):
+                parts["scaler"].load_state_dict(groups["scaler"])
+        except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
+            raise _damaged(run_dir, FILE, f"the optimizer refuses it: {error}") from None
+    return state
+
+
+def _checked_state(groups: dict[str, Any], scalars: dict) -> State:
+    """The state of a run; a value of the wrong type or range is a ValueError, KeyError or TypeError."""
+    counts = {name: scalars[name] for name in ("epoch", "batch", "step", "best_epoch")}
+    for name, value in counts.items():
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name}: {value!r} is no count")
+    best = -math.inf if scalars["best"] is None else scalars["best"]
+    if type(best) not in (int, float) or math.isnan(best):
+        raise ValueError(f"best: {best!r} is no number")
+    history = scalars["history"]
+    whole = isinstance(history, list) and len(history) == counts["epoch"]
+    if not whole or not all(type(row[name]) in (int, float) for row in history for name in HISTORY):
+        raise ValueError(f"history: one row of numbers for each of {counts['epoch']} epochs is expected")
+    steps = groups["steps"]["table"]
+    if not isinstance(steps, np.ndarray) or steps.shape != (counts["step"], len(STEP_LOG)):
+        raise ValueError(f"steps: a table of {counts['step']} rows is expected")
+    if counts["best_epoch"] > counts["epoch"]:
+        raise ValueError(f"best_epoch: {counts['best_epoch']} of {counts['epoch']}")
+    return State(**counts, best=best, history=history, steps=steps.tolist(), optimizer=groups["optimizer"])
+
+
+def _check_optimizer(saved: dict, optimizer, step: int) -> None:
+    """Moments must be finite and, once a step was taken, there for every parameter that is trained."""
+    for name, value in saved.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(f"optimizer: {name} is not finite")
+    arrays = [name for name, value in saved.items() if isinstance(value, np.ndarray)]
+    for group in optimizer._param_groups:
+        for parameter in group["params"] if isinstance(group, dict) else [group]:
+            found = [name for name in arrays if name.startswith(f"{parameter.name}_")]
+            if step and not found:
+                raise ValueError(f"optimizer: nothing is kept for {parameter.name}")
+            for name in found:
+                if saved[name].size not in (1, parameter.size):
+                    raise ValueError(f"optimizer: {name} has shape {saved[name].shape}, not {tuple(parameter.shape)}")
