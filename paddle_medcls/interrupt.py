@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from paddle_medcls.errors import Stopped
+from paddle_medcls.errors import Stopped, command
 
 
 class Interrupt:
@@ -47,5 +47,5 @@ class Interrupt:
 
 
 def interrupted(run_dir: Path) -> Stopped:
-    command = f"python tools/train.py --resume {shlex.quote(str(run_dir))}"
-    return Stopped(f"interrupted; state saved in {run_dir}; resume with: {command}")
+    resume = f"{command('train')} --resume {shlex.quote(str(run_dir))}"
+    return Stopped(f"interrupted; state saved in {run_dir}; resume with: {resume}")

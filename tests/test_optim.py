@@ -108,6 +108,7 @@ def test_short_runs_have_finite_rates(steps_per_epoch: int) -> None:
         assert len(rates) == steps_per_epoch and all(0 <= rate <= 0.01 for rate in rates)
 
 
+@pytest.mark.filterwarnings("ignore:There are some unused values in state_dict")  # see `resume.restore`
 def test_a_schedule_goes_on_from_its_state() -> None:
     toy = recipe(epochs=3, lr=0.01, schedule="cosine", warmup_epochs=1)
     first = build_schedule(toy, 4)

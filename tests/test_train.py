@@ -689,7 +689,7 @@ def test_the_line_of_an_interruption(palm_root: Path, tmp_path: Path, capsys, mo
     assert command.main([*words, "--device", "cpu"]) == 1
     assert "image" in screen.getvalue()  # the bar was there
     last = screen.getvalue().rpartition("\n")[0].rpartition("\r")[2].splitlines()[-1]
-    assert last == f"interrupted; state saved in {run_dir}; resume with: python tools/train.py --resume '{run_dir}'"
+    assert last == f"interrupted; state saved in {run_dir}; resume with: medcls train --resume '{run_dir}'"
 
 
 # --- run directories that are taken or damaged -----------------------------------------------------

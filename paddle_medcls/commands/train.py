@@ -143,7 +143,8 @@ def _launch(args: argparse.Namespace, recipe, count: int, environ: dict[str, str
     """Trains in several processes, which get this command's own arguments; the run directory and the metrics."""
     import json
 
-    from paddle_medcls.errors import SetupError
+    from paddle_medcls.errors import SetupError, Stopped
+    from paddle_medcls.interrupt import interrupted
     from paddle_medcls.launcher import launch
     from paddle_medcls.runtime import count_gpus
     from paddle_medcls.train import check_recipe
@@ -161,7 +162,10 @@ def _launch(args: argparse.Namespace, recipe, count: int, environ: dict[str, str
     )
     run_dir = args.resume or _run_dir(args, recipe)
     place = [] if args.resume or args.output or args.output_root else ["--output", str(run_dir)]
-    launch([*args.given, *place], count, {**environ, HANDED_OVER: "1"}, on_cpu=not gpus)
+    try:
+        launch([*args.given, *place], count, {**environ, HANDED_OVER: "1"}, on_cpu=not gpus)
+    except Stopped:
+        raise interrupted(run_dir) from None  # with this command's name
     return run_dir, _nan_for_null(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")))
 
 
