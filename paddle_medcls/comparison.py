@@ -194,9 +194,8 @@ def _accuracy(a: Predictions, b: Predictions, clusters: np.ndarray | None = None
     result: dict = {"a": sides[0], "b": sides[1], "difference": sides[1][0] - sides[0][0]}
     counts = {"only_a": int((gain == -1).sum()), "only_b": int((gain == 1).sum())} if a.task != "multi-label" else {}
     if clusters is not None:
-        differing = int(
-            np.count_nonzero(abs(np.bincount(clusters, gain)) > 1e-12)
-        )  # patients who tell the models apart
+        favour = abs(np.bincount(clusters, gain)) > 1e-12  # patients who tell the models apart
+        differing = int(np.count_nonzero(favour))
         return {**result, **_resampled(bootstrap_means(gain, clusters), differing, same), **counts}
     if a.task == "multi-label":  # an image is right in part: no McNemar
         variance = gain.var(ddof=1) / len(gain) if len(gain) > 1 else float("nan")

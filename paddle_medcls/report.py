@@ -86,8 +86,7 @@ def comparison_table(found: dict) -> str:
     for name, row in found.items():
         difference = figure(row["difference"], row["interval"], "+")
         p = "–" if np.isnan(row["p"]) else f"{row['p']:.4f}" if row["p"] >= 0.0001 else "< 0.0001"
-        over = f" (over {row['patients']} patients)" if "patients" in row else ""
-        table.add_row([name, figure(*row["a"]), figure(*row["b"]), difference, p, row["test"] + over])
+        table.add_row([name, figure(*row["a"]), figure(*row["b"]), difference, p, row["test"]])
     return str(table)
 
 
