@@ -12,7 +12,9 @@ import platform
 import re
 import stat
 import tempfile
+import typing
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -114,6 +116,39 @@ def read_bounded(path: str | Path, most: int) -> bytes:
         raise OSError(f"{found.st_size:,} bytes; at most {most:,} are read")
     with open(path, "rb") as file:
         return file.read(found.st_size)
+
+
+def read_json(path: str | Path, most: int = 4 << 20) -> object:
+    """A JSON file from outside, read strictly.
+
+    Raises:
+        OSError: see `read_bounded`; at most 4 MiB are read.
+        ValueError: not JSON in UTF-8, or a key twice, NaN, infinity, a number of more than 20 digits, deep nesting.
+    """
+
+    def refuse(text: str) -> typing.NoReturn:
+        raise ValueError(f"{text[:20]} is not a finite number of up to 20 digits")
+
+    def decimal(text: str) -> float:
+        return float(text) if math.isfinite(float(text)) else refuse(text)
+
+    def whole(text: str) -> int:
+        return int(text) if len(text) <= 20 else refuse(text)  # int() takes long for a million digits
+
+    def object_of(pairs: list[tuple[str, object]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"the key {Counter(names).most_common(1)[0][0][:100]!r} occurs twice")
+        return found
+
+    text = read_bounded(path, most).decode("utf-8")
+    try:
+        return json.loads(
+            text, object_pairs_hook=object_of, parse_constant=refuse, parse_float=decimal, parse_int=whole
+        )
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -16,6 +16,7 @@ values of the full range). The size is checked in the header before anything is 
 from __future__ import annotations
 
 import io
+import reprlib
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +40,9 @@ except ImportError as error:  # the wheel is there, a system library is not (ser
 cv2.setNumThreads(1)  # the loader decodes several images at once; OpenCV's own threads would compete
 
 MAX_PIXELS = 100_000_000
-MAX_SIDE_PX = 4096  # of a network's input: a hostile sidecar must not ask for all the memory
+MAX_SIDE_PX = 2048  # of a network's input: 16 images then take about 10 GB in a ResNet
+MEAN_RANGE = (-1000, 1000)  # pixel values, with room for other conventions than 0..255
+STD_RANGE = (0.001, 1000)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
@@ -100,13 +103,27 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"preprocessing {name}: {getattr(self, name)!r} is not one of {allowed}")
+                raise ValueError(f"preprocessing {name}: {reprlib.repr(getattr(self, name))} is not one of {allowed}")
         for name in ("size_px", "resize_px"):
-            if type(getattr(self, name)) is not int or not 1 <= getattr(self, name) <= MAX_SIDE_PX:
-                raise ValueError(f"preprocessing {name}: {getattr(self, name)!r} is not a number of pixels")
-        for values in (self.mean, self.std):
-            if len(values) != self.num_channels or not all(isinstance(value, (int, float)) for value in values):
-                raise ValueError(f"preprocessing mean, std: {values!r} are not {self.num_channels} number(s)")
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= MAX_SIDE_PX:
+                raise ValueError(
+                    f"preprocessing {name}: {reprlib.repr(value)} is not a number of pixels, 1 to {MAX_SIDE_PX}"
+                )
+        for name, (low, high) in (("mean", MEAN_RANGE), ("std", STD_RANGE)):
+            values = getattr(self, name)
+            if (
+                type(values) is not tuple
+                or len(values) != self.num_channels
+                or not all(
+                    isinstance(value, (int, float)) and type(value) is not bool and low <= value <= high
+                    for value in values
+                )
+            ):
+                raise ValueError(
+                    f"preprocessing {name}: {reprlib.repr(values)}; expected {self.num_channels} number(s) "
+                    f"of {low} to {high}, in units of pixel values"
+                )
 
     @property
     def num_channels(self) -> int:

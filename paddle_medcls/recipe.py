@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import typing
 from collections.abc import Iterable
@@ -18,7 +19,11 @@ from types import SimpleNamespace
 from paddle_medcls.augment import Augmentation
 from paddle_medcls.errors import RecipeError, did_you_mean
 from paddle_medcls.images import CHOICES as PREPROCESSING_CHOICES
-from paddle_medcls.images import MAX_SIDE_PX, Preprocessing
+from paddle_medcls.images import MAX_SIDE_PX, MEAN_RANGE, STD_RANGE, Preprocessing
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+"""Names of recipes, data sets and readings of labels: they become parts of file names."""
+NAME_RULE = "up to 100 letters, digits, '.', '_' and '-', with no '.' in front"
 
 CHOICES = {
     **PREPROCESSING_CHOICES,
@@ -246,10 +251,12 @@ def _faults(values: dict) -> list[str]:
         if value not in allowed:
             faults.append(f"{field}: {value!r} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
 
-    def check(ok: bool, field: str, expected: str) -> None:
+    def check(ok: object, field: str, expected: str) -> None:
         if not ok:
             faults.append(f"{field}: {getattr(recipe, field)!r}; expected {expected}")
 
+    for field in ("name", "dataset", "labels"):  # a sidecar with another one is not read
+        check(NAME.fullmatch(getattr(recipe, field)), field, NAME_RULE)
     check(recipe.crop_scale == 0 or recipe.fit == "crop", "crop_scale", "0 unless fit is crop")
     smooth = recipe.interpolation == "area" and not recipe.crop_scale
     check(recipe.decode == "exact" or smooth, "decode", "exact, unless interpolation is area and crop_scale 0")
@@ -272,7 +279,8 @@ def _faults(values: dict) -> list[str]:
     check(0 <= recipe.seed < 2**64, "seed", "0 to 2**64 - 1")
     for field in ("mean", "std"):
         check(len(getattr(recipe, field)) == channels, field, f"{channels} number(s), as channels={recipe.channels}")
-    check(all(value > 0 for value in recipe.std), "std", "numbers above 0, in units of pixel values")
+    for field, (low, high) in (("mean", MEAN_RANGE), ("std", STD_RANGE)):
+        check(all(low <= value <= high for value in getattr(recipe, field)), field, f"{low} to {high}, pixel values")
     check(recipe.schedule != "polynomial" or len(recipe.decay_epochs) == 1, "decay_epochs", "one number")
     least = recipe.warmup_epochs if recipe.schedule in ("polynomial", "step") else 0
     expected = f"numbers above 0, after the warm-up of {least} epochs" if least else "numbers above 0"

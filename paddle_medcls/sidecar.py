@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import functools
+import re
+import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paddle_medcls.errors import WeightsError
-from paddle_medcls.files import sha256, write_json
-from paddle_medcls.images import Preprocessing
-from paddle_medcls.models import Network
+from paddle_medcls.engines import FORMS, PRECISIONS
+from paddle_medcls.errors import WeightsError, did_you_mean
+from paddle_medcls.files import read_json, sha256, write_json
+from paddle_medcls.graph import FLIPS
+from paddle_medcls.images import MAX_SIDE_PX, Preprocessing
+from paddle_medcls.models import LOSSES, Network
 from paddle_medcls.output_head import OutputHead
+from paddle_medcls.recipe import NAME, NAME_RULE
 
 KIND = "paddle_medcls weights"
 SUFFIXES = {  # of a model's files -> the form of the export that they belong to; "": weights
@@ -18,6 +25,8 @@ SUFFIXES = {  # of a model's files -> the form of the export that they belong to
     **{".onnx": "onnx", ".xml": "openvino", ".bin": "openvino"},
     **dict.fromkeys((".inference.json", ".inference.pdmodel", ".inference.pdiparams"), "paddle"),
 }
+
+MAX_CLASSES = 1000
 
 
 def sidecar_of(path: Path) -> Path:
@@ -57,6 +66,8 @@ def _model_files(folder: Path) -> list[Path]:
 @dataclass(frozen=True)
 class Sidecar:
     """Everything needed to use a weight file, or what was exported of it, as it was trained.
+
+    A file beside the weights is as untrusted as they are: every value is checked when the record is made.
 
     Attributes:
         dataset, recipe: names.
@@ -100,6 +111,13 @@ class Sidecar:
         """What the logits mean."""
         return OutputHead(self.task, self.loss, self.classes, self.temperature, self.threshold)
 
+    def __post_init__(self) -> None:
+        fault = next(_faults(self), None)
+        if fault:
+            name, expected = fault
+            value = functools.reduce(getattr, name.split(), self)
+            raise WeightsError(f"{name}: {reprlib.repr(value)}; expected {expected}")
+
     def write(self, path: Path) -> None:
         """Writes the JSON file, with `kind` first."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -108,28 +126,31 @@ class Sidecar:
 
     @staticmethod
     def read(path: Path) -> Sidecar:
-        """Reads a sidecar; a file of another kind or with faulty fields is an error."""
+        """Reads a sidecar; the first fault is an error that names the field, its value and what is allowed."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             if not isinstance(values, dict) or values.pop("kind", None) != KIND:
                 raise ValueError(f"not a sidecar: no 'kind': {KIND!r}")
-            for name in ("classes", "flips"):
-                values[name] = tuple(str(item) for item in values[name])
-            values["network"] = Network(**values["network"])
-            values["preprocessing"] = Preprocessing.from_json(values["preprocessing"])
-            card = Sidecar(**values)
-            if not card.classes or not float(card.temperature) > 0 or not 0 <= float(card.threshold) <= 1:
-                raise ValueError("classes, temperature or threshold out of range")
-            return card
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            values = _fields(values, Sidecar, "")
+            values["network"] = Network(**_fields(values["network"], Network, "network "))
+            spec = _fields(values["preprocessing"], Preprocessing, "preprocessing ")
+            values["preprocessing"] = Preprocessing(**spec)
+            return Sidecar(**values)
+        except (OSError, ValueError, WeightsError) as error:
             raise WeightsError(
-                f"the sidecar cannot be read: {reason}", where=path, do="restore it from the run that made the weights"
+                f"the sidecar cannot be read: {error.what if isinstance(error, WeightsError) else error}",
+                where=path,
+                do="restore it from the run that made the weights",
             ) from None
 
     def check(self, path: Path) -> None:
         """Refuses a model's files that are not those this sidecar was written for."""
         expected = {path.parent / name: digest for name, digest in self.files.items()} or {path: self.sha256}
+        for file in path.parent.iterdir() if self.files else ():
+            if file.name.endswith(tuple(SUFFIXES)) and sidecar_of(file) == sidecar_of(path) and file not in expected:
+                raise WeightsError(
+                    f"{file.name} is not listed in {sidecar_of(path).name}", where=file, do="copy the export again"
+                )
         for file, digest in expected.items():
             if not file.is_file():
                 raise WeightsError(f"{file}: the file is missing", do="copy all files of the export again")
@@ -138,3 +159,113 @@ class Sidecar:
                     f"{file} is not the file that {sidecar_of(path).name} describes (sha256 differs)",
                     do="copy all files again from one place; an interrupted training is resumed with --resume",
                 )
+
+
+def _fields(values: object, kind: type, prefix: str) -> dict:
+    """Values of a record, lists as tuples; refused where a field is unknown or missing."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{prefix.strip()}: {reprlib.repr(values)}; expected an object")
+    known = {one.name: one for one in dataclasses.fields(kind)}
+    for name in values.keys() - known.keys():
+        raise ValueError(f"unknown field {prefix}{name[:100]!r}{did_you_mean(name[:100], known)}")
+    for name, one in known.items():
+        if name not in values and one.default is one.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{name} is missing")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+# --- the checks ------------------------------------------------------------------------------------
+
+
+def _faults(card: Sidecar) -> Iterator[tuple[str, str]]:
+    """Yields (field, expected) for each faulty field, as "network stem"; a later check relies on the earlier ones."""
+
+    def check(name: str, ok: object, expected: str) -> Iterator[tuple[str, str]]:
+        if not ok:
+            yield name, expected
+
+    for name in ("dataset", "recipe", "labels"):
+        value = getattr(card, name)
+        yield from check(name, isinstance(value, str) and NAME.fullmatch(value), NAME_RULE)
+    yield from check("task", isinstance(card.task, str) and card.task in LOSSES, ", ".join(LOSSES))
+    yield from check("loss", card.loss in LOSSES[card.task], f"{' or '.join(LOSSES[card.task])} for a {card.task} task")
+    classes = card.classes
+    expected = f"up to {MAX_CLASSES} different names of up to 200 printable characters"
+    distinct = isinstance(classes, tuple) and all(map(_is_text, classes)) and len(set(classes)) == len(classes)
+    yield from check("classes", distinct and len(classes) <= MAX_CLASSES, expected)
+    fewest = 1 if card.task == "multi-label" else 2
+    fitting = len(classes) == 2 if card.task == "binary" else len(classes) >= fewest
+    yield from check("classes", fitting, f"{'two names' if card.task == 'binary' else 'more names'} for this task")
+
+    network, spec = card.network, card.preprocessing
+    yield from check("network", isinstance(network, Network), "a network")
+    yield from check("preprocessing", isinstance(spec, Preprocessing), "the preprocessing of images")
+    outputs, channels = card.head.num_outputs, spec.num_channels
+    expected = f"{outputs} for {len(classes)} classes, {card.task}, {card.loss}"
+    yield from check("network num_outputs", network.num_outputs == outputs, expected)
+    yield from check(
+        "network in_channels", network.in_channels == channels, f"{channels}, as {spec.channels} images have"
+    )
+    strided = network.stem == "imagenet" and not network.model.startswith("vgg")
+    largest = MAX_SIDE_PX if strided else MAX_SIDE_PX // 2  # the first layers keep four times as many values
+    yield from check("preprocessing size_px", spec.size_px <= largest, f"at most {largest} for this network")
+
+    flips = isinstance(card.flips, tuple) and all(isinstance(name, str) and name in FLIPS for name in card.flips)
+    yield from check(
+        "flips", flips and len(set(card.flips)) == len(card.flips), f"each at most once: {', '.join(FLIPS)}"
+    )
+    yield from check("temperature", _is_number(card.temperature, 0.001, 1000), "a number of 0.001 to 1000")
+    yield from check("threshold", _is_number(card.threshold, 0, 1), "a number of 0 to 1")
+    yield from check("drawn", isinstance(card.drawn, bool), "true or false")
+    yield from check("sha256", card.sha256 == "" or _is_sha256(card.sha256), "64 hexadecimal digits, or nothing")
+    versions = isinstance(card.versions, dict) and len(card.versions) <= 100
+    versions = versions and all(map(_is_text, (*card.versions, *card.versions.values())))
+    yield from check("versions", versions, "names and versions")
+    yield from check("metrics", _are_metrics(card.metrics), "names and numbers")
+    yield from check("form", card.form == "" or isinstance(card.form, str) and card.form in FORMS, ", ".join(FORMS))
+    yield from check("precision", card.precision in PRECISIONS, " or ".join(PRECISIONS))
+    files = isinstance(card.files, dict) and len(card.files) <= 100 and bool(card.files) == bool(card.form)
+    files = files and all(map(_is_file_name, card.files)) and all(map(_is_sha256, card.files.values()))
+    yield from check("files", files, "names of an export's files with their sha256; none for a weight file")
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_text(value: object, most: int = 200) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= most and value.isprintable()
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_file_name(value: object) -> bool:
+    return _is_text(value) and not re.search(r"[/\\:]", str(value)) and value not in (".", "..")
+
+
+def _are_metrics(values: object, flat: bool = False) -> bool:
+    """Numbers by name, as `metrics.evaluate_logits` gives them; undefined ones are None or nan."""
+
+    def is_metric(value: object) -> bool:
+        return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+    def fits(name: object, value: object) -> bool:
+        if name in ("split", "note", "class"):
+            return value == "" or _is_text(value, 1000)
+        if name == "drawn":
+            return isinstance(value, bool)
+        if name == "per_class" and not flat:
+            return (
+                isinstance(value, list) and len(value) <= MAX_CLASSES and all(_are_metrics(row, True) for row in value)
+            )
+        if name == "confusion" and not flat:
+            rows = value if isinstance(value, list) and len(value) <= MAX_CLASSES else [None]
+            return all(isinstance(row, list) and len(row) <= MAX_CLASSES and all(map(is_metric, row)) for row in rows)
+        if name == "intervals" and not flat:
+            pairs = list(value.values()) if isinstance(value, dict) and all(map(_is_text, value)) else [None]
+            return all(isinstance(pair, list) and len(pair) == 2 and all(map(is_metric, pair)) for pair in pairs)
+        return _is_text(name) and is_metric(value)
+
+    return isinstance(values, dict) and len(values) <= 100 and all(fits(*item) for item in values.items())

@@ -267,8 +267,8 @@ class Hostile:
 
 def test_a_hostile_sidecar_is_shown_as_text(apptest, tmp_path: Path) -> None:
     evil = '<img src="http://a.b/x.png" onerror=alert(1)>'
-    figures = {"split": evil, "n": [1], "accuracy": evil, "intervals": {"accuracy": [evil, None]}, "per_class": [{}]}
-    weights = model(tmp_path, classes=(evil, "![](http://a.b)"), metrics=figures, versions={evil: evil}, recipe=[evil])
+    figures = {"split": evil, "n": None, "accuracy": None, "intervals": {"accuracy": [None, None]}, "per_class": [{}]}
+    weights = model(tmp_path, classes=(evil, "![](http://a.b)"), metrics=figures, versions={evil: evil})
     at = upload(opened(apptest, weights), (f"{evil}.png".replace("/", "_"), png(pixels(1))))
     assert "<img" not in markup(at) and html.escape(evil) in markup(at) and len(bars(markup(at))) == 2
     assert "http" not in " ".join(element.value for element in (*at.markdown, *at.caption, *at.subheader))

@@ -314,7 +314,7 @@ def test_the_input_differs_invisibly(kind: str, channels: str) -> None:
     if kind in ("grey", "cmyk"):
         image = image.convert("L" if kind == "grey" else "CMYK")
     data = jpeg(image, **options, progressive=kind == "progressive")
-    one = (0.0,) * (1 if channels == "gray" else 3)
+    one = (1.0,) * (1 if channels == "gray" else 3)
     spec = Preprocessing(128, channels=channels, interpolation="area", mean=one, std=one, decode="reduced")
     exact = fit(decode_image(data, "big", channels), spec).astype(float)
     reduced = fit(decode_image(data, "big", channels, spec.least_px), spec).astype(float)

@@ -6,6 +6,7 @@ test compares. The inputs are those of the other tests, which say what else must
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import zipfile
@@ -97,6 +98,11 @@ def _misfit(folder: Path) -> None:
 def sidecars() -> Iterator[Case]:
     for (content,) in parameters(test_weights.test_faulty_sidecars):
         yield text(content), written("COVID.json", content, Sidecar.read)
+    for changes, _ in test_weights.HOSTILE_FIELDS:
+        shown = text(", ".join(f"{name} {json.dumps(value)}" for name, value in changes.items()))
+        yield shown, lambda folder, c=changes: Sidecar.read(test_weights.written(folder / "COVID.json", c))
+    for name, content in test_weights.HOSTILE_JSON.items():
+        yield name, written("COVID.json", content, Sidecar.read)
     card = Sidecar(**{**vars(test_weights.CARD), "sha256": "0" * 64})
     yield "weights with another sha256 (a flipped byte, another run)", written("COVID.pdparams", b"x", card.check)
 

@@ -159,13 +159,13 @@ def test_figures_of_another_split_are_not_mixed_in(trained: Path) -> None:
 
 def test_hostile_names_stay_in_their_cells(tmp_path: Path) -> None:
     (tmp_path / "w.onnx").write_bytes(b"w")
-    names = ("a|b\n# head\n<script>", "```\nprint(1)")
+    names = ("a|b # head <script>", "``` print(1)")
     row = {"precision": 1.0, "recall": None, "f1": 1.0, "support": 3}
     card = sidecar(
         classes=names, metrics={"n": 3, "accuracy": None, "auc": None, "per_class": [{"class": names[0], **row}]}
     )
     text = card_text(tmp_path, card, "onnx", ["w.onnx"], {})
-    assert "\n# head" not in text and "<script>" not in text.replace(repr(list(names)), "")
+    assert "\n# head" not in text and "| a|b" not in text and "<script>" not in text.replace(repr(list(names)), "")
     (code,) = code_blocks(text)
     assert f"classes = {list(names)!r}" in code
 
@@ -333,9 +333,9 @@ def rename_output(path: Path) -> None:
 def test_the_front_matter_is_plain(tmp_path: Path) -> None:
     """Keys, and lists whose items are words or JSON strings: YAML, whatever a data set is called."""
     (tmp_path / "w.onnx").write_bytes(b"w")
-    text = card_text(tmp_path, sidecar(dataset="a: [b"), "onnx", ["w.onnx"], {})
+    text = card_text(tmp_path, sidecar(dataset="no"), "onnx", ["w.onnx"], {})
     empty, front, _ = text.split("---\n", 2)
     tags = [json.loads(line[2:]) for line in front.splitlines() if line.startswith('- "')]
-    assert not empty and tags == ["medical-imaging", "a: [b", "toy", "onnx"] and "license: other\n" in front
+    assert not empty and tags == ["medical-imaging", "no", "toy", "onnx"] and "license: other\n" in front
     assert all(re.fullmatch(r"# .*|[a-z_]+:( [a-z-]+)?|- [a-z_]+|- \".*\"", line) for line in front.splitlines())
     assert "metrics:" not in front  # none are known

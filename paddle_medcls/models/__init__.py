@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+import reprlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from paddle_medcls.errors import RecipeError, did_you_mean
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.errors import RecipeError, WeightsError, did_you_mean
+from paddle_medcls.recipe import CHOICES, Recipe
 
 if TYPE_CHECKING:
     from paddle.nn import Layer
 
 _HELPERS = {"accelerate", "dnnl", "layouts", "onednn", "pretrained", "weights"}
+
+
+MAX_OUTPUTS = 30_000  # ImageNet-22k has 21,841 classes
+_OUTPUTS = f"a number of 1 to {MAX_OUTPUTS}"
+LOSSES = {
+    "binary": ("softmax", "sigmoid"),
+    "multi-class": ("softmax",),
+    "ordinal": ("softmax",),
+    "multi-label": ("sigmoid",),
+}
+"""Task -> the losses that fit it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,17 @@ class Network:
     in_channels: int = 3
     stem: str = "imagenet"
     project_first: bool = False
+
+    def __post_init__(self) -> None:
+        for name, ok, expected in (
+            ("model", type(self.model) is str and re.fullmatch("[a-z][a-z0-9_]{0,49}", self.model), "a model's name"),
+            ("num_outputs", type(self.num_outputs) is int and 1 <= self.num_outputs <= MAX_OUTPUTS, _OUTPUTS),
+            ("in_channels", type(self.in_channels) is int and self.in_channels in (1, 3), "1 or 3"),
+            ("stem", self.stem in CHOICES["stem"], " or ".join(CHOICES["stem"])),
+            ("project_first", type(self.project_first) is bool, "true or false"),
+        ):
+            if not ok:
+                raise WeightsError(f"network {name}: {reprlib.repr(getattr(self, name))}; expected {expected}")
 
     def build(self) -> Layer:
         """The network with random weights: x (N, in_channels, H, W) float32 -> logits (N, num_outputs)."""
@@ -63,7 +87,7 @@ def builders() -> dict:
 
 def network_for(recipe: Recipe, num_classes: int, task: str) -> Network:
     """The network of a recipe: a sigmoid binary task has one output, every other one a class."""
-    fitting = {"binary": ("softmax", "sigmoid"), "multi-label": ("sigmoid",)}.get(task, ("softmax",))
+    fitting = LOSSES[task]
     if recipe.loss not in fitting:
         fault = f"{recipe.name}: loss={recipe.loss} does not fit a {task} task"
         raise RecipeError(fault, expected=" or ".join(fitting))
