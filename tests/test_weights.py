@@ -718,7 +718,11 @@ def test_a_file_that_is_not_the_sidecars_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["garbage", "header of 2^60 bytes", "truncated", "overlap", "unknown type", "not JSON"]
+    "name",
+    [
+        *("garbage", "header of 2^60 bytes", "truncated", "overlap", "unknown type", "not JSON"),
+        *("header longer than the file", "metadata that is a list", "bytes used twice", "shape of 2^64", "brackets"),
+    ],
 )
 def test_hostile_safetensors(name: str, tmp_path: Path) -> None:
     good = safetensors.numpy.save({"a": np.arange(100, dtype=np.float32)})
@@ -733,6 +737,16 @@ def test_hostile_safetensors(name: str, tmp_path: Path) -> None:
         "overlap": file('{"a":{"dtype":"F32","shape":[25000000000],"data_offsets":[0,100000000000]}}', b"abcd"),
         "unknown type": file('{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}', b"abcd"),
         "not JSON": file("{{{{"),
+        "header longer than the file": struct.pack("<Q", 99_999) + b"{}",
+        "metadata that is a list": file(
+            '{"__metadata__":[1],"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"abcd"
+        ),
+        "bytes used twice": file(
+            '{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+            b"abcdefgh",
+        ),
+        "shape of 2^64": file('{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}'),
+        "brackets": file("[" * 100_000),
     }[name]
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
