@@ -1,4 +1,4 @@
-"""A trained network in a form that leaves the house: written, opened again, compared, only then kept.
+"""A trained network in a form for other programs: written, opened again, compared, only then kept.
 
 | form | files |
 |---|---|
@@ -6,12 +6,14 @@
 | `onnx` | `<NAME>.onnx`, opset 17 |
 | `openvino` | `<NAME>.xml`, `<NAME>.bin`, f32 |
 
-Every form takes `image` float32 (N, C, S, S), preprocessed as the sidecar `<NAME>.json` says, any N, and gives
-`logits` (N, outputs). Flips that the recipe averages at evaluation are averaged inside.
+Every form takes `image` uint8 (N, S, S, 3) RGB or (N, S, S, 1), scaled to the network's size, any N, and gives
+`probabilities` (N, classes) and `logits` (N, outputs). Channel order, mean, std, flips and temperature are inside; the
+sidecar `<NAME>.json` of an export describes what is left to do outside.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -20,21 +22,20 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.data import load_index
+from paddle_medcls.data import dataset_names, load_index
 from paddle_medcls.data.sample import draw
 from paddle_medcls.engines import FORMS, require, stdout_to_stderr
 from paddle_medcls.errors import RunError, SetupError, WeightsError
-from paddle_medcls.evaluate import flip_axes
 from paddle_medcls.files import sha256
-from paddle_medcls.modelcard import run_facts, write_card
-from paddle_medcls.predict import Predictor
+from paddle_medcls.graph import KNOWN, OPSET, flip_axes, pixels_graph, to_onnx, to_openvino
+from paddle_medcls.modelcard import is_card, run_facts, write_card
+from paddle_medcls.predict import AnyImage, Predictor
+from paddle_medcls.progress import progress
 from paddle_medcls.runtime import paddle
-from paddle_medcls.sidecar import Sidecar, sidecar_of
+from paddle_medcls.sidecar import Sidecar, pixels_spec, sidecar_of
 
 TOLERANCE = {"f32": 1e-4, "bf16": 0.1}
 """Largest difference of a probability that an export may show; bf16's is there to catch a broken model."""
-
-OPSET = 17
 
 
 @dataclass(frozen=True)
@@ -44,28 +45,31 @@ class Agreement:
     Attributes:
         images: number compared.
         batches: batch sizes that they went through in.
-        difference: largest of a probability.
+        difference: largest of a probability, on the same pixels.
         same_labels: share of images decided alike, in [0, 1].
+        rounding: largest change of a probability because pixels are rounded after resizing, as an export takes them;
+            0 where the network was trained so.
     """
 
     images: int
     batches: tuple[int, ...]
     difference: float
     same_labels: float
+    rounding: float = 0.0
 
 
 def export(
-    predictor: Predictor, weights: Path, form: str, folder: Path, precision: str, images: Sequence[np.ndarray]
+    predictor: Predictor, weights: Path, form: str, folder: Path, precision: str, images: Sequence[AnyImage]
 ) -> Agreement:
-    """Exports a network and proves it: the folder is there only if the model in it agrees.
+    """Exports a network and proves it: files are put into the folder only if the model in them agrees.
 
     Args:
         predictor: of the weight file, with the engine "paddle".
         weights: the file; it names the export.
         form: see `engines.FORMS`.
-        folder: new, empty, or an earlier export, which is replaced.
+        folder: new, empty, or with an earlier export of these weights, whose files are replaced.
         precision: "f32" or "bf16", that the exported model is to be run with.
-        images: decoded, as for `Predictor.logits`; five or more.
+        images: as for `Predictor.logits`; five or more.
 
     Raises:
         SetupError: a library is missing.
@@ -73,29 +77,31 @@ def export(
     """
     require(FORMS[form], precision)
     folder = folder.absolute()
-    _refuse_foreign(folder)
+    name = sidecar_of(weights).stem
+    _earlier_files(folder, name)  # refuses before the work
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        name = sidecar_of(weights).stem
         with stdout_to_stderr():
-            _WRITERS[form](_Served(predictor), predictor.input_zeros().shape, made, name)
+            _WRITERS[form](predictor, made, name)
         opener_first = sorted(made.iterdir(), key=lambda path: (path.suffix in (".bin", ".pdiparams"), path.name))
         files = {path.name: sha256(path) for path in opener_first}
         empty = [path.name for path in made.iterdir() if path.stat().st_size == 0]
         if empty or not files:
             raise RunError(f"the export is empty: {', '.join(empty) or 'no file'}", do="free some space and try again")
-        card = replace(predictor.card, form=form, precision=precision, files=files, sha256=sha256(weights))
+        outside = pixels_spec(predictor.card.preprocessing)
+        card = replace(predictor.card, preprocessing=outside, flips=())
+        card = replace(card, form=form, precision=precision, files=files, sha256=sha256(weights))
         card.write(made / f"{name}.json")
-        write_card(made, card, form, list(files), run_facts(weights, card))
-        agreement = compare(predictor, Predictor.from_weights(made), images)
+        write_card(made, card, form, list(files), run_facts(weights, predictor.card))
+        agreement = compare(predictor, Predictor.from_weights(made, allow_program=True), images)
         if not agreement.difference <= TOLERANCE[precision]:
             raise RunError(
                 f"the exported model disagrees: a probability differs by {agreement.difference:.2g}",
                 expected=f"at most {TOLERANCE[precision]:g}",
                 do="report this with the versions of the libraries; nothing was kept",
             )
-        _put_in_place(made, folder)
+        _put_in_place(made, folder, name)
         return agreement
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror or error}", do="free some space") from None
@@ -103,63 +109,134 @@ def export(
         shutil.rmtree(made, ignore_errors=True)
 
 
-def compare(a: Predictor, b: Predictor, images: Sequence[np.ndarray], batches: tuple[int, ...] = (1, 5)) -> Agreement:
-    """Probabilities of two predictors on the same images, in batches of these sizes."""
-    probs, others = [], []
-    for size in batches:
-        for start in range(0, len(images), size):
-            group = images[start : start + size]
-            probs.append(a.head.probabilities(a.logits(group)))
-            others.append(b.head.probabilities(b.logits(group)))
-    p, q = np.concatenate(probs), np.concatenate(others)
-    same = (a.head.decide(p) == b.head.decide(q)).reshape(len(p), -1).all(axis=1)
-    return Agreement(len(images), batches, float(np.abs(p - q).max()), float(same.mean()))
+def compare(
+    network: Predictor, served: Predictor, images: Sequence[AnyImage], batches: tuple[int, ...] = (1, 5)
+) -> Agreement:
+    """Probabilities of a network and of its export on the same images, in batches of these sizes."""
+    spec = network.card.preprocessing
+    rounded = Predictor(replace(network.card, preprocessing=replace(spec, resize_dtype="uint8")), network.backend)
+    difference = rounding = 0.0
+    same = total = 0
+    with progress(None, "comparing", len(images) * len(batches), "image") as bar:
+        for size in batches:
+            for start in range(0, len(images), size):
+                group = [network.decode(image) for image in images[start : start + size]]
+                expected = rounded.head.probabilities(rounded.logits(group))
+                outputs = served.backend.outputs(served.input_of(group))  # type: ignore[union-attr]
+                by_head = served.head.probabilities(outputs["logits"])
+                for found in (by_head, outputs["probabilities"]):
+                    difference = max(difference, float(np.abs(found - expected).max()))
+                alike = served.head.decide(by_head) == network.head.decide(expected)
+                same += int(alike.reshape(len(group), -1).all(axis=1).sum())
+                total += len(group)
+                if spec.resize_dtype != "uint8":
+                    exact = network.head.probabilities(network.logits(group))
+                    rounding = max(rounding, float(np.abs(exact - expected).max()))
+                bar.update(len(group))
+    return Agreement(len(images), batches, difference, same / total, rounding)
 
 
 def drawn_images(card: Sidecar, count: int = 5) -> list[np.ndarray]:
-    """Images that the project draws for the card's data set, decoded for its preprocessing."""
+    """Images that the project draws for the card's data set, or noise, as `Predictor.decode` gives them."""
+    channels = "gray" if card.preprocessing.channels == "gray" else "rgb"
+    if card.dataset not in dataset_names():  # a user's own
+        shape = (count, 256, 256, card.preprocessing.num_channels)
+        return list(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     with tempfile.TemporaryDirectory() as folder:
         draw(card.dataset, Path(folder), 0)
         index = load_index(card.dataset, Path(folder), "val", card.labels)
         rows = np.linspace(0, len(index) - 1, count).astype(int)
-        return [index.read(int(row), card.preprocessing.channels) for row in rows]
+        return [index.read(int(row), channels) for row in rows]
+
+
+# --- writing -----------------------------------------------------------------------------------------
 
 
 class _Served(paddle.nn.Layer):
-    """The network as it is evaluated: logits averaged over an image and its flips, in one pass."""
+    """The network from pixels to probabilities and logits, as `graph.pixels_graph` describes it."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         self.network = predictor.model
-        self.axes = flip_axes(predictor.card.flips)
+        self.card = predictor.card
+        spec = self.card.preprocessing
+        self.register_buffer("mean", paddle.to_tensor(np.array(spec.mean, np.float32)))
+        self.register_buffer("std", paddle.to_tensor(np.array(spec.std, np.float32)))
+        self.axes = flip_axes(self.card.flips)
         self.eval()
 
-    def forward(self, image):  # (N, C, S, S)
+    def forward(self, image):  # (N, S, S, C) uint8
+        x = image.astype("float32")
+        if self.card.preprocessing.channels == "bgr":
+            x = paddle.flip(x, [3])
+        x = ((x - self.mean) / self.std).transpose([0, 3, 1, 2])
         if len(self.axes) == 1:
-            return self.network(image)
-        views = paddle.concat([paddle.flip(image, list(axis)) if axis else image for axis in self.axes])
-        logits = self.network(views)  # (views * N, outputs)
-        return logits.reshape([len(self.axes), -1, logits.shape[1]]).mean(0)
+            logits = self.network(x)
+        else:
+            views = paddle.concat([paddle.flip(x, list(axis)) if axis else x for axis in self.axes])
+            logits = self.network(views)  # (views * N, outputs)
+            logits = logits.reshape([len(self.axes), -1, self.card.network.num_outputs]).mean(0)
+        z = logits / self.card.temperature
+        if self.card.loss == "softmax":
+            return paddle.nn.functional.softmax(z, axis=1), logits
+        z = paddle.concat([-z, z], axis=1) if self.card.task == "binary" else z
+        return paddle.nn.functional.sigmoid(z), logits
 
 
-def _write_paddle(served: _Served, shape: tuple[int, ...], folder: Path, name: str) -> None:
-    spec = paddle.static.InputSpec([None, *shape[1:]], "float32", "image")
-    traced = paddle.jit.to_static(served, input_spec=[spec], full_graph=True)
+def _write_paddle(predictor: Predictor, folder: Path, name: str) -> None:
+    spec = predictor.card.preprocessing
+    given = paddle.static.InputSpec([None, spec.size_px, spec.size_px, spec.num_channels], "uint8", "image")
+    traced = paddle.jit.to_static(_Served(predictor), input_spec=[given], full_graph=True)
     paddle.jit.save(traced, str(folder / f"{name}.inference"))
     (folder / f"{name}.inference.pdiparams.info").unlink(missing_ok=True)  # of Paddle 2, for training alone
 
 
-def _write_onnx(served: _Served, shape: tuple[int, ...], folder: Path, name: str) -> None:
+def _write_onnx(predictor: Predictor, folder: Path, name: str) -> None:
+    try:
+        import onnx
+    except ImportError as error:
+        raise SetupError(f"exporting needs onnx: {error}", do="pip install onnx onnxruntime") from None
+    model = to_onnx(_graph(predictor)) if _is_known(predictor) else _through_paddle2onnx(predictor, folder, name)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(folder / f"{name}.onnx"))
+
+
+def _write_openvino(predictor: Predictor, folder: Path, name: str) -> None:
+    import openvino
+
+    if _is_known(predictor):
+        model = to_openvino(_graph(predictor))
+    else:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            _write_onnx(predictor, Path(scratch), name)
+            model = openvino.convert_model(str(Path(scratch) / f"{name}.onnx"))
+    openvino.save_model(model, str(folder / f"{name}.xml"), compress_to_fp16=False)
+
+
+_WRITERS = {"paddle": _write_paddle, "onnx": _write_onnx, "openvino": _write_openvino}
+
+
+def _is_known(predictor: Predictor) -> bool:
+    return predictor.card.network.model in KNOWN
+
+
+def _graph(predictor: Predictor):
+    state = {key: value.numpy() for key, value in predictor.model.state_dict().items()}
+    return pixels_graph(predictor.card, state, "the network")
+
+
+def _through_paddle2onnx(predictor: Predictor, folder: Path, name: str):
+    """The ONNX model of a network that `graph` does not know, through Paddle's own export."""
     try:
         import onnx
         import paddle2onnx
     except ImportError as error:
         raise SetupError(
-            f"exporting needs paddle2onnx and onnx: {error}",
-            do="pip install onnx paddle2onnx (with Paddle 2.6: 'paddle2onnx<2'; Python 3.13 has none yet)",
+            f"exporting the network {predictor.card.network.model} needs paddle2onnx: {error}",
+            do="pip install paddle2onnx (with Paddle 2.6: 'paddle2onnx<2'; Python 3.13 has none yet)",
         ) from None
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        _write_paddle(served, shape, Path(scratch), name)
+        _write_paddle(predictor, Path(scratch), name)
         program = next(path for path in Path(scratch).iterdir() if path.suffix in (".json", ".pdmodel"))
         # Without a file to save to it leaves its optimizer out, which would install packages by itself.
         data = paddle2onnx.export(
@@ -167,55 +244,66 @@ def _write_onnx(served: _Served, shape: tuple[int, ...], folder: Path, name: str
         )
     model = onnx.load_model_from_string(data)
     _name_ends(model.graph)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(folder / f"{name}.onnx"))
+    return model
 
 
 def _name_ends(graph) -> None:
-    """Gives the output and the batch axis the names that the documentation promises."""
-    (output,) = graph.output
+    """Gives the outputs and the batch axis the names that the documentation promises."""
+    names = {output.name: name for output, name in zip(graph.output, ("probabilities", "logits"))}
     for node in graph.node:
-        for k, tensor in enumerate(node.output):
-            if tensor == output.name:
-                node.output[k] = "logits"
-        for k, tensor in enumerate(node.input):
-            if tensor == output.name:
-                node.input[k] = "logits"
-    output.name = "logits"
-    for end in (*graph.input, output):
+        node.output[:] = [names.get(tensor, tensor) for tensor in node.output]
+        node.input[:] = [names.get(tensor, tensor) for tensor in node.input]
+    for output in graph.output:
+        output.name = names[output.name]
+    for end in (*graph.input, *graph.output):
         end.type.tensor_type.shape.dim[0].dim_param = "batch"
 
 
-def _write_openvino(served: _Served, shape: tuple[int, ...], folder: Path, name: str) -> None:
-    import openvino
-
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        _write_onnx(served, shape, Path(scratch), name)
-        model = openvino.convert_model(str(Path(scratch) / f"{name}.onnx"))
-    openvino.save_model(model, str(folder / f"{name}.xml"), compress_to_fp16=False)
+# --- the folder --------------------------------------------------------------------------------------
 
 
-_WRITERS = {"paddle": _write_paddle, "onnx": _write_onnx, "openvino": _write_openvino}
+def _earlier_files(folder: Path, name: str) -> list[Path]:
+    """Files of an earlier export of this name; a folder with anything else in their place is refused.
 
-
-def _put_in_place(made: Path, folder: Path) -> None:
-    """Renames; an earlier export goes only after the new one has its place."""
-    made.chmod(0o755)  # mkdtemp's 0700 would hide it from the user's group
-    earlier = made.with_name(f"{made.name}.earlier")
-    if folder.exists():
-        folder.rename(earlier)
-    made.rename(folder)
-    shutil.rmtree(earlier, ignore_errors=True)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """An earlier export may be replaced, nothing else."""
+    Files that an export did not write stay: only those are replaced that its sidecar lists, unchanged.
+    """
     if not folder.exists():
-        return
+        return []
+    sidecar = folder / f"{name}.json"
     inside = list(folder.iterdir()) if folder.is_dir() else [folder]
-    cards = [path for path in inside if path.suffix == ".json" and _is_export(path)]
-    if inside and not cards:
-        raise RunError(f"{folder} holds something else than an export", do="give --output a new folder")
+    if inside and not _is_export(sidecar):
+        raise RunError(f"{folder} holds something else than an export of {name}", do="give --output a new folder")
+    if not inside:
+        return []
+    listed = {folder / Path(file).name: digest for file, digest in Sidecar.read(sidecar).files.items()}
+    changed = [path.name for path, digest in listed.items() if path.is_file() and sha256(path) != digest]
+    if changed:
+        raise RunError(
+            f"{folder}: {', '.join(changed)} changed since the export that is to be replaced",
+            do="give --output a new folder, or remove these files",
+        )
+    return [sidecar, *(path for path in listed if path.is_file())]
+
+
+def _put_in_place(made: Path, folder: Path, name: str) -> None:
+    """Moves a new export's files into its folder; the sidecar, which vouches for the others, comes last."""
+    earlier = _earlier_files(folder, name)
+    if (folder / "README.md").exists() and not is_card(folder / "README.md"):
+        (made / "README.md").rename(made / "MODEL_CARD.md")
+    last = f"{name}.json"
+    new = sorted(made.iterdir(), key=lambda path: (path.name == last, path.name))
+    taken = [path.name for path in new if (folder / path.name).exists() and folder / path.name not in earlier]
+    foreign = [file for file in taken if not is_card(folder / file)]
+    if foreign:
+        raise RunError(
+            f"{folder}: {', '.join(foreign)} would be overwritten, and no export wrote it",
+            do="give --output a new folder",
+        )
+    folder.mkdir(exist_ok=True)
+    for path in earlier:
+        path.unlink()
+    for path in new:
+        os.replace(path, folder / path.name)
 
 
 def _is_export(path: Path) -> bool:

@@ -87,13 +87,13 @@ class Graph:
         input_type: "float32" or "uint8".
         input_shape: of the input `image`, without the batch axis.
         operations: in the order in which they are done.
-        outputs: name -> number of its value, as in `Operation.inputs`.
+        outputs: name -> number of its value, as in `Operation.inputs`, and its columns.
     """
 
     input_type: str
     input_shape: tuple[int, int, int]
     operations: tuple[Operation, ...]
-    outputs: dict[str, int]
+    outputs: dict[str, tuple[int, int]]
 
 
 def flips_of(recipe: Recipe) -> tuple[str, ...]:
@@ -216,7 +216,7 @@ def logits_graph(card: Sidecar, state: dict[str, np.ndarray], name: object) -> G
     operations: list[Operation] = []
     logits = _add_network(operations, 0, card, state, name)
     shape = (spec.num_channels, spec.size_px, spec.size_px)
-    return Graph("float32", shape, tuple(operations), {"logits": logits})
+    return Graph("float32", shape, tuple(operations), {"logits": (logits, card.network.num_outputs)})
 
 
 def pixels_graph(card: Sidecar, state: dict[str, np.ndarray], name: object) -> Graph:
@@ -246,7 +246,8 @@ def pixels_graph(card: Sidecar, state: dict[str, np.ndarray], name: object) -> G
             z = add("concat", add("divide", z, arrays=[np.array([-1], np.float32)]), z, numbers=(1,))
         probabilities = add("sigmoid", z)
     shape = (spec.size_px, spec.size_px, spec.num_channels)
-    return Graph("uint8", shape, tuple(operations), {"probabilities": probabilities, "logits": logits})
+    ends = {"probabilities": (probabilities, len(card.classes)), "logits": (logits, card.network.num_outputs)}
+    return Graph("uint8", shape, tuple(operations), ends)
 
 
 def _add_network(operations: list[Operation], x: int, card: Sidecar, state: dict[str, np.ndarray], name: object) -> int:
@@ -340,7 +341,7 @@ def to_openvino(graph: Graph):
         inputs = [values[k] for k in operation.inputs]
         values.append(_openvino_node(ops, operation, inputs).output(0))
     results = []
-    for name, number in graph.outputs.items():
+    for name, (number, _) in graph.outputs.items():
         values[number].get_tensor().set_names({name})
         results.append(ops.result(values[number], name=f"{name}/result"))
     return openvino.Model(results, [image], "network")
@@ -382,7 +383,7 @@ def to_onnx(graph: Graph):
     from onnx import helper, numpy_helper
 
     names = ["image", *(f"v{number}" for number in range(1, len(graph.operations) + 1))]
-    for name, number in graph.outputs.items():
+    for name, (number, _) in graph.outputs.items():
         names[number] = name
     nodes, constants = [], []
     for number, operation in enumerate(graph.operations, start=1):
@@ -394,7 +395,10 @@ def to_onnx(graph: Graph):
         nodes += _onnx_nodes(helper, operation, [names[k] for k in operation.inputs], held, names[number])
     kinds = {"float32": onnx.TensorProto.FLOAT, "uint8": onnx.TensorProto.UINT8}
     image = helper.make_tensor_value_info("image", kinds[graph.input_type], ["batch", *graph.input_shape])
-    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", None]) for name in graph.outputs]
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", columns])
+        for name, (_, columns) in graph.outputs.items()
+    ]
     made = helper.make_graph(nodes, "network", [image], ends, constants)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="paddle_medcls")
     model.ir_version = 8  # that of opset 17: newer ones are refused by older runtimes

@@ -27,7 +27,12 @@ def expand(arguments: Sequence[str]) -> list[Path]:
         elif path.exists():
             found.append(path)
         else:
-            matches = sorted(Path().glob(argument)) if not path.is_absolute() else _absolute_glob(path)
+            try:
+                matches = sorted(Path().glob(argument)) if not path.is_absolute() else _absolute_glob(path)
+            except ValueError as error:  # "**" beside other characters, before Python 3.13
+                raise DataError(
+                    f"{argument}: not a pattern of files: {error}", do="write ** alone, as a/**/*.png"
+                ) from None
             if not matches:
                 raise DataError(f"{argument}: no such file or folder")
             found += [match for match in matches if match.is_file()]

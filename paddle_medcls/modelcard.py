@@ -172,7 +172,7 @@ def _figures(card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
         text = f"Published figures are those that the recipe compares with ({recipe.source}"
         text += "; documents are the tutorials that paddle_medcls reproduces)." if "document" in recipe.source else ")."
         if other:
-            text += " Published but not measured here: "
+            text += " Also published, for a split that the figures above are not of: "
             text += ", ".join(f"{name.replace('/', ' ')} {published[name]:.4f}" for name in other)
             text += " (`tools/eval.py` scores the test split)."
         if "recipe" in facts and overrides(card, recipe, facts.get("environment", {})):
@@ -304,7 +304,7 @@ def _licence(card: Sidecar, about: dict[str, str]) -> str:
 
 def _loading(card: Sidecar, form: str, files: Sequence[str]) -> str:
     spec, name = card.preprocessing, shlex.quote(files[0])
-    text = preprocessing_text(spec)
+    text = preprocessing_text(spec, form != "weights")
     if form == "weights":
         return (
             f"With the Python package paddle_medcls and `{Path(files[0]).stem}.json` beside the weights:\n\n"
@@ -313,12 +313,14 @@ def _loading(card: Sidecar, form: str, files: Sequence[str]) -> str:
             f"run it without Paddle: `python tools/export.py --weights {name} --format onnx --output DIR`.\n\n{text}"
         )
     module = {"paddle": "Paddle's inference library", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}[form]
-    flips = ", averaged over the image and its flips" if card.flips else ""
-    shape = f"(N, {spec.num_channels}, {spec.size_px}, {spec.size_px})"
+    shape = f"(N, {spec.size_px}, {spec.size_px}, {spec.num_channels})"
+    order = "grey" if spec.num_channels == 1 else "RGB"
+    flag = " --allow-program" if form == "paddle" else ""
     return (
         f"With {module}, OpenCV and NumPy alone:\n\n```python\n{export_code(card, form, files)}```\n\n"
-        f"With the Python package paddle_medcls: `python tools/predict.py image.png --weights {name}`.\n\n{text} The "
-        f"model takes `image`, float32 {shape}, and gives `logits`, float32 (N, {card.network.num_outputs}){flips}."
+        f"With the Python package paddle_medcls: `python tools/predict.py image.png --weights {name}{flag}`.\n\n{text} "
+        f"It takes `image`, uint8 {shape}, {order}, and gives `probabilities`, float32 (N, {len(card.classes)}), and "
+        f"`logits`, float32 (N, {card.network.num_outputs}), from which they come."
     )
 
 

@@ -23,7 +23,7 @@ from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.output_head import OutputHead, check_finite
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.sidecar import Sidecar, find_model, form_of, sidecar_of
+from paddle_medcls.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
 
 _NOTEBOOKS = {("document 001", 1): "palm_tutorial", ("document 003", 4): "covid_notebook"}
 """(layout, outputs) of a weight file without a sidecar -> the recipe it must have been made with."""
@@ -82,6 +82,7 @@ class Predictor:
         engine: str | None = None,
         precision: str = "f32",
         say: Callable[[str], None] = lambda line: None,
+        allow_program: bool = False,
     ) -> Predictor:
         """Loads a weight file or an exported model.
 
@@ -96,6 +97,7 @@ class Predictor:
                 `engines.ENGINES`, or "auto": the fastest that is installed and knows the network.
             precision: "f32" or "bf16".
             say: takes a line about an engine that cannot be used.
+            allow_program: also open an export in Paddle's format, which is a program that can write files.
 
         Raises:
             WeightsError: unreadable, hostile, not fitting, or nothing known about its training; or a recipe was
@@ -112,7 +114,7 @@ class Predictor:
                 do="leave --recipe out; to overrule the sidecar, move it away",
             )
         if form_of(path):
-            return _of_export(path, card, engine, precision)
+            return _of_export(path, card, (engine, precision), allow_program)
         if card is not None and card.form:
             raise WeightsError(
                 f"{path}: the sidecar beside these weights describes an export, not them",
@@ -355,14 +357,23 @@ def _reload(path: Path, card: Sidecar) -> PaddleNetwork:
     return _in_paddle(card, state, path)
 
 
-def _of_export(path: Path, card: Sidecar | None, engine: str | None, precision: str) -> Predictor:
+def _of_export(path: Path, card: Sidecar | None, wanted: tuple[str | None, str], allow_program: bool) -> Predictor:
     """An exported model, in the engine of its form and the precision that it was exported for."""
-    form, sidecar = form_of(path), sidecar_of(path)
+    form, sidecar, (engine, precision) = form_of(path), sidecar_of(path), wanted
     if card is None or card.form != form:
         raise WeightsError(f"{path} has no sidecar of an export", where=sidecar, do="copy all files of the export")
     own = FORMS[form]
     if engine not in (None, "auto", own):
         raise SetupError(f"{path} is an export for {own}, not for {engine}", do="leave --engine out")
+    if card.flips or card.preprocessing != pixels_spec(card.preprocessing):
+        raise WeightsError(
+            f"{path}: exported by version 0.1, whose models do not take pixels", do="export the weights again"
+        )
+    if form == "paddle" and not allow_program:
+        raise WeightsError(
+            f"{path} is a Paddle program, and operators of a program can write any file",
+            do="give --allow-program if you exported it yourself; else ask for a weight file or an ONNX export",
+        )
     precision = "bf16" if "bf16" in (precision, card.precision) else "f32"
     card.check(path)
     return Predictor(card, open_model(path.parent, sidecar.stem, form, precision, card.network.num_outputs))

@@ -7,7 +7,7 @@ import functools
 import re
 import reprlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from paddle_medcls.engines import FORMS, PRECISIONS
@@ -61,6 +61,13 @@ def _model_files(folder: Path) -> list[Path]:
     """Files of models, weights first."""
     files = [path for path in folder.iterdir() if path.name.endswith(tuple(SUFFIXES))]
     return sorted(files, key=lambda path: (form_of(path) != "", path.name))
+
+
+def pixels_spec(spec: Preprocessing) -> Preprocessing:
+    """What is left to do outside for an exported model, which takes pixels: decoding, and scaling with rounding."""
+    count = spec.num_channels
+    channels = "gray" if count == 1 else "rgb"
+    return replace(spec, channels=channels, mean=(0.0,) * count, std=(1.0,) * count, resize_dtype="uint8")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Code and words that tell how to prepare an image for a trained network, for model cards.
 
-The same arithmetic as `images.preprocess` and `OutputHead.probabilities`, written for this one network and
-without this package; tests run the code and compare.
+The same scaling as `images.fit`, written for this one network and without this package; tests run the code and compare.
 """
 
 from __future__ import annotations
@@ -12,8 +11,12 @@ from paddle_medcls.images import Preprocessing
 from paddle_medcls.sidecar import Sidecar
 
 
-def preprocessing_text(spec: Preprocessing) -> str:
-    """What happens to an image before the network sees it, in words."""
+def preprocessing_text(spec: Preprocessing, pixels: bool = False) -> str:
+    """What happens to an image before the network sees it, in words.
+
+    Args:
+        pixels: of an exported model, which normalises inside.
+    """
     channels = {"bgr": "8-bit BGR", "rgb": "8-bit RGB", "gray": "8-bit grey"}[spec.channels]
     size = f"{spec.size_px} × {spec.size_px} pixels"
     scaled = f"scaled to {size} whatever its aspect"
@@ -23,11 +26,13 @@ def preprocessing_text(spec: Preprocessing) -> str:
     large = (
         " (JPEGs far larger than that at reduced scale, a difference of under 0.5)" if spec.decode != "exact" else ""
     )
-    return (
-        f"An image is decoded to {channels}{large}, {scaled} "
-        f"(OpenCV's {spec.interpolation} interpolation, {rounded}), then "
-        f"(value − mean) / std with mean {_values(spec.mean)}, std {_values(spec.std)} of values 0 to 255."
+    text = (
+        f"An image is decoded to {channels}{large}, {scaled} (OpenCV's {spec.interpolation} interpolation, {rounded})"
     )
+    if pixels:
+        return f"{text}; the model does the rest."
+    normalised = f"(value − mean) / std with mean {_values(spec.mean)}, std {_values(spec.std)} of values 0 to 255"
+    return f"{text}, then {normalised}."
 
 
 def _values(values: Sequence[float]) -> str:
@@ -46,7 +51,7 @@ for path, probs in predictor.predict_files([Path("image.png")]):
 
 
 def export_code(card: Sidecar, form: str, files: Sequence[str]) -> str:
-    """Python that predicts an image with an exported model, without this package.
+    """Python that predicts an image with an exported model, with OpenCV and the library of its form alone.
 
     Args:
         form: "paddle", "onnx" or "openvino".
@@ -57,37 +62,35 @@ def export_code(card: Sidecar, form: str, files: Sequence[str]) -> str:
         library = "import onnxruntime"
         run = (
             f'session = onnxruntime.InferenceSession({model}, providers=["CPUExecutionProvider"])\n'
-            'logits = session.run(["logits"], {"image": x})[0][0]\n'
+            'probs = session.run(["probabilities"], {"image": pixels})[0][0]\n'
         )
     elif form == "openvino":
         library = "import openvino"
+        settings = f'{{"INFERENCE_PRECISION_HINT": "{card.precision}"}}'
         run = (
-            f'model = openvino.Core().compile_model({model}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})\n'
-            "logits = model(x)[0][0]\n"
+            f'model = openvino.Core().compile_model({model}, "CPU", {settings})\n'
+            'probs = model(pixels)["probabilities"][0]\n'
         )
     else:
         library = "from paddle.inference import Config, create_predictor"
         run = (
             f"predictor = create_predictor(Config({model}, {files[1]!r}))\n"
-            'predictor.get_input_handle("image").copy_from_cpu(x)\n'
+            'predictor.get_input_handle("image").copy_from_cpu(pixels)\n'
             "predictor.run()\n"
-            "logits = predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()[0]\n"
+            "probs = predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()[0]\n"
         )
-    divided = "" if card.temperature == 1 else f" / {float(card.temperature)!r}"
     return (
         f"import cv2\nimport numpy as np\n{library}\n\n"
-        f"classes = {list(card.classes)!r}\n{_preprocessing_code(card.preprocessing)}{run}"
-        f"z = logits.astype(np.float64){divided}\n{_decision_code(card)}"
+        f"classes = {list(card.classes)!r}\n{_pixels_code(card.preprocessing)}{run}{_decision_code(card)}"
     )
 
 
-def _preprocessing_code(spec: Preprocessing) -> str:
+def _pixels_code(spec: Preprocessing) -> str:
     side = spec.size_px
-    read = f'cv2.imread("image.png", cv2.IMREAD_{"GRAYSCALE" if spec.channels == "gray" else "COLOR"})'
-    read = f"cv2.cvtColor({read}, cv2.COLOR_BGR2RGB)" if spec.channels == "rgb" else read
-    lines = [f"image = {read}"]
-    if spec.resize_dtype == "float32":
-        lines.append("image = image.astype(np.float32)")
+    if spec.channels == "gray":
+        lines = ['image = cv2.imread("image.png", cv2.IMREAD_GRAYSCALE)']
+    else:
+        lines = ['image = cv2.cvtColor(cv2.imread("image.png", cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)']
     target = f"({side}, {side})"
     if spec.fit == "crop":
         target = "(width, height)"
@@ -97,27 +100,13 @@ def _preprocessing_code(spec: Preprocessing) -> str:
     if spec.fit == "crop":
         lines.append(f"top, left = (height - {side}) // 2, (width - {side}) // 2")
         lines.append(f"image = image[top : top + {side}, left : left + {side}]")
-    lines.append(f"x = (image.astype(np.float32) - {_array(spec.mean)}) / {_array(spec.std)}")
-    batch = "x[None, None]" if spec.channels == "gray" else "x.transpose(2, 0, 1)[None]"
-    lines.append(f"x = np.ascontiguousarray({batch})")
+    lines.append(f"pixels = np.ascontiguousarray(image).reshape(1, {side}, {side}, {spec.num_channels})")
     return "\n".join(lines) + "\n"
 
 
-def _array(values: Sequence[float]) -> str:
-    same = len(set(values)) == 1
-    return repr(float(values[0])) if same else f"np.array({[float(value) for value in values]!r}, np.float32)"
-
-
 def _decision_code(card: Sidecar) -> str:
-    """From z, the logits of one image divided by the temperature, to what is printed."""
+    """From probs, those of one image, to what is printed."""
     if card.task == "multi-label":
-        return (
-            "probs = 1 / (1 + np.exp(-z))\n"
-            f"print([name for name, p in zip(classes, probs) if p > {float(card.threshold)!r}], probs.tolist())\n"
-        )
-    if card.loss == "sigmoid":
-        probs = "p = 1 / (1 + np.exp(-z[0]))\nprobs = np.array([1 - p, p])\n"
-    else:
-        probs = "e = np.exp(z - z.max())\nprobs = e / e.sum()\n"
+        return f"print([name for name, p in zip(classes, probs) if p > {float(card.threshold)!r}], probs.tolist())\n"
     decided = f"int(probs[1] > {float(card.threshold)!r})" if card.task == "binary" else "int(probs.argmax())"
-    return f"{probs}print(classes[{decided}], probs.tolist())\n"
+    return f"print(classes[{decided}], probs.tolist())\n"

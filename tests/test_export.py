@@ -24,12 +24,11 @@ from paddle_medcls.files import sha256
 from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import save_weights
-from paddle_medcls.predict import Predictor
+from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar, find_model, sidecar_of
 
-LIBRARIES = {"paddle": (), "onnx": ("paddle2onnx", "onnx", "onnxruntime")}
-LIBRARIES["openvino"] = ("paddle2onnx", "onnx", "openvino")
+LIBRARIES = {"paddle": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
 
 
 def need(form: str) -> None:
@@ -94,13 +93,17 @@ def by_hand(weights: Path, images: list[np.ndarray]) -> np.ndarray:
     return np.array(rows)
 
 
+def opened(export_folder: Path, **options: object) -> Predictor:
+    return Predictor.from_weights(export_folder, allow_program=True, **options)
+
+
 # --- what is written -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", LIBRARIES)
 def test_every_form_gives_the_probabilities_of_the_network(form: str, weights, exports, images) -> None:
     need(form)
-    served = Predictor.from_weights(exports[form])
+    served = opened(exports[form])
     expected = by_hand(weights, images)
     for size in (1, 3, 5):
         parts = [served.head.probabilities(served.logits(images[k : k + size])) for k in range(0, len(images), size)]
@@ -114,7 +117,9 @@ def test_the_folder_holds_the_model_and_all_that_is_needed_to_use_it(form: str, 
     card, own = Sidecar.read(exports[form] / "COVID.json"), Sidecar.read(weights.with_suffix(".json"))
     assert card.form == form and card.files and card.sha256 == sha256(weights)
     assert {name: sha256(exports[form] / name) for name in card.files} == card.files
-    assert replace(card, form="", files={}) == own
+    assert replace(card, form="", files={}, preprocessing=own.preprocessing, flips=own.flips) == own
+    outside = card.preprocessing
+    assert (outside.channels, outside.mean, outside.std, card.flips) == ("rgb", (0.0,) * 3, (1.0,) * 3, ())
     assert not list(exports[form].parent.glob(".*"))  # no half-made folder is left
 
 
@@ -124,9 +129,46 @@ def test_onnx_has_the_promised_ends(exports) -> None:
 
     model = onnx.load(str(exports["onnx"] / "COVID.onnx"))
     assert {item.domain: item.version for item in model.opset_import}[""] == 17
-    (given,), (wanted,) = model.graph.input, model.graph.output
-    dims = [[d.dim_param or d.dim_value for d in end.type.tensor_type.shape.dim] for end in (given, wanted)]
-    assert (given.name, wanted.name) == ("image", "logits") and dims == [["batch", 3, 32, 32], ["batch", 4]]
+    ends = [*model.graph.input, *model.graph.output]
+    dims = [[d.dim_param or d.dim_value for d in end.type.tensor_type.shape.dim] for end in ends]
+    assert [end.name for end in ends] == ["image", "probabilities", "logits"]
+    assert dims == [["batch", 32, 32, 3], ["batch", 4], ["batch", 4]]
+    assert ends[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
+@pytest.mark.parametrize("flips", [(), ("flip_vertical",)])
+@pytest.mark.parametrize("form", LIBRARIES)
+@pytest.mark.parametrize("task", ["binary", "softmax binary", "multi-label", "gray"])
+def test_pixels_in_probabilities_out(task: str, form: str, flips: tuple, tmp_path: Path) -> None:
+    """Against the network on images prepared by hand; `compare` is left out of it."""
+    need(form)
+    if (form, task) not in {("paddle", "binary"), ("paddle", "multi-label")} and flips:
+        pytest.skip("graphs with flips are tested in test_graph")
+    outputs = {"binary": 1, "softmax binary": 2}.get(task, 3)
+    network = Network("resnet18" if form != "paddle" else "toy", outputs, 1 if task == "gray" else 3, "small")
+    paddle.seed(5)
+    model = network.build()
+    model.eval()
+    channels, loss = (
+        ("gray" if task == "gray" else "rgb"),
+        "sigmoid" if task in ("binary", "multi-label") else "softmax",
+    )
+    kind = {"softmax binary": "binary", "gray": "multi-class"}.get(task, task)
+    count = network.in_channels
+    spec = Preprocessing(
+        size_px=16 if form != "paddle" else 32, channels=channels, mean=(99.5,) * count, std=(41.0,) * count
+    )
+    card = Sidecar("covid", "covid", tuple("abc"[: max(2, outputs)]), kind, loss, network, spec, flips, 0.7)
+    exporting._WRITERS[form](Predictor(card, PaddleNetwork(model, flips)), tmp_path, "NET")
+    backend = engines.open_model(tmp_path, "NET", form, "f32", outputs)
+    pixels = np.random.default_rng(4).integers(0, 256, (3, spec.size_px, spec.size_px, count), np.uint8)
+    found = backend.outputs(pixels.transpose(0, 3, 1, 2).astype(np.float32))
+    x = (pixels.astype(np.float32).transpose(0, 3, 1, 2) - 99.5) / 41
+    views = [x, x[:, :, ::-1].copy()] if flips else [x]
+    with paddle.no_grad():
+        logits = np.mean([model(paddle.to_tensor(view)).numpy() for view in views], axis=0)
+    np.testing.assert_allclose(found["logits"], logits, atol=1e-4)
+    np.testing.assert_allclose(found["probabilities"], card.head.probabilities(logits), atol=1e-5)
 
 
 def test_an_export_is_replaced_but_nothing_else_is(tmp_path_factory, tmp_path: Path, capsys) -> None:
@@ -138,9 +180,42 @@ def test_an_export_is_replaced_but_nothing_else_is(tmp_path_factory, tmp_path: P
     assert export.main([*arguments, str(mine)]) == 1
     assert "holds something else than an export" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter.txt"]
+    out = tmp_path / "out"
     for _ in range(2):
-        assert export.main([*arguments, str(tmp_path / "out")]) == 0
+        assert export.main([*arguments, str(out)]) == 0
     assert "largest difference of a probability" in capsys.readouterr().out
+    (out / "predictions").mkdir()
+    for name in ("predictions/a.csv", "notes.txt"):
+        (out / name).write_text("mine")
+    (out / "README.md").write_text("# mine")
+    assert export.main([*arguments, str(out)]) == 0
+    assert [(out / name).read_text() for name in ("predictions/a.csv", "notes.txt", "README.md")] == ["mine"] * 2 + [
+        "# mine"
+    ]
+    assert (out / "MODEL_CARD.md").is_file()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    program = next(path for path in out.iterdir() if path.suffix == ".pdiparams")
+    program.write_bytes(b"something of mine")
+    assert export.main([*arguments, str(out)]) == 1
+    assert f"{program.name} changed since the export" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before if path != program} == {
+        path: data for path, data in before.items() if path != program
+    }
+
+
+def test_a_file_in_the_place_of_a_new_one_is_not_overwritten(tmp_path: Path, capsys) -> None:
+    """The earlier export was of another form, and a file of the user's has a name that this one needs."""
+    need("onnx")
+    weights = make_weights(tmp_path / "weights", 0, "resnet18")
+    arguments = ["--weights", str(weights), "--output", str(tmp_path / "out"), "--format"]
+    assert export.main([*arguments, "paddle"]) == 0
+    (tmp_path / "out" / "COVID.onnx").write_text("mine")
+    assert export.main([*arguments, "onnx"]) == 1
+    assert "COVID.onnx would be overwritten, and no export wrote it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "COVID.onnx").read_text() == "mine"
+    (tmp_path / "out" / "COVID.onnx").unlink()
+    assert export.main([*arguments, "onnx"]) == 0
+    assert not list((tmp_path / "out").glob("*.inference.*")) and (tmp_path / "out" / "COVID.onnx").is_file()
 
 
 @pytest.mark.parametrize("fault", ["differs", "empty", "nothing", "full disk"])
@@ -151,19 +226,15 @@ def test_a_faulty_export_is_not_kept(fault: str, tmp_path: Path, images, monkeyp
     exporting.export(predictor, weights, "paddle", folder, "f32", images)
     before = {path.name: sha256(path) for path in folder.iterdir()}
 
-    def write(served, shape, where: Path, name: str) -> None:
+    def write(predictor: Predictor, where: Path, name: str) -> None:
         if fault == "full disk":
             raise OSError(28, "No space left on device")
         if fault == "differs":
-            served.network = make_network(1)
+            predictor = Predictor.from_weights(make_weights(tmp_path / "other", 1))
         if fault != "nothing":
-            exporting._write_paddle(served, shape, where, name)
+            exporting._write_paddle(predictor, where, name)
         if fault == "empty":
             (where / f"{name}.inference.pdiparams").write_bytes(b"")
-
-    def make_network(seed: int):
-        other = make_weights(tmp_path / "other", seed)
-        return Predictor.from_weights(other).model
 
     monkeypatch.setitem(exporting._WRITERS, "paddle", write)
     message = {"differs": "a probability differs", "full disk": "No space left"}.get(fault, "the export is empty")
@@ -182,10 +253,10 @@ def test_a_changed_export_is_refused(form: str, exports, tmp_path: Path) -> None
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
     with pytest.raises(WeightsError, match="sha256 differs"):
-        Predictor.from_weights(copy)
+        opened(copy)
     largest.unlink()
     with pytest.raises(WeightsError, match="missing|one model"):
-        Predictor.from_weights(copy / largest.name if form == "onnx" else copy)
+        opened(copy / largest.name if form == "onnx" else copy)
 
 
 def test_garbage_with_a_right_checksum_is_one_message(exports, tmp_path: Path) -> None:
@@ -203,7 +274,7 @@ def test_garbage_with_a_right_checksum_is_one_message(exports, tmp_path: Path) -
 
 def test_an_export_has_no_layers(exports, images) -> None:
     with pytest.raises(WeightsError, match="no layers to look into"):
-        Predictor.from_weights(exports["paddle"]).heatmaps(images[:1], 0)
+        opened(exports["paddle"]).heatmaps(images[:1], 0)
 
 
 def test_find_model(weights: Path, tmp_path: Path) -> None:
@@ -351,15 +422,15 @@ def test_an_operator_that_an_engine_lacks_is_one_message(exports, images, monkey
     def run(x: np.ndarray) -> np.ndarray:
         raise RuntimeError("In user code:\n\n  NotFoundError: The kernel of `pool2d` is not registered\n  [Hint]")
 
-    monkeypatch.setattr(engines, "_open_onednn", lambda folder, name, precision: run)
-    served = Predictor.from_weights(exports["paddle"])
+    monkeypatch.setattr(engines, "_open_onednn", lambda path, precision: run)
+    served = opened(exports["paddle"])
     with pytest.raises(SetupError, match="onednn cannot compute this model in f32: NotFoundError: The kernel of"):
         served.logits(images)
 
 
 def test_the_wrong_engine_for_an_export(exports) -> None:
     with pytest.raises(SetupError, match="is an export for onednn, not for openvino"):
-        Predictor.from_weights(exports["paddle"], engine="openvino")
+        opened(exports["paddle"], engine="openvino")
 
 
 # --- commands --------------------------------------------------------------------------------------
@@ -377,7 +448,8 @@ def test_predict_says_the_same_through_every_door(weights, exports, tmp_path: Pa
         write_image(tmp_path / "images" / f"{number}.png", image)
     found = {}
     for door in (weights, *exports.values()):
-        assert predict.main([str(tmp_path / "images"), "--weights", str(door), "--json", "--topk", "4"]) == 0
+        arguments = ["--weights", str(door), "--json", "--topk", "4", "--allow-program"]
+        assert predict.main([str(tmp_path / "images"), *arguments]) == 0
         found[door] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for rows in found.values():
         for row, expected in zip(rows, found[weights]):
@@ -435,6 +507,8 @@ def test_heat_maps_are_drawn_beside_any_engine(tmp_path: Path, images, capsys) -
 
 def test_eval_takes_an_export_and_calibrates_weights_alone(exports, covid_root: Path, tmp_path: Path, capsys) -> None:
     arguments = ["--weights", str(exports["paddle"]), "--data-root", str(covid_root), "--output", str(tmp_path)]
+    assert eval.main(arguments) == 1 and "give --allow-program if you exported it yourself" in capsys.readouterr().err
+    arguments.append("--allow-program")
     assert eval.main(arguments) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["n"] == 4
     assert eval.main([*arguments, "--calibrate"]) == 1

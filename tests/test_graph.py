@@ -76,7 +76,7 @@ def run_numpy(graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
     values = [x]
     for operation in graph.operations:
         values.append(by_definition(operation, [values[k] for k in operation.inputs]))
-    return {name: values[number] for name, number in graph.outputs.items()}
+    return {name: values[number] for name, (number, _) in graph.outputs.items()}
 
 
 def by_definition(operation: Operation, inputs: list[np.ndarray]) -> np.ndarray:

@@ -7,6 +7,7 @@ Nothing heavy is imported before the arguments are parsed, so that `--help` answ
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import io
 import platform
@@ -131,6 +132,11 @@ def add_engine_options(p: argparse.ArgumentParser) -> None:
         help="inference backend; auto: OpenVINO, else ONNX Runtime, else Paddle",
     )
     p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="bf16: faster, rounded (some engines)")
+    p.add_argument(
+        "--allow-program",
+        action="store_true",
+        help="open an export in Paddle's own format: a program that can write any file of yours; only for your own",
+    )
 
 
 def open_predictor(weights: Path, args: argparse.Namespace):
@@ -145,7 +151,8 @@ def open_predictor(weights: Path, args: argparse.Namespace):
         if select_device(args.device) != "cpu" and engine == "auto":
             engine = None  # on a GPU the network itself
     recipe = get_recipe(args.recipe) if args.recipe else None
-    return Predictor.from_weights(weights, recipe, engine, args.precision, lambda line: print(line, file=sys.stderr))
+    say = functools.partial(print, file=sys.stderr)
+    return Predictor.from_weights(weights, recipe, engine, args.precision, say, args.allow_program)
 
 
 def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:

@@ -33,27 +33,25 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.commands.predict import newest_weights
     from paddle_medcls.errors import DataError, WeightsError
     from paddle_medcls.export import drawn_images, export
-    from paddle_medcls.images import read_image
     from paddle_medcls.inputs import expand
     from paddle_medcls.predict import Predictor
     from paddle_medcls.recipes import get_recipe
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE
     from paddle_medcls.runtime import select_device
-    from paddle_medcls.sidecar import find_model
+    from paddle_medcls.sidecar import find_model, form_of
 
     weights = find_model(args.weights or newest_weights(Path("runs")))
     select_device("cpu")
+    if form_of(weights):
+        raise WeightsError(f"{weights} is an export itself", do="export from the weight file (.pdparams)")
     predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
     card = predictor.card
-    if card.form:
-        raise WeightsError(f"{weights} is an export itself", do="export from the weight file (.pdparams)")
     for note in [f"weights: {weights}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else [])]:
         print(note, file=sys.stderr)
     paths = expand(args.images) if args.images else []
     if args.images and len(paths) < 5:
         raise DataError(f"--images: {len(paths)} image(s) to compare on", expected="five or more")
-    spec = card.preprocessing
-    images = [read_image(path, spec.channels, spec.least_px) for path in paths] or drawn_images(card)
+    images: list = [*paths] or drawn_images(card)
     found = export(predictor, weights, args.format, args.output, args.precision, images)
     size = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
     print(f"{args.format}, {args.precision}: {size:.1f} MB written to {args.output}")
@@ -63,6 +61,11 @@ def _work(args: argparse.Namespace) -> int:
         f"{' and '.join(map(str, found.batches))}: largest difference of a probability {found.difference:.1e}, "
         f"same labels {found.same_labels:.0%}"
     )
+    if found.rounding:
+        print(
+            f"an export takes pixels rounded to whole values, which recipe {card.recipe} does not: "
+            f"that changes a probability by up to {found.rounding:.1e}"
+        )
     print(NOTICE)
     return 0
 
