@@ -34,7 +34,7 @@ class Row:
 
 def table(rows: Sequence[Row]) -> str:
     """Published and ours, mean and standard deviation over seeds, in Markdown; AUC / accuracy."""
-    header = ["set", "network", "recipe", "published", "document", "ours", "seeds", "difference", "verdict"]
+    header = ["set", "network", "recipe", "published", "study", "ours", "seeds", "difference", "verdict"]
     header += ["without leaks", "parameters", "minutes"]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     notes, missing = set(), []
@@ -63,8 +63,8 @@ def _line(recipe: Recipe, rows: list[dict]) -> str:
     """One line of the table: all seeds of a recipe on a set."""
     split = rows[0]["split"]
     stated = _published(recipe, split)
-    document = (
-        published.DOCUMENT_002.get((_flag(recipe.dataset), recipe.model))
+    study = (
+        published.MEDMNIST_STUDY.get((_flag(recipe.dataset), recipe.model))
         if recipe.preprocessing.size_px == 28
         else None
     )
@@ -83,7 +83,7 @@ def _line(recipe: Recipe, rows: list[dict]) -> str:
         recipe.model,
         recipe.name,
         _pair(stated),
-        _pair(document or (None, None)),
+        _pair(study or (None, None)),
         " / ".join(ours),
         str(len(rows)),
         " / ".join(differences),

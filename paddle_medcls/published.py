@@ -1,7 +1,7 @@
-"""Published MedMNIST results, test (AUC, accuracy): what the tables of the project compare with. Data.
+"""Published MedMNIST results that ours are compared with: test (AUC, accuracy).
 
-"28" and "224" are the sides of the input; in the paper 224 is the 28-pixel image enlarged, which is
-not MedMNIST+'s 224-pixel file.
+"28" and "224" are the side of the input in pixels. In the paper, 224 is the 28-pixel image enlarged; it is not
+MedMNIST+'s 224-pixel image.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ PAPER = {
 """Yang et al., MedMNIST v2, Scientific Data 2023, Table 3; the columns are COLUMNS."""
 
 PAPER_RUNS = 3
-"""Runs that a cell of PAPER is the mean of. The authors' prediction files (record 7782114 on zenodo.org) are
+"""Number of runs that a cell of PAPER is the mean of. The authors' prediction files (record 7782114 on zenodo.org) are
 numbered 1 to 3 for each network; those of BreastMNIST, ResNet-18 (28), are named .898/.872, .917/.872 and
 .889/.846, whose mean is the table's .901/.863."""
 
-DOCUMENT_002 = {
+MEDMNIST_STUDY = {
     ("pathmnist", "resnet18"): (0.978, 0.864),
     ("pathmnist", "resnet50"): (0.985, 0.836),
     ("chestmnist", "resnet18"): (0.766, 0.947),
@@ -56,8 +56,8 @@ DOCUMENT_002 = {
     ("breastmnist", "resnet50"): (0.864, 0.821),
     ("organcmnist", "resnet18"): (0.990, 0.884),
 }
-"""The study of document 002. Its rows ChestMNIST ResNet-50 (.988/.871) and OrganMNIST_C ResNet-50
-(.975/.746) are left out: they look like rows of other sets."""
+"""MedMNIST study (ResNet-18 and ResNet-50), (data set, network) -> (AUC, accuracy), 28 pixels. Its rows ChestMNIST
+ResNet-50 (.988/.871) and OrganMNIST_C ResNet-50 (.975/.746) are left out: they look like rows of other data sets."""
 
 MEDVIT_V2 = {
     "pathmnist": 0.977,
@@ -87,7 +87,16 @@ BreastMNIST of the authors' own three runs; the largest where several are known.
 
 
 def paper(flag: str, model: str, side: int = 28) -> tuple[float, float] | None:
-    """The paper's (AUC, accuracy) of a network on a set; None where it has none."""
+    """The paper's test result of a network on a data set.
+
+    Args:
+        flag: the data set, such as "breastmnist".
+        model: a network, such as "resnet18".
+        side: of the input, in pixels.
+
+    Returns:
+        (AUC, accuracy); None if the paper has no such result.
+    """
     column = f"{model} ({side})"
     if flag not in PAPER or column not in COLUMNS:
         return None

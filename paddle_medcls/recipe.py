@@ -160,9 +160,13 @@ class Recipe:
         return Recipe.from_json(fields, path)
 
     def differences(self, other: Recipe) -> list[str]:
-        """One line for each field that differs: "lr: 0.01 -> 0.02"."""
+        """One line for each setting that differs: "lr: 0.01 -> 0.02".
+
+        `source` and `targets` describe where a recipe comes from, not how it trains: they are not compared.
+        """
         mine, theirs = self.to_json(), other.to_json()
-        return [f"{name}: {mine[name]!r} -> {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+        settings = [name for name in mine if name not in ("source", "targets")]
+        return [f"{name}: {mine[name]!r} -> {theirs[name]!r}" for name in settings if mine[name] != theirs[name]]
 
 
 _RECORDS = {"preprocessing": Preprocessing, "augmentation": Augmentation}

@@ -233,3 +233,4 @@ def test_a_recipe_cannot_be_changed() -> None:
 def test_differences() -> None:
     assert recipe().differences(recipe(lr=0.5, seed=3)) == ["lr: 0.01 -> 0.5", "seed: 0 -> 3"]
     assert recipe().differences(recipe()) == []
+    assert recipe().differences(recipe(source="another text", targets=(("test/auc", 0.5),))) == []

@@ -1,6 +1,7 @@
 """The grid of trainings: its plan, its table, and going on after interruptions."""
 
 import csv
+import json
 import math
 import statistics
 import time
@@ -205,7 +206,10 @@ def test_a_grid_goes_on_after_interruptions(root, tmp_path, monkeypatch):
     assert float(rows[0]["minutes"]) > 0 and int(rows[0]["parameters"]) == 11_168_706
     assert (cells[0].folder / "test/metrics.json").is_file()
 
-    assert run_grid(cells, output, quiet()) == []  # all finished: nothing runs
+    stored = json.loads((cells[0].folder / "recipe.json").read_text())
+    stored |= {"source": "the text of another version", "targets": []}
+    (cells[0].folder / "recipe.json").write_text(json.dumps(stored))
+    assert run_grid(cells, output, quiet()) == []  # all finished, with the same settings: nothing runs
     assert len(calls) == 2
     longer = plan(Grid("medmnist", 2, sets=("breast",), models=("resnet18",), epochs=3), output, root)
     with pytest.raises(RunError, match="run with another recipe") as caught:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=named("dataset"),
         help="palm, covid, … or a MedMNIST set (breastmnist, …), or list: names them; trains the set's own recipe",
     )
-    p.add_argument("--data_name", dest="dataset", type=str.lower, help="--dataset, as in the MedMNIST tutorial")
+    p.add_argument("--data_name", dest="dataset", type=str.lower, help="--dataset, as in the MedMNIST baseline")
     p.add_argument("--recipe", type=named("recipe"), help="another recipe, by name or as a JSON file; list: names them")
     p.add_argument(
         "--data-root", "--input_root", type=Path, help="folder of the images (default: datasets/<dataset or medmnist>)"
@@ -59,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--output", type=Path, help="run directory (default: runs/<recipe>-<time>)")
     p.add_argument(
-        "--output_root", type=Path, metavar="DIR", help="run directory DIR/<dataset>, as document 000 has it"
+        "--output_root",
+        type=Path,
+        metavar="DIR",
+        help="run directory DIR/<dataset>, as in the MedMNIST baseline",
     )
     p.add_argument("--resume", type=Path, metavar="DIR", help="resume an interrupted run; needs nothing else")
     p.add_argument(

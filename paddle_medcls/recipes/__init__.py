@@ -1,7 +1,7 @@
-"""Recipes: every `Recipe` in a module here is found by its name.
+"""The recipes of the project, found by name: every `Recipe` in a module of this folder.
 
-A recipe's name begins with its module's, so that a fault in one module stops its own recipes alone. A MedMNIST
-recipe serves every MedMNIST set: `get_recipe` fits it to the set and the network.
+A recipe's name begins with its module's name, so a fault in one module disables only the recipes of that module. A
+MedMNIST recipe serves every MedMNIST data set: `get_recipe` adapts it to the data set and the network.
 """
 
 from __future__ import annotations
@@ -15,59 +15,62 @@ from paddle_medcls.recipe import Recipe
 
 
 def all_recipes() -> dict[str, Recipe]:
-    """Every recipe of the project by its name.
+    """All recipes of the project, by name.
 
     Raises:
-        RecipeError: a module that cannot be imported.
+        RecipeError: a module cannot be imported.
     """
-    found, faults = read_recipes()
+    recipes, faults = read_recipes()
     if faults:
         raise faults[0]
-    return found
+    return recipes
 
 
 def read_recipes() -> tuple[dict[str, Recipe], list[RecipeError]]:
     """The recipes of all modules that can be imported, by name, and the faults of the others."""
-    found: dict[str, Recipe] = {}
+    recipes: dict[str, Recipe] = {}
     faults = []
     for module in _modules():
         try:
-            found |= _recipes_of(module)
+            recipes |= _recipes_of(module)
         except RecipeError as error:
             faults.append(error)
-    return found, faults
+    return recipes, faults
 
 
 def find_recipe(name: str) -> Recipe | None:
-    """The recipe of this name as its module has it, or None.
+    """The recipe of this name as its module defines it, or None.
 
     Raises:
-        RecipeError: the module that the name points to cannot be imported.
+        RecipeError: the module that the name begins with cannot be imported.
     """
     for module in _modules():
         if name == module or name.startswith(f"{module}_"):
-            found = _recipes_of(module)
-            if name in found:
-                return found[name]
+            recipes = _recipes_of(module)
+            if name in recipes:
+                return recipes[name]
     return None
 
 
 def get_recipe(name: str, dataset: str | None = None, model: str | None = None) -> Recipe:
-    """The recipe of this name; a data set's own recipe has the data set's name.
+    """The recipe of this name; a data set's default recipe has the data set's name.
 
     Args:
-        name: of a recipe or of a data set.
-        dataset: for a MedMNIST recipe, the set that it is for (default: PathMNIST).
-        model: another network than the recipe's; the published figures follow it.
+        name: a recipe or a data set.
+        dataset: for a MedMNIST recipe, the data set to adapt it to (default: PathMNIST).
+        model: another network than the recipe's; the published results follow it.
+
+    Raises:
+        RecipeError: there is no such recipe, or its module cannot be imported.
     """
     if name in NAMES:
         name, dataset = "medmnist", dataset or name
     recipe = find_recipe(name)
     if recipe is None:
-        found, faults = read_recipes()
+        recipes, faults = read_recipes()
         raise RecipeError(
-            f"unknown recipe {name!r}{did_you_mean(name, found)}",
-            expected=", ".join(sorted(found)),
+            f"unknown recipe {name!r}{did_you_mean(name, recipes)}",
+            expected=", ".join(sorted(recipes)),
             items=[fault.what for fault in faults],
         )
     if recipe.dataset in NAMES and (dataset is None or dataset in NAMES):
@@ -85,7 +88,7 @@ def _recipes_of(module: str) -> dict[str, Recipe]:
     try:
         values = vars(importlib.import_module(f"{__name__}.{module}")).values()
     except RecipeError as error:
-        raise RecipeError(f"recipes/{module}.py: {error.what}", do="mend this file") from error
-    except Exception as error:  # the file is code: a fault in it can be any
-        raise RecipeError(f"recipes/{module}.py: {type(error).__name__}: {error}", do="mend this file") from error
+        raise RecipeError(f"recipes/{module}.py: {error.what}", do="correct this file") from error
+    except Exception as error:  # the file is code: it can raise any error
+        raise RecipeError(f"recipes/{module}.py: {type(error).__name__}: {error}", do="correct this file") from error
     return {value.name: value for value in values if isinstance(value, Recipe)}

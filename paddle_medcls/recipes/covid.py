@@ -1,16 +1,18 @@
-"""COVID-19 Radiography in four classes (document 003: ResNet-50, Momentum, CosineWarmup).
+"""Recipes of the COVID-19 radiography tutorial: four classes, ResNet-50, momentum, warm-up and cosine.
 
-Published there: test accuracy 0.9651, loss 0.1825, on 2,119 of 21,165 images.
+Published: test accuracy 0.9651, loss 0.1825, on 2,119 of 21,165 images.
 
     python tools/prepare.py --dataset covid --split --stats
     python tools/train.py --dataset covid
     python tools/eval.py --weights runs/<run>/COVID.pdparams
 
-Cost of one epoch of the full set, ResNet-50: about an hour on 2 CPU cores.
+One epoch of the full set with ResNet-50 takes about an hour on 2 CPU cores.
 
-`covid` follows the document letter for letter but in two points: mean and std are computed from the
-training list (the document used all images, test included), and the cosine ends at the last step.
-`covid_notebook` has the document's constants; its weight files are read with them.
+`covid` differs from the tutorial in two points: mean and standard deviation are computed from the training split
+(the tutorial used all images, also those of the test split), and the cosine schedule ends at the last step.
+`covid_notebook` uses the tutorial's mean and standard deviation; weight files of the tutorial are read with it.
+
+The tutorials' titles and links: `docs/tutorials.md`.
 """
 
 from paddle_medcls.images import Preprocessing
@@ -18,10 +20,10 @@ from paddle_medcls.recipe import Recipe
 
 COVID = Recipe(
     name="covid",
-    source="document 003: COVID-19 Radiography with ResNet-50 and CosineWarmup",
+    source="COVID-19 radiography tutorial: ResNet-50, warm-up and cosine",
     dataset="covid",
     model="resnet50",
-    preprocessing=Preprocessing(channels="bgr", resize_dtype="float32"),  # the notebook resizes after astype("float32")
+    preprocessing=Preprocessing(channels="bgr", resize_dtype="float32"),  # the tutorial resizes after astype("float32")
     statistics="train",
     epochs=50,
     batch_size=50,

@@ -1,29 +1,31 @@
-"""MedMNIST v2 (documents 000 and 002): one recipe serves all sets and both networks, see `for_dataset`.
+"""Recipes for MedMNIST v2: one recipe serves all data sets and both networks, see `for_dataset`.
 
-Published (paper, Table 3; test AUC/ACC of ResNet-18 at 28 pixels): Breast .901/.863, Pneumonia
-.944/.854, Retina .717/.524; all of it is in `paddle_medcls/published.py`. Over seeds such figures move
-by about .01 AUC and .01 to .05 ACC on these small sets.
+Published (paper, Table 3; test AUC and accuracy of ResNet-18 at 28 pixels): Breast .901/.863, Pneumonia
+.944/.854, Retina .717/.524; the whole table is in `paddle_medcls/published.py`. Between seeds these results vary
+by about .01 AUC and .01 to .05 accuracy on the small data sets.
 
     python tools/prepare.py --dataset breastmnist --download
     python tools/train.py --dataset breastmnist
     python tools/train.py --dataset breastmnist --recipe medmnist_best --model resnet50
     python tools/reproduce.py --suite medmnist --sets breast,retina,pneumonia --models resnet18 --seeds 3
 
-- `medmnist` is the paper's: Adam 0.001, x 0.1 at epochs 50 and 75 of 100, batch 128, the epoch of the
-  best validation AUC. The paper does not say how weights start; here as Paddle does it.
+- `medmnist` is the paper's: Adam with learning rate 0.001, x 0.1 at epochs 50 and 75 of 100, batches of 128, the
+  epoch with the best validation AUC. The paper does not describe the initial weights; Paddle's default is used.
 - `medmnist_28_to_224` is the same with the 28-pixel image enlarged to 224 (nearest) and the ImageNet
-  stem, the paper's columns "(224)". It is not MedMNIST+: the real 224-pixel files are the data sets
-  `breastmnist_224` and so on, which every recipe takes at their own size.
-- `medmnist_sgd` is document 000's baseline; it gives batch 128 and 100 epochs, and no optimizer. Momentum
-  0.9 at 0.001 is that of the MedMNIST v1 baseline, whose code it walks through.
-- `medmnist_study` is document 002: Adam, brightness and contrast, left-right flips, 50 epochs for
-  ResNet-18 and 20 for ResNet-50. The document gives no strengths; 0.2 is ours.
-- `medmnist_best` is the project's own: changes that leave an image anatomically possible (which
-  flips are allowed is on each set's card), cosine, an average of the weights, test-time flips. In three-fold
-  cross-validation on BreastMNIST's training and validation images stronger changes, mixup, erasing, label
+  stem: the paper's columns "(224)". It is not MedMNIST+: the real 224-pixel files are the data sets
+  `breastmnist_224` and so on, which every recipe uses at their own size.
+- `medmnist_sgd` is the MedMNIST baseline tutorial. It gives batches of 128 and 100 epochs, and no optimizer;
+  momentum 0.9 and learning rate 0.001 are those of the MedMNIST v1 baseline, whose code it explains.
+- `medmnist_study` is the MedMNIST study (ResNet-18 and ResNet-50): Adam, changes of brightness and contrast,
+  left-right flips, 50 epochs for ResNet-18 and 20 for ResNet-50. It gives no strength of the changes; 0.2 is ours.
+- `medmnist_best` is this project's own: augmentation that keeps an image anatomically possible (each data set's card
+  names the flips that are allowed), a cosine schedule, a moving average of the weights, test-time flips. In three-fold
+  cross-validation on BreastMNIST's training and validation images stronger augmentation, mixup, erasing, label
   smoothing and 24 epochs were no better; on one or two of the folds neither were SGD, other learning rates,
-  smaller batches and 100 epochs. It keeps the epoch of
-  the least validation loss: on 120 images the best AUC was once that of epoch 1 (RetinaMNIST, seed 1).
+  smaller batches and 100 epochs. It keeps the epoch with the lowest validation loss: on 120 images the best AUC
+  was once that of epoch 1 (RetinaMNIST, seed 1).
+
+The tutorials' titles and links: `docs/tutorials.md`.
 """
 
 from paddle_medcls import published
@@ -57,7 +59,7 @@ MEDMNIST_28_TO_224 = MEDMNIST.replace(
 
 MEDMNIST_SGD = MEDMNIST.replace(
     name="medmnist_sgd",
-    source="document 000: the MedMNIST baseline with SGD",
+    source="MedMNIST baseline: ResNet-18, SGD with momentum",
     optimizer="momentum",
     schedule="constant",
     decay_epochs=(),
@@ -65,7 +67,7 @@ MEDMNIST_SGD = MEDMNIST.replace(
 
 MEDMNIST_STUDY = MEDMNIST.replace(
     name="medmnist_study",
-    source="document 002: ResNet-18 and ResNet-50 with Adam, ColorJitter and flips",
+    source="MedMNIST study (ResNet-18 and ResNet-50): Adam, brightness, contrast and flips",
     epochs=50,
     schedule="constant",
     decay_epochs=(),
@@ -97,11 +99,15 @@ MEDMNIST_BEST = MEDMNIST.replace(
 
 
 def for_dataset(recipe: Recipe, name: str, model: str) -> Recipe:
-    """A recipe of this module for one set and network.
+    """A recipe of this module for one data set and network.
 
-    Channels, loss and size come from the set's card, the published figures from the tables; the
-    project's own recipe flips only where anatomy allows it, and document 002 trains ResNet-50 for
-    20 epochs.
+    Channels, loss and size follow the data set's card, the targets the published tables. `medmnist_best`
+    keeps only the flips that the card allows; `medmnist_study` trains ResNet-50 for 20 epochs.
+
+    Args:
+        recipe: one of this module.
+        name: a MedMNIST data set, such as "breastmnist" or "breastmnist_224".
+        model: "resnet18" or another network.
     """
     card, side = card_of(name)
     gray = card.channels == 1
@@ -127,11 +133,11 @@ def for_dataset(recipe: Recipe, name: str, model: str) -> Recipe:
 
 
 def _targets(recipe: str, flag: str, model: str, side: int) -> tuple[tuple[str, float], ...]:
-    """Published test figures; MedMNIST+'s larger files have none here."""
+    """Published test AUC and accuracy; none are known here for MedMNIST+'s larger images."""
     if side > 28:
         return ()
     if recipe == MEDMNIST_STUDY.name:
-        figures = published.DOCUMENT_002.get((flag, model))
+        scores = published.MEDMNIST_STUDY.get((flag, model))
     else:
-        figures = published.paper(flag, model, 224 if recipe == MEDMNIST_28_TO_224.name else 28)
-    return () if figures is None else (("test/auc", figures[0]), ("test/accuracy", figures[1]))
+        scores = published.paper(flag, model, 224 if recipe == MEDMNIST_28_TO_224.name else 28)
+    return () if scores is None else (("test/auc", scores[0]), ("test/accuracy", scores[1]))

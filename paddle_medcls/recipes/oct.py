@@ -1,16 +1,17 @@
-"""OCT2017 (document 004): the head of an ImageNet VGG-16 is trained, its features stay frozen.
+"""Recipes of the OCT transfer-learning tutorial: a new head on an ImageNet VGG-16 whose features stay frozen.
 
-Published: accuracy 0.966 with InceptionV3 on 1,000 test scans (Kermany et al., Cell 2018); document 004
-quotes about 0.79 while it trains the head. 135,310,404 parameters, 1,049,860 of them trained.
+Published: accuracy 0.966 with InceptionV3 on 1,000 test scans (Kermany et al., Cell 2018); the tutorial
+shows about 0.79 while it trains the head. 135,310,404 parameters, 1,049,860 of them trained.
 
     python tools/prepare.py --dataset oct --stats --check
     python tools/train.py --dataset oct
     python tools/train.py --dataset oct --recipe oct_shipped
 
-`oct` differs from the document in two points: validation is taken out of `train`, whole patients at a
-time (the shipped `val` has 8 scans a class; `oct_shipped` uses it), and the frozen features are computed once
-for 4 augmented versions of each scan. The document's ColorJitter has strengths of 0, which changes nothing; so
-does ours. Cost of the features of one version of 84,000 scans: 3 to 4 hours on 2 CPU cores; minutes on a GPU.
+`oct` differs from the tutorial in two points. Its validation split is a part of the `train` folder, split by patient;
+the `val` folder of the data set has only 8 scans per class (`oct_shipped` uses it). And the frozen features are
+computed once, for 4 augmented versions of each scan. The tutorial's ColorJitter has strengths of 0 and so changes
+nothing; it is left out. Computing the features of one version of 84,000 scans takes 3 to 4 hours on 2 CPU cores, and
+minutes on a GPU.
 """
 
 from paddle_medcls.augment import Augmentation
@@ -19,7 +20,7 @@ from paddle_medcls.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
 
 OCT = Recipe(
     name="oct",
-    source="document 004: OCT2017 with a frozen ImageNet VGG-16",
+    source="OCT transfer-learning tutorial: a frozen ImageNet VGG-16 with a new head",
     dataset="oct",
     model="vgg16",
     pretrained="imagenet",

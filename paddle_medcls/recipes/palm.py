@@ -1,17 +1,18 @@
-"""PALM pathologic myopia (document 001: ResNet of ConvBNLayer and BottleneckBlock, one sigmoid output).
+"""Recipes of the PALM myopia tutorial: pathologic myopia or not, ResNet-50 with one sigmoid output.
 
-Course runs of this network family report a validation accuracy of 0.93 to 0.95 on the 400 images.
+Published course runs with this network report a validation accuracy of 0.93 to 0.95 on 400 images.
 
     python tools/train.py --dataset palm --recipe palm_tutorial
     python tools/train.py --dataset palm
 
-`palm_tutorial` is the document's: BGR, 224 x 224, x / 255 * 2 - 1, batch 10, 10 epochs,
-Momentum 0.9, learning rate 0.005 falling linearly to 0.001 over the first 2.5 epochs (100 steps; the
-document counts 41 batches an epoch and so takes 102.5).
-`palm_constant` is the written course's default, a constant 0.001.
-`palm` is the project's own: the same network from random weights at 128 x 128, with flips, rotation,
-zoom and intensity changes, more epochs, cosine, an average of the weights, and the average over flips at
-evaluation.
+- `palm_tutorial` is the tutorial's: BGR, 224 x 224 pixels, x / 255 * 2 - 1, batches of 10, 10 epochs, momentum 0.9.
+  The learning rate falls linearly from 0.005 to 0.001 over the first 2.5 epochs (100 steps; the tutorial counts 41
+  batches per epoch and so takes 102.5).
+- `palm_constant` has the default of the course's text: a constant learning rate of 0.001.
+- `palm` is this project's own: the same network from random weights at 128 x 128 pixels, with flips, rotation, zoom
+  and intensity changes, more epochs, a cosine schedule, a moving average of the weights, and logits averaged over
+  flips at evaluation.
+- `palm_three` tells normal, high myopia and pathologic myopia apart; no results are published for it.
 """
 
 from paddle_medcls.images import Preprocessing
@@ -19,7 +20,7 @@ from paddle_medcls.recipe import Recipe
 
 PALM_TUTORIAL = Recipe(
     name="palm_tutorial",
-    source="document 001: PALM with ResNet-50, PolynomialDecay 0.005 to 0.001",
+    source="PALM myopia tutorial: ResNet-50, learning rate 0.005 to 0.001, linear",
     dataset="palm",
     model="resnet50",
     loss="sigmoid",
@@ -37,7 +38,7 @@ PALM_TUTORIAL = Recipe(
 
 PALM_CONSTANT = PALM_TUTORIAL.replace(
     name="palm_constant",
-    source="document 001: PALM with ResNet-50, constant 0.001",
+    source="PALM myopia tutorial: ResNet-50, constant learning rate 0.001",
     lr=0.001,
     schedule="constant",
     decay_epochs=(),
@@ -46,7 +47,7 @@ PALM_CONSTANT = PALM_TUTORIAL.replace(
 
 PALM = PALM_TUTORIAL.replace(
     name="palm",
-    source="paddle_medcls: document 001 with augmentation, cosine and weight averaging",
+    source="paddle_medcls: PALM myopia tutorial with augmentation, cosine and weight averaging",
     size_px=128,  # as good as 224 in trials, at a third of the cost
     interpolation="area",
     epochs=40,
