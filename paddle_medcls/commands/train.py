@@ -128,9 +128,11 @@ def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
     """Trains in this process; the run directory and the metrics."""
     from paddle_medcls.cpu import NOTES
     from paddle_medcls.distributed import from_first, join
+    from paddle_medcls.runtime import select_device
     from paddle_medcls.train import Options, check_recipe, train
 
     check_recipe(recipe)
+    select_device(args.device)  # before processes meet, which they do by their devices
     rank, world = join()
     for note in NOTES if rank == 0 else ():
         print(f"set {note}", file=sys.stderr)

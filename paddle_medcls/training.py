@@ -1,0 +1,104 @@
+"""A run while it is trained: how it is opened, and where it stands."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_medcls import modelcard, rundir
+from paddle_medcls.assemble import Data, Learner, build_learner, choose_kernels
+from paddle_medcls.data import weights_name
+from paddle_medcls.data.loader import cut, epoch_order
+from paddle_medcls.models.accelerate import Accelerated
+from paddle_medcls.models.onednn import Operators
+from paddle_medcls.recipe import Recipe
+from paddle_medcls.resume import refuse_changes, restore
+from paddle_medcls.rundir import State
+from paddle_medcls.runtime import environment, paddle
+from paddle_medcls.session import Session
+
+
+@dataclass
+class Training:
+    """A run while it is trained."""
+
+    directory: Path
+    weights: Path  # file of the best weights so far
+    recipe: Recipe
+    data: Data
+    learner: Learner
+    network: Any  # what a batch goes through
+    inference_kernels: Operators | None  # oneDNN's, for validation in float32; None: Paddle's
+    state: State
+    board: Any  # VisualDL's writer, or None
+    drawn_at: float = -math.inf  # when the curves were drawn
+    began_at: float = 0.0  # the current epoch
+    seconds: float = 0.0  # that its training took
+    waited: float = 0.0  # of these, for images
+
+    @property
+    def validated(self):
+        """The network that is validated and kept: the averaged one where the recipe has an average."""
+        return self.learner.model if self.learner.average is None else self.learner.average
+
+    @property
+    def batches(self) -> list[np.ndarray]:
+        """Rows of each batch of the current epoch."""
+        order = epoch_order(len(self.data.train), self.recipe.seed, self.state.epoch)
+        return cut(order, self.recipe.batch_size)
+
+    @property
+    def stopped_early(self) -> bool:
+        waited = self.state.epoch - self.state.best_epoch
+        return bool(self.recipe.patience) and waited >= self.recipe.patience and self.state.batch == 0
+
+    @property
+    def finished(self) -> bool:
+        return self.state.epoch >= self.recipe.epochs or self.stopped_early
+
+
+def open_run(run_dir: Path, recipe: Recipe, data: Data, session: Session, resume: bool) -> Training:
+    """Builds the network and all that trains it, at the start of a run or as it was when the run was interrupted."""
+    if recipe.statistics == "train" and not resume:
+        recipe = recipe.replace(**{name: tuple(of) for name, of in data.facts["train"]["per_image"].items()})
+    say = session.say
+    counts = f"{len(data.train)} training and {len(data.val)} validation images"
+    say(f"{recipe.name}: {counts}, {recipe.model}, {session.device}")
+    for line in filter(None, (data.note, data.train.note)):
+        say(line)
+
+    learner = build_learner(recipe, data, run_dir.parent / "features", session, resume)
+    kernels = choose_kernels(learner.trained, session, resume)
+    network, inference_kernels = learner.trained, None
+    if kernels != "paddle":
+        network = Accelerated(learner.model, Operators(bf16=kernels == "onednn bf16"))
+        inference_kernels = Operators()
+    if session.world > 1:
+        network = paddle.DataParallel(network)
+
+    weights = run_dir / f"{weights_name(recipe.dataset)}.pdparams"
+    state = State()
+    if resume:
+        refuse_changes(run_dir, recipe, data.facts, session)
+        state = restore(run_dir, recipe, learner.parts, weights)
+        say(f"resumed after {state.epoch} of {recipe.epochs} epochs and {state.batch} batches")
+    elif session.first:
+        options = session.options
+        surroundings = environment(session.device) | {"processes": session.world, "kernels": kernels}
+        surroundings |= {"amp": bool(options.amp), "deterministic": bool(options.deterministic)}
+        surroundings["overrides"] = modelcard.recipe_changes(learner.card, recipe)
+        rundir.describe(run_dir, recipe, data.facts, surroundings)
+    board = _open_board(run_dir, session)
+    return Training(run_dir, weights, recipe, data, learner, network, inference_kernels, state, board)
+
+
+def _open_board(run_dir: Path, session: Session):
+    if not session.options.visualdl or not session.first:
+        return None
+    from visualdl import LogWriter
+
+    return LogWriter(logdir=str(run_dir / "visualdl"))
