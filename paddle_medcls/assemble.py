@@ -17,7 +17,6 @@ from paddle_medcls.distributed import from_first, whole_batch_norm
 from paddle_medcls.errors import RecipeError, SetupError, did_you_mean
 from paddle_medcls.files import remove_abandoned
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash, usable_folder
-from paddle_medcls.graph import flips_of
 from paddle_medcls.models import Network, model_names, network_for
 from paddle_medcls.models.accelerate import obstacle
 from paddle_medcls.models.pretrained import pretrained_file
@@ -165,7 +164,7 @@ def _sidecar(recipe: Recipe, data: Data, network: Network) -> Sidecar:
         loss=recipe.loss,
         network=network,
         preprocessing=recipe.preprocessing,
-        flips=flips_of(recipe),
+        flips=recipe.evaluation_flips,
         labels=recipe.labels,
         drawn=data.train.drawn,
         versions={"paddle_medcls": __version__, "paddle": paddle.__version__},

@@ -10,12 +10,16 @@ way an image's changes do not depend on the batch, or the piece of one, that it 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 
 import cv2
 import numpy as np
 
 from paddle_medcls.images import Preprocessing, fit
+
+FLIPS = {"flip": 3, "flip_vertical": 2}
+"""Flips of `Augmentation` -> the axis of (N, C, H, W) that each reverses."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,18 @@ class Augmentation:
     def active(self) -> bool:
         """Whether training images are changed at all."""
         return any(astuple(self))
+
+
+def flip_axes(flips: Sequence[str]) -> list[tuple[int, ...]]:
+    """Axes of (N, C, H, W) to reverse for each version of an image that is averaged; the first: none.
+
+    Args:
+        flips: names in FLIPS; both together add the image turned by 180 degrees as well.
+    """
+    axes: list[tuple[int, ...]] = [()]
+    for name in flips:
+        axes += [(*known, FLIPS[name]) for known in axes]
+    return axes
 
 
 def random_version(

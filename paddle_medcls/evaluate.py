@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from paddle_medcls.augment import flip_axes
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset, cut, load_batches
-from paddle_medcls.graph import flip_axes
 from paddle_medcls.images import Preprocessing
 from paddle_medcls.output_head import check_finite
 from paddle_medcls.progress import progress

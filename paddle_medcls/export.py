@@ -22,12 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
+from paddle_medcls.augment import flip_axes
 from paddle_medcls.data import dataset_names, load_index
 from paddle_medcls.data.sample import draw
 from paddle_medcls.engines import FORMS, require, stdout_to_stderr
 from paddle_medcls.errors import RunError, SetupError, WeightsError
 from paddle_medcls.files import sha256
-from paddle_medcls.graph import KNOWN, OPSET, flip_axes, pixels_graph, to_onnx, to_openvino
+from paddle_medcls.graph import KNOWN, OPSET, pixels_graph, to_onnx, to_openvino
 from paddle_medcls.modelcard import is_card, run_facts, write_card
 from paddle_medcls.predict import AnyImage, Predictor
 from paddle_medcls.progress import progress

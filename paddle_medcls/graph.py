@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from paddle_medcls.augment import flip_axes
 from paddle_medcls.errors import SetupError
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import check_arrays
-from paddle_medcls.recipe import Recipe
 
 if TYPE_CHECKING:
     from paddle_medcls.sidecar import Sidecar
@@ -47,8 +47,6 @@ VGG_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 KNOWN = (*RESNETS, "vgg16")
 OPSET = 17
 EPSILON = 1e-5  # of Paddle's BatchNorm2D
-
-FLIPS = {"flip": 3, "flip_vertical": 2}  # axes of (N, C, H, W)
 
 
 class Layer(NamedTuple):
@@ -94,23 +92,6 @@ class Graph:
     input_shape: tuple[int, int, int]
     operations: tuple[Operation, ...]
     outputs: dict[str, tuple[int, int]]
-
-
-def flips_of(recipe: Recipe) -> tuple[str, ...]:
-    """Flips averaged at evaluation: those that the augmentation uses, if the recipe asks for them."""
-    return tuple(name for name in FLIPS if recipe.test_flips and getattr(recipe.augmentation, name))
-
-
-def flip_axes(flips: Sequence[str]) -> list[tuple[int, ...]]:
-    """Axes of each version of an image that is averaged; the first is the image itself.
-
-    Args:
-        flips: names in FLIPS; both together add the image turned by 180 degrees as well.
-    """
-    axes: list[tuple[int, ...]] = [()]
-    for name in flips:
-        axes += [(*known, FLIPS[name]) for known in axes]
-    return axes
 
 
 # --- layers ------------------------------------------------------------------------------------------

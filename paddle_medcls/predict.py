@@ -16,7 +16,7 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.engines import FASTEST_FIRST, FORMS, InferenceBackend, compile_graph, open_model, require
 from paddle_medcls.errors import DataError, SetupError, WeightsError
 from paddle_medcls.files import sha256
-from paddle_medcls.graph import KNOWN, flips_of, logits_graph
+from paddle_medcls.graph import KNOWN, logits_graph
 from paddle_medcls.images import decode_image, preprocess, read_image, to_channels, unfit
 from paddle_medcls.models.layouts import recognise
 from paddle_medcls.models.weights import load_strict, read_weights
@@ -398,7 +398,7 @@ def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, di
         raise WeightsError(
             f"{path}: has {network.num_outputs} output(s), recipe {recipe.name} needs {head.num_outputs}"
         )
-    spec, flips = recipe.preprocessing, flips_of(recipe)
+    spec, flips = recipe.preprocessing, recipe.evaluation_flips
     mean, std = (", ".join(f"{value:.2f}" for value in dict.fromkeys(values)) for values in (spec.mean, spec.std))
     averaged = f"; averaged over the image and its flips ({', '.join(flips)})" if flips else ""
     notes.append(

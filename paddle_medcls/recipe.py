@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from paddle_medcls.augment import Augmentation
+from paddle_medcls.augment import FLIPS, Augmentation
 from paddle_medcls.errors import RecipeError, did_you_mean
 from paddle_medcls.images import CHOICES as PREPROCESSING_CHOICES
 from paddle_medcls.images import MAX_SIDE_PX, MEAN_RANGE, STD_RANGE, Preprocessing
@@ -158,6 +158,11 @@ class Recipe:
         except (OSError, ValueError, RecursionError) as error:
             raise RecipeError(f"the recipe cannot be read: {error}", where=path) from None
         return Recipe.from_json(fields, path)
+
+    @property
+    def evaluation_flips(self) -> tuple[str, ...]:
+        """Names of the flips averaged at evaluation: with `test_flips` those of the augmentation."""
+        return tuple(name for name in FLIPS if self.test_flips and getattr(self.augmentation, name))
 
     def differences(self, other: Recipe) -> list[str]:
         """One line for each setting that differs: "lr: 0.01 -> 0.02".

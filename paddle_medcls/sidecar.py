@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from paddle_medcls.augment import FLIPS
 from paddle_medcls.engines import FORMS, PRECISIONS
 from paddle_medcls.errors import WeightsError, did_you_mean
 from paddle_medcls.files import read_json, sha256, write_json
-from paddle_medcls.graph import FLIPS
 from paddle_medcls.images import MAX_SIDE_PX, Preprocessing
 from paddle_medcls.models import LOSSES, Network
 from paddle_medcls.output_head import OutputHead

@@ -23,7 +23,6 @@ from paddle_medcls.distributed import exchange, from_first, over_processes, piec
 from paddle_medcls.errors import RunError
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.frozen import FeatureDataset, head_logits, start_training
-from paddle_medcls.graph import flips_of
 from paddle_medcls.interrupt import Interrupt, interrupted
 from paddle_medcls.models.accelerate import Accelerated
 from paddle_medcls.models.weights import load_strict, read_weights
@@ -220,7 +219,7 @@ def finish(training: Training, session: Session) -> Run:
         session.say(f"stopped early: no better {recipe.monitor} in {recipe.patience} epochs")
     weights = training.weights
     load_strict(training.validated, read_weights(weights), weights)
-    logits = validate(training, session, flips_of(recipe))
+    logits = validate(training, session, recipe.evaluation_flips)
     if not session.first:
         return Run(training.directory, weights, {}, state.history)
     result = rundir.score_split(logits, data.val, learner.card.head)

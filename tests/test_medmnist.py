@@ -28,7 +28,6 @@ from paddle_medcls.data.medmnist_cards import ALIASES, CARDS
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.errors import DataError, Stopped
-from paddle_medcls.graph import flips_of
 from paddle_medcls.images import fit, preprocess
 from paddle_medcls.medmnist_scores import write_scores
 from paddle_medcls.models import network_for
@@ -115,7 +114,7 @@ def test_every_recipe_fits_every_set(flag):
         assert recipe.name == name
     best = get_recipe("medmnist_best", flag)
     flips = {name for name in ("flip", "flip_vertical") if getattr(best.augmentation, name)}
-    assert flips == set(card.flips) == set(flips_of(best))
+    assert flips == set(card.flips) == set(best.evaluation_flips)
     assert get_recipe(flag) == get_recipe("medmnist", flag)
 
 
