@@ -25,7 +25,7 @@ from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
 
-_NOTEBOOKS = {("document 001", 1): "palm_tutorial", ("document 003", 4): "covid_notebook"}
+_NOTEBOOKS = {("PALM tutorial", 1): "palm_tutorial", ("COVID-19 tutorial", 4): "covid_notebook"}
 """(layout, outputs) of a weight file without a sidecar -> the recipe it must have been made with."""
 
 AnyImage = Union[np.ndarray, str, Path, bytes]

@@ -580,7 +580,7 @@ def test_pretrained_weights_start_a_run(palm_root: Path, tmp_path: Path) -> None
     start = read_weights(tmp_path / "a" / "PALM.pdparams")
     changes = {"epochs": 1, "lr": 1e-9, "seed": 5, "pretrained": str(tmp_path / "a" / "PALM.pdparams")}
     go(palm_root, tmp_path / "b", **changes)
-    assert any("pretrained: resnet18 (document 003 names)" in line for line in go.said)
+    assert any("pretrained: resnet18 (COVID-19 tutorial names)" in line for line in go.said)
     found = read_weights(tmp_path / "b" / "PALM.pdparams")
     np.testing.assert_allclose(found["fc.weight"], start["fc.weight"], atol=1e-6)
     np.testing.assert_allclose(found["conv.0.weight"], start["conv.0.weight"], atol=1e-6)

@@ -52,7 +52,7 @@ from paddle_medcls.sidecar import KIND, Sidecar
 
 
 def test_palm_file_gives_the_notebooks_logits(tmp_path: Path) -> None:
-    """Document 001, from the image file to the logit: cv2.imread, resize, x / 255 * 2 - 1, its ResNet-50."""
+    """PALM tutorial, from the image file to the logit: cv2.imread, resize, x / 255 * 2 - 1, its ResNet-50."""
     notebook = trained(Net001(50, 1))
     paddle.save(notebook.state_dict(), str(tmp_path / "palm.pdparams"))
     path = write_image(tmp_path / "V0001.jpg", pixels(1, size=256))
@@ -62,17 +62,17 @@ def test_palm_file_gives_the_notebooks_logits(tmp_path: Path) -> None:
 
     predictor = Predictor.from_weights(tmp_path / "palm.pdparams")
     assert predictor.card.classes == ("non-pathologic", "pathologic") and predictor.card.recipe == "palm_tutorial"
-    assert any("document 001" in note for note in predictor.notes)
+    assert any("PALM tutorial" in note for note in predictor.notes)
     logits = predictor.logits([path])
     assert logits.shape == (1, 1) and abs(expected).max() > 0.01
-    print(f"document 001: logit {expected[0, 0]:.4f}, largest difference {abs(logits - expected).max():.1e}")
+    print(f"PALM tutorial: logit {expected[0, 0]:.4f}, largest difference {abs(logits - expected).max():.1e}")
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     p = 1 / (1 + np.exp(-expected[0, 0]))
     np.testing.assert_allclose(predictor.head.probabilities(logits), [[1 - p, p]], atol=1e-5)
 
 
 def test_covid_file_gives_the_notebooks_logits(tmp_path: Path) -> None:
-    """Document 003, from the image file to the logits, with Paddle's own transforms and its ResNet-50."""
+    """COVID-19 tutorial, from the image file to the logits, with Paddle's own transforms and its ResNet-50."""
     notebook = trained(Net003(50, 4))
     paddle.save(notebook.state_dict(), str(tmp_path / "COVID.pdparams"))
     path = write_image(tmp_path / "COVID-1.png", cv2.resize(pixels(2, size=64), (299, 299))[:, :, 0])
@@ -87,7 +87,7 @@ def test_covid_file_gives_the_notebooks_logits(tmp_path: Path) -> None:
     assert predictor.card.classes == ("COVID", "LungOpacity", "Normal", "ViralPneumonia")
     logits = predictor.logits([path])
     assert logits.shape == (1, 4) and abs(expected).max() > 0.1
-    print(f"document 003: logits {expected[0].round(4)}, largest difference {abs(logits - expected).max():.1e}")
+    print(f"COVID-19 tutorial: logits {expected[0].round(4)}, largest difference {abs(logits - expected).max():.1e}")
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     assert predictor.head.probabilities(logits).sum() == pytest.approx(1)
 
@@ -95,8 +95,8 @@ def test_covid_file_gives_the_notebooks_logits(tmp_path: Path) -> None:
 # --- names and shapes of every layout at every depth -----------------------------------------------
 
 UNIT = {  # layout -> names of a convolution's weight and of its batch norm's four
-    "document 001": ("._conv.weight", "._batch_norm.", ("weight", "bias", "_mean", "_variance")),
-    "document 003": (".0.weight", ".1.", ("weight", "bias", "_mean", "_variance")),
+    "PALM tutorial": ("._conv.weight", "._batch_norm.", ("weight", "bias", "_mean", "_variance")),
+    "COVID-19 tutorial": (".0.weight", ".1.", ("weight", "bias", "_mean", "_variance")),
     "PaddleClas": (".conv.weight", ".bn.", ("weight", "bias", "_mean", "_variance")),
 }
 
@@ -123,9 +123,11 @@ def unit(layout: str, prefix: str, inputs: int, outputs: int, kernel: int) -> It
 def layout_entries(layout: str, depth: int, outputs: int) -> Iterator[tuple[str, tuple]]:
     """Every name and shape of a ResNet in a layout, as its authors' code lists them."""
     bottleneck = depth >= 50
-    first = 1 if layout in ("document 003", "paddle.vision", "torchvision") else 0  # convolutions count from
-    stem = {"document 001": "conv", "document 003": "conv", "PaddleClas": "stem.0"}.get(layout, "conv1")
-    shortcut = {"document 001": "short", "document 003": "shortcut", "PaddleClas": "short"}.get(layout, "downsample")
+    first = 1 if layout in ("COVID-19 tutorial", "paddle.vision", "torchvision") else 0  # convolutions count from
+    stem = {"PALM tutorial": "conv", "COVID-19 tutorial": "conv", "PaddleClas": "stem.0"}.get(layout, "conv1")
+    shortcut = {"PALM tutorial": "short", "COVID-19 tutorial": "shortcut", "PaddleClas": "short"}.get(
+        layout, "downsample"
+    )
     yield from unit(layout, stem, 3, 64, 7)
     inputs, number = 64, 0
     for stage, count in enumerate(DEPTHS[depth]):
@@ -133,8 +135,8 @@ def layout_entries(layout: str, depth: int, outputs: int) -> Iterator[tuple[str,
         outs = 4 * width if bottleneck else width
         for i in range(count):
             block = {
-                "document 001": f"bb_{stage}_{i}",
-                "document 003": f"block.{number}",
+                "PALM tutorial": f"bb_{stage}_{i}",
+                "COVID-19 tutorial": f"block.{number}",
                 "PaddleClas": f"blocks.{number}",
             }.get(layout, f"layer{stage + 1}.{i}")
             sizes = [(inputs, width, 1), (width, width, 3), (width, outs, 1)]
@@ -145,7 +147,7 @@ def layout_entries(layout: str, depth: int, outputs: int) -> Iterator[tuple[str,
             if inputs != outs or (layout == "PaddleClas" and number == 0):
                 yield from unit(layout, f"{block}.{shortcut}", inputs, outs, 1)
             inputs, number = outs, number + 1
-    head = "out" if layout == "document 001" else "fc"
+    head = "out" if layout == "PALM tutorial" else "fc"
     yield f"{head}.weight", (outputs, inputs) if layout == "torchvision" else (inputs, outputs)
     yield f"{head}.bias", (outputs,)
 
@@ -162,7 +164,7 @@ def our_shapes(depth: int, project_first: bool = False) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("layout", ["document 001", "document 003", "PaddleClas", "paddle.vision", "torchvision"])
+@pytest.mark.parametrize("layout", ["PALM tutorial", "COVID-19 tutorial", "PaddleClas", "paddle.vision", "torchvision"])
 def test_every_layout_at_every_depth(layout: str, depth: int) -> None:
     state = {name: np.zeros(shape, np.float32) for name, shape in layout_entries(layout, depth, 4)}
     network, renamed, found = recognise(state, "file")
@@ -171,7 +173,7 @@ def test_every_layout_at_every_depth(layout: str, depth: int) -> None:
     assert {name: value.shape for name, value in renamed.items()} == our_shapes(depth, projected)
 
 
-@pytest.mark.parametrize(("layout", "model"), [("document 001", Net001), ("document 003", Net003)])
+@pytest.mark.parametrize(("layout", "model"), [("PALM tutorial", Net001), ("COVID-19 tutorial", Net003)])
 def test_the_layout_lists_are_those_of_the_networks(layout: str, model: type) -> None:
     """The generated names above are the rewritten notebooks' own."""
     own = {name: tuple(value.shape) for name, value in model(50, 4).state_dict().items()}
@@ -186,7 +188,7 @@ def test_paddle_vision_names_are_paddles_own() -> None:
 def test_values_follow_their_names() -> None:
     """Every entry of every layout lands on the entry of ours that does the same thing."""
     reference: dict[str, np.ndarray] = {}
-    for layout in ("document 003", "document 001", "paddle.vision", "torchvision"):
+    for layout in ("COVID-19 tutorial", "PALM tutorial", "paddle.vision", "torchvision"):
         entries = [(n, s) for n, s in layout_entries(layout, 50, 4) if not n.endswith("num_batches_tracked")]
         state = {name: np.full(shape, k, np.float32) for k, (name, shape) in enumerate(entries)}
         _, renamed, _ = recognise(state, layout)

@@ -10,9 +10,9 @@ from paddle_medcls.errors import WeightsError
 from paddle_medcls.models import Network
 
 _LAYOUTS = (  # (layout, a name only it has, patterns: theirs -> ours; <k> is the block's number)
-    ("document 003", "conv.0.weight", ()),
+    ("COVID-19 tutorial", "conv.0.weight", ()),
     (
-        "document 001",
+        "PALM tutorial",
         "conv._conv.weight",
         (
             (r"bb_(\d+)_(\d+)\.", "stage"),
@@ -66,7 +66,7 @@ def recognise(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict
         name: the file, for messages.
 
     Returns:
-        The network, the state dict under our names, and the layout: "document 003", "document 001",
+        The network, the state dict under our names, and the layout: "COVID-19 tutorial", "PALM tutorial",
         "paddle.vision", "torchvision" or "PaddleClas".
     """
     if "features.0.weight" in state and "classifier.0.weight" in state:
@@ -75,7 +75,7 @@ def recognise(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict
     if not layout:
         raise WeightsError(
             f"{name}: the layout is not known; it begins with {', '.join(list(state)[:4])}",
-            expected="a ResNet of document 001 or 003, of paddle.vision, torchvision or PaddleClas, or a VGG-16",
+            expected="a ResNet of the PALM or COVID-19 tutorial, paddle.vision, torchvision or PaddleClas, or a VGG-16",
         )
     torch = any(key.endswith("running_mean") for key in state)
     stages: dict[int, int] = {}
