@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from paddle_medcls import __version__, report
 from paddle_medcls.data import load_index
 from paddle_medcls.data.cache import mapped, scan_cached
 from paddle_medcls.data.index import Index
+from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.distributed import from_first, whole_batch_norm
 from paddle_medcls.errors import RecipeError, SetupError, did_you_mean
 from paddle_medcls.files import remove_abandoned
@@ -77,12 +79,13 @@ def read_data(recipe: Recipe, data_root: Path, cache: Path | None, session: Sess
     def scan() -> tuple[dict, dict[str, str]]:
         facts: dict[str, Any] = {"data_root": str(data_root.resolve()), "drawn": train.drawn, "note": train.note}
         caches: dict[str, str] = {}
+        say = lru_cache(session.say)  # the same line for both splits is printed once
         if cache is not None:
             remove_abandoned(cache)
         for index in (train, val):
             crops = recipe.augmentation.crop_scale and index is train  # random parts need the whole image
             folder = None if recipe.freeze or crops else cache
-            found, images = scan_cached(index, recipe.preprocessing, session.options.workers, folder, session.say)
+            found, images = scan_cached(index, recipe.preprocessing, session.options.workers, folder, say)
             caches[index.split] = "" if images is None else str(images.filename)
             facts[index.split] = {
                 "images": len(index),
@@ -148,7 +151,9 @@ def _features(model, recipe: Recipe, data: Data, cache: Path, session: Session) 
     def features(index: Index, view: int | None) -> np.ndarray:
         def path() -> str:
             remove_abandoned(cache)
-            return str(cached_features(model, frozen, index, recipe, view, cache, session.options.workers))
+            augmentation = None if view is None else recipe.augmentation
+            dataset = ImageDataset(index, recipe.preprocessing, augmentation, recipe.seed, view or 0)
+            return str(cached_features(model, frozen, dataset, cache, session.options.workers))
 
         return mapped(Path(from_first(path, session.rank, session.world)))
 

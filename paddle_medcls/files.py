@@ -96,6 +96,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def folder_error(folder: Path) -> str:
+    """Why no file can be written in a folder, which is created if missing; "" if one can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return str(error.strerror or error)
+
+
 def python_path() -> str:
     """PYTHONPATH under which a fresh process finds this package, installed or not."""
     return os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))

@@ -21,11 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.data.cache import content_key, keyed_file, refuse_changed
-from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import Batch, ImageDataset, cut, load_batches
-from paddle_medcls.files import atomic_write
+from paddle_medcls.files import atomic_write, folder_error
 from paddle_medcls.progress import progress
-from paddle_medcls.recipe import Recipe
 from paddle_medcls.runtime import paddle
 
 
@@ -74,33 +72,31 @@ class FeatureDataset:
         return Batch(np.asarray(self.features[rows]), self.labels[rows], rows)
 
 
-def cached_features(
-    model, weights_hash: str, index: Index, recipe: Recipe, view: int | None, folder: Path, workers: int
-) -> Path:
-    """The file of the features of every image of an index; it is made where there is none.
+def cached_features(model, weights_hash: str, dataset: ImageDataset, folder: Path, workers: int) -> Path:
+    """The file with the features of every image of a data set, computed if it does not exist yet.
 
     Args:
-        model: gives `embed(x)`.
+        model: its `embed(x)` computes the features.
         weights_hash: `frozen_hash(model)`.
-        view: number of the augmented version; None: as at evaluation.
-        folder: where the files are kept.
+        dataset: its `epoch` is the number of the augmented version.
+        folder: of the cache.
+        workers: threads that read images.
 
     Returns:
         A .npy file, (N, D) float32.
     """
-    spec = recipe.preprocessing
-    content = content_key(index, workers)
-    key: list = [weights_hash, paddle.__version__, spec.to_json(), content]
-    if view is not None:
-        key += [view, recipe.seed, asdict(recipe.augmentation)]
+    content = content_key(dataset.index, workers)
+    device = paddle.get_device().partition(":")[0]  # a GPU rounds differently
+    precision = str(next(iter(model.parameters())).dtype)
+    key: list = [weights_hash, paddle.__version__, device, precision, dataset.spec.to_json(), content]
+    if dataset.augmentation is not None:
+        key += [dataset.epoch, dataset.seed, asdict(dataset.augmentation)]
     path = keyed_file(folder, key)
     if not path.is_file():
-        dataset = ImageDataset(index, spec, None if view is None else recipe.augmentation, recipe.seed, view or 0)
-        what = f"features of {index.split}" + ("" if view is None else f", view {view + 1}")
 
         def write(temporary: str) -> None:
-            _compute(model, dataset, temporary, workers, what)
-            refuse_changed(index, content, workers)
+            _compute_features(model, dataset, temporary, workers)
+            refuse_changed(dataset.index, content, workers)
 
         atomic_write(path, write)
     return path
@@ -108,18 +104,18 @@ def cached_features(
 
 def usable_folder(folder: Path, model, say: Callable[[str], None]) -> Path:
     """The folder, or where it cannot be written, a temporary one that is removed with the model."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        say(f"features are not kept for later runs: {folder}: {error.strerror or error}")
-        temporary = tempfile.mkdtemp(prefix="paddle_medcls-features-")
-        weakref.finalize(model, shutil.rmtree, temporary, ignore_errors=True)
-        return Path(temporary)
+    error = folder_error(folder)
+    if not error:
+        return folder
+    say(f"features are not kept for later runs: {folder}: {error}")
+    temporary = tempfile.mkdtemp(prefix="paddle_medcls-features-")
+    weakref.finalize(model, shutil.rmtree, temporary, ignore_errors=True)
+    return Path(temporary)
 
 
-def _compute(model, dataset: ImageDataset, target: str, workers: int, what: str) -> None:
+def _compute_features(model, dataset: ImageDataset, target: str, workers: int) -> None:
+    """Writes `model.embed` of every image to a .npy file."""
+    what = f"features of {dataset.index.split}" + (f", view {dataset.epoch + 1}" if dataset.augmentation else "")
     model.eval()
     batches = cut(range(len(dataset)), 32)
     table = None

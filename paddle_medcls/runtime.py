@@ -82,21 +82,29 @@ def require_gpu(device: str, option: str) -> None:
         raise SetupError(f"{option} needs a GPU; this run is on the {device}", do=f"leave {option} out")
 
 
-def set_deterministic() -> None:
-    """Asks cuDNN for the deterministic algorithms; the CPU is deterministic without it."""
-    if paddle.is_compiled_with_cuda():
-        paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
+def configure_gpu(deterministic: bool, amp: bool) -> None:
+    """Sets all of Paddle's GPU switches that this package uses, so that none is left over from an earlier run.
 
+    Does nothing in a CPU build of Paddle, whose operators are deterministic.
 
-def set_fast(amp: bool) -> None:
-    """On a GPU: cuDNN tries its convolutions on the first batch of each shape and keeps the fastest.
-
-    With mixed precision Paddle may also turn a network's tensors channels-last, on cards with tensor
-    cores, where float16 convolutions gain by it.
+    Args:
+        deterministic: use deterministic algorithms only. FLAGS_cudnn_deterministic=1 in the environment has the same
+            effect. Otherwise cuDNN measures its convolution algorithms on the first batch of each shape and uses
+            the fastest one.
+        amp: the run uses mixed precision. If not deterministic, Paddle may then store activations channels-last,
+            which makes float16 convolutions faster on GPUs with tensor cores.
     """
-    paddle.set_flags({"FLAGS_cudnn_exhaustive_search": True})
-    if amp:
-        paddle.incubate.autotune.set_config({"layout": {"enable": True}})
+    if not paddle.is_compiled_with_cuda():
+        return
+    deterministic = deterministic or os.environ.get("FLAGS_cudnn_deterministic", "").lower() in ("1", "true")
+    paddle.set_flags(
+        {
+            "FLAGS_cudnn_deterministic": deterministic,
+            "FLAGS_embedding_deterministic": int(deterministic),
+            "FLAGS_cudnn_exhaustive_search": not deterministic,
+        }
+    )
+    paddle.incubate.autotune.set_config({"layout": {"enable": amp and not deterministic}})
 
 
 def environment(device: str) -> dict:

@@ -12,7 +12,7 @@ from typing import Any
 from paddle_medcls.cpu import has_bfloat16
 from paddle_medcls.distributed import join
 from paddle_medcls.errors import RunError, SetupError
-from paddle_medcls.runtime import require_gpu, select_device, set_deterministic, set_fast
+from paddle_medcls.runtime import configure_gpu, require_gpu, select_device
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,7 @@ def start_session(options: Options, began: dict | None = None) -> Session:
     device = select_device(options.device)
     if options.amp:
         require_gpu(device, "--amp")
-    if options.deterministic:
-        set_deterministic()
-    elif device.startswith("gpu"):
-        set_fast(bool(options.amp))
+    configure_gpu(bool(options.deterministic), bool(options.amp))
     rank, world = join()
     return Session(device, rank, world, options, options.say if rank == 0 else lambda line: None)
 

@@ -226,6 +226,17 @@ def test_too_little_free_disk_and_a_folder_that_cannot_be_made(
     assert images is None and figures["count"] == 12 and "GB are free" in said[0]
 
 
+def test_a_folder_that_cannot_be_written_is_named_once_a_run(
+    palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paddle_medcls.rundir.write_outputs", lambda *_: None)
+    (tmp_path / "file").write_text("")
+    said: list[str] = []
+    options = Options(device="cpu", workers=0, say=said.append, image_cache=str(tmp_path / "file"))
+    train(recipe(model="toy", epochs=1), palm_root, tmp_path / "run", options)
+    assert sum("no image cache" in line for line in said) == 1
+
+
 def test_an_unreadable_image_is_the_scans_error_and_nothing_is_kept(index: Index, tmp_path: Path) -> None:
     Path(index.sources[2]).write_bytes(b"x")
     with pytest.raises(DataError, match="1 of 12 train image"):

@@ -12,6 +12,7 @@ import pytest
 
 from paddle_medcls.augment import _random_part, random_version
 from paddle_medcls.data import load_index
+from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.errors import DataError, RecipeError, WeightsError
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash, head_logits, start_training
@@ -118,18 +119,21 @@ def test_unfrozen_training_does_move_batch_norm() -> None:
 def test_cached_and_uncached_evaluation_agree(palm_root: Path, tmp_path: Path) -> None:
     model, recipe = small_model(), frozen_recipe()
     index = load_index("palm", palm_root, "val")
-    cached = head_logits(model, np.load(cached_features(model, "w", index, recipe, None, tmp_path / "features", 0)))
+    dataset = ImageDataset(index, recipe.preprocessing)
+    cached = head_logits(model, np.load(cached_features(model, "w", dataset, tmp_path / "features", 0)))
     direct = evaluate_split(model, index, recipe.preprocessing, 3, 0)
     np.testing.assert_allclose(cached, direct, atol=1e-5)
     assert np.ptp(direct) > 1e-3
 
 
-def test_the_cache_is_never_stale(palm_root: Path, tmp_path: Path) -> None:
+def test_the_cache_is_never_stale(palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, recipe, folder = small_model(), frozen_recipe(), tmp_path / "features"
     index = load_index("palm", palm_root, "val")
 
     def features(weights="w", recipe=recipe, view=None):
-        return np.load(cached_features(model, weights, index, recipe, view, folder, 0))
+        augmentation = None if view is None else recipe.augmentation
+        dataset = ImageDataset(index, recipe.preprocessing, augmentation, recipe.seed, view or 0)
+        return np.load(cached_features(model, weights, dataset, folder, 0))
 
     features()
     written = [path.stat().st_mtime_ns for path in folder.iterdir()]
@@ -143,6 +147,10 @@ def test_the_cache_is_never_stale(palm_root: Path, tmp_path: Path) -> None:
     index.sources[0].write_bytes(index.sources[1].read_bytes())
     features()
     assert len(list(folder.iterdir())) == 7
+    with monkeypatch.context() as patch:
+        patch.setattr(paddle, "get_device", lambda: "gpu:0")
+        features()
+    assert len(list(folder.iterdir())) == 8
 
 
 def test_features_of_other_pixels_of_the_same_size_and_time_are_not_used(palm_root: Path, tmp_path: Path) -> None:
@@ -153,7 +161,8 @@ def test_features_of_other_pixels_of_the_same_size_and_time_are_not_used(palm_ro
         for row, path in enumerate(index.sources):
             path.write_bytes(cv2.imencode(".bmp", fakes.pixels(seed + row))[1].tobytes())
             os.utime(path, ns=(0, 0))
-        found.append(np.load(cached_features(model, "w", index, recipe, None, folder, 0)))
+        dataset = ImageDataset(index, recipe.preprocessing)
+        found.append(np.load(cached_features(model, "w", dataset, folder, 0)))
     assert np.abs(found[0] - found[1]).max() > 1e-3 and len(list(folder.iterdir())) == 2
 
 

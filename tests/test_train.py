@@ -617,7 +617,7 @@ def test_other_settings_are_refused(began: dict, options: dict, message: str) ->
 def test_a_resume_keeps_the_settings_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mixed precision, determinism, the kind of device, kernels and precision, without being asked."""
     monkeypatch.setattr("paddle_medcls.session.select_device", lambda name: {"gpu": "gpu:0"}.get(name, name))
-    monkeypatch.setattr("paddle_medcls.session.set_deterministic", lambda: None)
+    monkeypatch.setattr("paddle_medcls.session.configure_gpu", lambda deterministic, amp: None)
     environment = {"device": "gpu:0", "kernels": "paddle", "amp": True, "deterministic": True}
     session = start_session(Options(), environment)
     found = session.options

@@ -25,7 +25,7 @@ from paddle_medcls import __version__
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.errors import DataError, SetupError
-from paddle_medcls.files import atomic_write, sha256, write_json
+from paddle_medcls.files import atomic_write, folder_error, sha256, write_json
 from paddle_medcls.images import Preprocessing
 
 FREE_SHARE = 0.5  # of the free disk, what a cache of images may take
@@ -120,6 +120,10 @@ def scan_cached(
     known = _known(path, shape)
     if known is not None:
         return known
+    error = folder_error(folder)
+    if error:
+        say(f"no image cache: {folder}: {error}")
+        return scan(index, workers, spec.channels, spec), None
     size = int(np.prod(shape, dtype=np.int64))
     figures: dict = {}
 
@@ -132,7 +136,6 @@ def scan_cached(
         refuse_changed(index, content, workers)
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if size > FREE_SHARE * free:
             say(f"no image cache of {index.split}: {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {folder}")

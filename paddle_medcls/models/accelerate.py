@@ -106,11 +106,11 @@ class _Pass:
         operators, conv, norm, relu = self.operators, layer[0], layer[1], len(layer) == 3
         weight, window, training = conv.weight, (conv._stride[0], conv._padding), norm.training
         z = operators.conv(x, weight, *window)
-        y, kept = operators.batch_norm(z, norm, relu, training, self.keep)
+        y, state = operators.batch_norm(z, norm, relu, training, self.keep)
 
         def back(dy):
             scale, shift = self.gradient_of(norm.weight), self.gradient_of(norm.bias)
-            dz = operators.batch_norm_backward(dy, z, norm, relu, training, kept, scale, shift)
+            dz = operators.batch_norm_backward(dy, state, scale, shift)
             if not weight.stop_gradient:
                 operators.conv_weight_gradient(dz, x, self.gradient_of(weight), *window)
             return dz if layer is self.model.conv else operators.conv_data_gradient(dz, x.shape, weight, *window)

@@ -11,16 +11,28 @@ gradients and batch-norm statistics are Paddle's own float32 tensors, read and w
 from __future__ import annotations
 
 from ctypes import c_float, c_int, c_uint, c_void_p
+from typing import NamedTuple
 
 import numpy as np
 
 from paddle_medcls.models.dnnl import BF16, DST, F32, SRC, Engine, Prepared, Shape, dims, floats
+from paddle_medcls.runtime import paddle
 
 TRAINING, INFERENCE, BACKWARD = 64, 96, 128
 CONVOLUTION, MAX_POOL, ADD, RELU = 0x1, 0x1FF, 0x1FFF0, 0x100  # RELU: whose gradient is told by its output
 GLOBAL_STATISTICS, SCALE_AND_SHIFT, FUSED_RELU = 1, 2 | 4, 8
 SRC_1, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 2, 33, 49, 50, 51, 52, 64
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_SCALE, DIFF_SHIFT = 129, 145, 161, 255, 256
+
+
+class NormState(NamedTuple):
+    """A batch normalisation's input, layer and options, and the arrays that its backward operator reads."""
+
+    x: np.ndarray
+    norm: paddle.nn.BatchNorm2D
+    relu: bool
+    training: bool
+    saved: dict[int, np.ndarray]
 
 
 class Operators(Engine):
@@ -75,9 +87,7 @@ class Operators(Engine):
         work({SRC: x, DIFF_DST: dy, DIFF_WEIGHTS: blocked})
         self._reorder(blocked, work.layouts[DIFF_WEIGHTS], dw, self._oihw(tuple(dw.shape)))
 
-    def batch_norm(
-        self, x: np.ndarray, norm, relu: bool, training: bool, keep: bool
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    def batch_norm(self, x: np.ndarray, norm, relu: bool, training: bool, keep: bool) -> tuple[np.ndarray, NormState]:
         """Batch normalisation and, if wanted, ReLU.
 
         In training the running statistics of `norm` move, as Paddle has it: by the biased variance.
@@ -88,7 +98,7 @@ class Operators(Engine):
             keep: whether a gradient will be asked for.
 
         Returns:
-            (N, H, W, C), and what `batch_norm_backward` needs.
+            (N, H, W, C), and the argument `state` of `batch_norm_backward`.
         """
         work = self._batch_norm("forward", x.shape, norm._epsilon, relu, training, keep)
         y = self._array(x.shape)
@@ -100,17 +110,15 @@ class Operators(Engine):
         if training:
             for old, new in zip(map(floats, running), (mean, variance)):
                 old[:] = old * np.float32(norm._momentum) + new * np.float32(1 - norm._momentum)
-        return y, (mean, variance, mask)
+        return y, NormState(x, norm, relu, training, {MEAN: mean, VARIANCE: variance, WORKSPACE: mask})
 
-    def batch_norm_backward(
-        self, dy: np.ndarray, x: np.ndarray, norm, relu: bool, training: bool, kept: tuple, dscale, dshift
-    ) -> np.ndarray:
+    def batch_norm_backward(self, dy: np.ndarray, state: NormState, dscale, dshift) -> np.ndarray:
         """The gradient of x; those of scale and shift are written to the float32 tensors (C,)."""
-        work = self._batch_norm("backward", x.shape, norm._epsilon, relu, training, True)
+        x, norm = state.x, state.norm
+        work = self._batch_norm("backward", x.shape, norm._epsilon, state.relu, state.training, True)
         dx = self._array(x.shape)
-        mean, variance, mask = kept
-        given = {SRC: x, MEAN: mean, VARIANCE: variance, WORKSPACE: mask, SCALE: norm.weight, DIFF_DST: dy}
-        work({**given, DIFF_SRC: dx, DIFF_SCALE: dscale, DIFF_SHIFT: dshift})
+        inputs = {SRC: x, SCALE: norm.weight, DIFF_DST: dy, **state.saved}
+        work({**inputs, DIFF_SRC: dx, DIFF_SCALE: dscale, DIFF_SHIFT: dshift})
         return dx
 
     def add(self, a: np.ndarray, b: np.ndarray, relu: bool = False) -> np.ndarray:
