@@ -1,4 +1,4 @@
-"""Archives: unpacked completely inside the target, or not at all."""
+"""Unpacking of archives: completely inside the target folder, or not at all."""
 
 import gzip
 import io
@@ -42,11 +42,11 @@ def link(name, to):
 @pytest.mark.parametrize(
     "member, message",
     [
-        (("../escaped.txt", b"x"), "leads out"),
-        (("/absolute.txt", b"x"), "leads out"),
-        (("a/../../escaped.txt", b"x"), "leads out"),
-        ((r"..\escaped.txt", b"x"), "leads out"),
-        (("C:/escaped.txt", b"x"), "leads out"),
+        (("../escaped.txt", b"x"), "leaves the target folder"),
+        (("/absolute.txt", b"x"), "leaves the target folder"),
+        (("a/../../escaped.txt", b"x"), "leaves the target folder"),
+        ((r"..\escaped.txt", b"x"), "leaves the target folder"),
+        (("C:/escaped.txt", b"x"), "leaves the target folder"),
         (link("shortcut", "/etc"), "is a link"),
         (("bomb.bin", bytes(3_000_000)), "unpacks to 3,000,000 bytes"),
     ],
@@ -190,7 +190,7 @@ def test_a_folder_with_another_content_is_left_as_it_is(tmp_path, change):
     list(unpack_all(archive, tmp_path / "out"))
     change(tmp_path / "out/a/x")
     before = tree(tmp_path / "out")
-    with pytest.raises(DataError, match="already exists, and is not what a.zip holds") as caught:
+    with pytest.raises(DataError, match="already exists, and differs from a.zip") as caught:
         list(unpack_all(archive, tmp_path / "out"))
     assert "x is missing or differs" in str(caught.value) and tree(tmp_path / "out") == before
 
@@ -226,15 +226,15 @@ def make_tar(path, member):
 @pytest.mark.parametrize(
     "member, message",
     [
-        (tar_member("../escaped.txt"), "leads out"),
-        (tar_member("/absolute.txt"), "leads out"),
-        (tar_member("a/../../escaped.txt"), "leads out"),
+        (tar_member("../escaped.txt"), "leaves the target folder"),
+        (tar_member("/absolute.txt"), "leaves the target folder"),
+        (tar_member("a/../../escaped.txt"), "leaves the target folder"),
         (tar_member("link", type=tarfile.SYMTYPE, linkname="/etc"), "is a link"),
         (tar_member("hard", type=tarfile.LNKTYPE, linkname="fine.txt"), "is a link"),
         (tar_member("pipe", type=tarfile.FIFOTYPE), "is no plain file"),
         (tar_member("device", type=tarfile.CHRTYPE), "is no plain file"),
-        (tar_member("fine.txt"), "is there twice"),
-        (tar_member("."), "no name of a file"),
+        (tar_member("fine.txt"), "occurs twice"),
+        (tar_member("."), "not a file name"),
         (tar_member("huge", size=2**40), "bytes unpacked"),
     ],
 )
@@ -261,7 +261,7 @@ def test_bombs_of_tars(tmp_path, size):
 @pytest.mark.parametrize("name", ["", ".", "./."])
 def test_members_without_a_name(tmp_path, name):
     archive = make(tmp_path / "a.zip", [(zipfile.ZipInfo(name), b"1")])
-    with pytest.raises(DataError, match="is no name of a file"):
+    with pytest.raises(DataError, match="is not a file name"):
         unpack(archive, tmp_path / "out")
 
 

@@ -25,6 +25,7 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.errors import DataError, command, did_you_mean
 
 _HELPERS = {
+    "archive_members",
     "archives",
     "audit",
     "cache",
