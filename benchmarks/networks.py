@@ -132,7 +132,7 @@ def prepare(job: Job) -> float:
     import cv2
     import numpy as np
 
-    from paddle_medcls.data.sample import radiograph
+    from paddle_medcls.data.synthetic import radiograph
     from paddle_medcls.files import sha256
     from paddle_medcls.graph import logits_graph, to_onnx, to_openvino
     from paddle_medcls.images import Preprocessing

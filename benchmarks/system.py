@@ -64,7 +64,7 @@ def read_photograph(job: Job, decode: str = "exact") -> float:
     """
     import numpy as np
 
-    from paddle_medcls.data.sample import fundus
+    from paddle_medcls.data.synthetic import fundus
 
     return _read_file(job, fundus(np.random.default_rng(0), True), (2124, 2056), ".jpg", decode)
 
@@ -73,7 +73,7 @@ def read_radiograph(job: Job) -> float:
     """Milliseconds from the file of a drawn grey PNG, 299 x 299, to the network's input."""
     import numpy as np
 
-    from paddle_medcls.data.sample import radiograph
+    from paddle_medcls.data.synthetic import radiograph
 
     return _read_file(job, radiograph(np.random.default_rng(0), "Normal"), (299, 299), ".png", "exact")
 

@@ -1,4 +1,4 @@
-"""Drawn samples: deterministic, in the real layout, marked, and never over something else."""
+"""Synthetic samples: deterministic, in the real layout, marked; other files are never replaced."""
 
 import hashlib
 
@@ -12,11 +12,11 @@ from paddle_medcls.errors import DataError
 
 
 def digest(root):
-    whole = hashlib.sha256()
+    hasher = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         if path.is_file():
-            whole.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return whole.hexdigest()
+            hasher.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return hasher.hexdigest()
 
 
 @pytest.mark.parametrize("dataset, counts", [("palm", [60, 60]), ("covid", [42, 42, 42, 42])])
@@ -55,7 +55,7 @@ def test_never_over_something_else(tmp_path):
 
 
 def test_unknown_data_set(tmp_path):
-    with pytest.raises(DataError, match="no sample is drawn for retina"):
+    with pytest.raises(DataError, match="no synthetic sample for retina"):
         draw("retina", tmp_path, 0)
 
 

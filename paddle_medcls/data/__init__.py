@@ -37,6 +37,7 @@ _HELPERS = {
     "sample",
     "splits",
     "statistics",
+    "synthetic",
 }
 
 
