@@ -1,4 +1,4 @@
-"""What every measurement shares: its job, and how something is timed."""
+"""One measurement: its description (`Job`) and the functions that time it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from paddle_medcls.errors import RunError
 
 @dataclass(frozen=True)
 class Job:
-    """What a fresh process is to measure; `to_json` goes to it.
+    """The measurement that a fresh process makes; it receives `to_json`.
 
     Attributes:
         row, variant: see `rows.ROWS`.
-        folder: shared by the variants of a call; it holds what `networks.prepare` wrote.
-        seconds: a figure is measured for at least this long, and over one call.
-        divide: batches are this many times smaller than they should be, to be done sooner.
+        folder: shared by all variants; holds the files that `networks.prepare` wrote.
+        seconds: a rate is measured for at least this long, and over at least one call.
+        divide: batches are divided by this number, for a quick run.
         torch_python: an interpreter that has PyTorch.
     """
 
@@ -40,7 +40,14 @@ class Job:
 def rate(
     call: Callable[[], object], images: float, seconds: float, warm_up: Callable[[], object] | None = None
 ) -> float:
-    """Images a second of `call`, after `warm_up` (default: `call`), for at least this long and one call."""
+    """Images per second of a function.
+
+    Args:
+        call: processes `images` images.
+        images: number of images per call.
+        seconds: the least time to measure; at least one call is measured.
+        warm_up: called once before, not measured (default: `call`).
+    """
     (warm_up or call)()
     count, start = 0, time.perf_counter()
     while count == 0 or time.perf_counter() - start < seconds:
@@ -50,18 +57,18 @@ def rate(
 
 
 def medcls(*arguments: str, before: str = "") -> list[str]:
-    """A command line of this package's commands; `before` is run ahead of it, in the same process."""
+    """The command line of one of this package's commands; the code `before` runs first, in the same process."""
     return [sys.executable, "-c", f"{before}from paddle_medcls.commands import main; exit(main())", *arguments]
 
 
-def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
-    """Runs a command, in this process's environment unless another is given; returns its wall time in seconds.
+def run(command: Sequence[str]) -> float:
+    """Runs a command and returns its wall time in seconds.
 
     Raises:
-        RunError: it failed; the last line that it said.
+        RunError: it failed; with the last line of its standard error.
     """
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
@@ -73,11 +80,11 @@ def train_command(run_dir: Path, *arguments: str) -> dict[str, float]:
     """Trains with `train.py`; returns the last row of the run's timing.csv."""
     run(medcls("train", *arguments, "--device", "cpu", "--output", str(run_dir)))
     with open(run_dir / "timing.csv", encoding="utf-8") as file:
-        return {name: float(figure) for name, figure in list(csv.DictReader(file))[-1].items()}
+        return {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
 
 
 def peak_mb() -> float:
-    """The most memory that this process, or one that it started, has held, in MB."""
+    """The peak memory of this process or of the largest process that it started, in MB."""
     try:
         import resource
     except ImportError:

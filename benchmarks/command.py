@@ -1,4 +1,4 @@
-"""`python tools/benchmark.py`: speed and memory, side by side, as ratios."""
+"""`python tools/benchmark.py`: measures speed and memory, and compares them as ratios."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from paddle_medcls.commands import parser, run
 
 QUICK = "quick: small batches, one round"
 
-TEXT = """Measures speed and memory on this machine's CPU: each figure in a fresh process, rounds interleaved,
-medians; beside Paddle as installed and the programs that are here. Ratios hold better than figures; let
-nothing else run meanwhile. All rows take about a quarter of an hour on two cores."""
+TEXT = """Measures speed and memory on this machine's CPU, and compares them with Paddle as installed and with the other
+inference and training libraries that are installed here. Each measurement runs in a fresh process; the table
+shows medians over interleaved rounds. Ratios vary less between machines than absolute results. Run nothing
+else at the same time. All rows take about a quarter of an hour on two cores."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("benchmark", TEXT)
-    p.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"of {', '.join(ROWS)}")
-    p.add_argument("--growth", action="store_true", help=f"how cost grows: the rows {', '.join(GROWTH)}")
+    p.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"rows to measure: {', '.join(ROWS)}")
+    p.add_argument("--growth", action="store_true", help=f"measure how cost grows: the rows {', '.join(GROWTH)}")
     p.add_argument("--quick", action="store_true", help="a few minutes: one round, batches a quarter as large")
-    p.add_argument("--rounds", type=int, help="of training, inference and limit (default: 2)")
-    p.add_argument("--torch-python", metavar="FILE", help="an interpreter that has PyTorch (default: this one)")
-    p.add_argument("--output", type=Path, metavar="FILE", help="figures as JSON; rows are added to what is in it")
-    p.add_argument("--picture", type=Path, metavar="FILE", help="the ratios, or with --growth the costs, as a picture")
+    p.add_argument("--rounds", type=int, help="rounds of the rows training, inference and limit (default: 2)")
+    p.add_argument("--torch-python", metavar="FILE", help="a Python interpreter with PyTorch (default: this one)")
+    p.add_argument(
+        "--output", type=Path, metavar="FILE", help="write results as JSON; new rows are added to an existing file"
+    )
+    p.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the ratios, or with --growth the costs, as a PNG picture"
+    )
     args = p.parse_args(argv)
     if args.rounds is not None and args.rounds < 1:
         p.error("--rounds must be at least 1")
@@ -45,7 +50,7 @@ def _work(args: argparse.Namespace) -> int:
 
     for name in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE"):
         if name in os.environ:
-            print(f"note: {name}={os.environ[name]} is set, for every variant", file=sys.stderr)
+            print(f"note: {name}={os.environ[name]} is set and applies to every variant", file=sys.stderr)
     rows = [*(args.rows or ()), *(GROWTH if args.growth else ())]
     rows = list(dict.fromkeys(rows or [name for name in ROWS if name not in GROWTH or name == "memory"]))
     rounds = args.rounds or (1 if args.quick else 2)
@@ -68,7 +73,7 @@ def _work(args: argparse.Namespace) -> int:
 def _table(figures: list[dict]) -> str:
     from prettytable import PrettyTable
 
-    table = PrettyTable(["row", "variant", "figure", "unit", "to first", "to peer", "of limit", "peak MB"], align="r")
+    table = PrettyTable(["row", "variant", "result", "unit", "to first", "to peer", "of limit", "peak MB"], align="r")
     table.align["row"] = table.align["variant"] = table.align["unit"] = "l"
     for figure in figures:
         cells = [figure["row"], figure["variant"]]
@@ -97,7 +102,9 @@ def _draw(path: Path, figures: list[dict], growth: bool, about: dict) -> None:
     by_row = {row: [figure for figure in measured if figure["row"] == row] for row in ROWS}
     if not growth:
         panels = [(row, [_bar(figure) for figure in by_row[row]]) for row in GFLOP if by_row[row]]
-        title = f"Times as fast as {INSTALLED}, on {place}\nblack: that, blue: this package, orange: other programs"
+        title = (
+            f"Times as fast as {INSTALLED}, on {place}\nblack: {INSTALLED}, blue: this package, orange: other libraries"
+        )
         pictures.ratios(path, panels, title, note)
         return
     curves = []

@@ -1,4 +1,4 @@
-"""The fresh process of one measurement: takes a job as JSON, prints what it found as JSON."""
+"""The fresh process of one measurement: reads a job as JSON, prints the result as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paddle_medcls.errors import SetupError
 
 
 def measure(job: Job) -> dict:
-    """`value` and `peak_mb`; or `not_measured`, why the variant cannot be measured here."""
+    """Returns `value` and `peak_mb`, or `not_measured`: the reason why the variant cannot be measured here."""
     if job.row == "machine":
         from paddle_medcls.runtime import environment
 

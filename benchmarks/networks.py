@@ -1,4 +1,4 @@
-"""Rows that compute: training steps, inference, and the limit that a matrix product sets."""
+"""Rows of network computations: training steps, inference, and a matrix product as their speed limit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ CLASSES = 4
 
 @dataclass(frozen=True)
 class Work:
-    """A network and the batches it is given.
+    """A network and its batches.
 
     Attributes:
         model, stem: see `models.Network`.
-        side: of the images, pixels.
-        gflop: of one image's way through it; training takes three times that.
+        side: of the images, in pixels.
+        batch: images per batch.
+        gflop: cost of one image's forward pass; training costs three times that.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Work:
     gflop: float
 
     def smaller(self, job: Job) -> Work:
+        """The same with the batch size divided by `job.divide`."""
         return replace(self, batch=max(1, self.batch // job.divide))
 
 
@@ -43,17 +45,17 @@ RESNET18 = Work("resnet18", "small", 28, 128, 0.914)
 
 
 def import_as_installed() -> None:
-    """Paddle before `runtime`, so that nothing is set up."""
-    importlib.import_module("zlib")  # before Paddle 2.6.2, whatever the variant
+    """Imports Paddle before `runtime` does, so that `runtime` cannot configure it."""
+    importlib.import_module("zlib")  # Paddle 2.6.2 crashes in zlib if it is imported first
     importlib.import_module("paddle")
 
 
 def training(job: Job, work: Work, kernels: str) -> float:
-    """Images a second of training steps.
+    """Images per second of training steps.
 
     Args:
-        kernels: "as installed" (Paddle's, nothing set up), "paddle" (Paddle's, as `cpu` sets it up), "onednn f32" or
-            "onednn bf16" (this package's), "auto" (oneDNN's where they can be had).
+        kernels: "as installed" (Paddle's, not configured), "paddle" (Paddle's, configured by `runtime`), "onednn f32"
+            or "onednn bf16" (this package's), "auto" (oneDNN's if they are available, else Paddle's).
     """
     if kernels == "as installed":
         import_as_installed()
@@ -63,11 +65,11 @@ def training(job: Job, work: Work, kernels: str) -> float:
     work = work.smaller(job)
     paddle.seed(0)
     model = Network(work.model, CLASSES, stem=work.stem).build()
-    fed = model if kernels in ("as installed", "paddle") else _on_onednn(model, kernels)
+    network = model if kernels in ("as installed", "paddle") else _on_onednn(model, kernels)
     optimizer = paddle.optimizer.Momentum(0.001, parameters=model.parameters())
 
     def step(x, labels) -> None:
-        loss = paddle.nn.functional.cross_entropy(fed(x), labels)
+        loss = paddle.nn.functional.cross_entropy(network(x), labels)
         loss.backward()
         optimizer.step()
         optimizer.clear_grad()
@@ -76,19 +78,19 @@ def training(job: Job, work: Work, kernels: str) -> float:
     def batch(size: int) -> tuple:
         return paddle.randn([size, 3, work.side, work.side]), paddle.arange(size) % CLASSES
 
-    whole, few = batch(work.batch), batch(2)
-    # A step as installed takes many seconds and prepares nothing for its shapes: two images warm it up.
-    warm_up = (lambda: step(*few)) if kernels == "as installed" else None
-    return rate(lambda: step(*whole), work.batch, job.seconds, warm_up)
+    full, small = batch(work.batch), batch(2)
+    # A step as installed takes many seconds and compiles nothing for its shapes: two images are enough to warm up.
+    warm_up = (lambda: step(*small)) if kernels == "as installed" else None
+    return rate(lambda: step(*full), work.batch, job.seconds, warm_up)
 
 
 def step_seconds(job: Job, work: Work) -> float:
-    """Seconds a training step, on the kernels that `train.py` chooses."""
+    """Seconds per training step, with the kernels that `train.py` chooses."""
     return work.smaller(job).batch / training(job, work, "auto")
 
 
 def _on_onednn(model, kernels: str):
-    """The network on this package's own operators."""
+    """The network with this package's own oneDNN kernels."""
     from paddle_medcls.models.accelerate import Accelerated, obstacle
     from paddle_medcls.models.onednn import Operators
 
@@ -101,7 +103,7 @@ def _on_onednn(model, kernels: str):
 
 
 def processes(job: Job, work: Work, count: int, kernels: str = "auto") -> float:
-    """Images a second of `train.py --processes`, in its second epoch of four batches, on drawn images in memory."""
+    """Images per second of `train.py --processes` in the second epoch, of four batches, on synthetic images."""
     if count > usable_cores():
         raise SetupError(f"{usable_cores()} core(s) here")
     from paddle_medcls.data.index import DRAWN_MARK
@@ -128,7 +130,7 @@ def processes(job: Job, work: Work, count: int, kernels: str = "auto") -> float:
 
 
 def prepare(job: Job) -> float:
-    """Writes what inference and `predict.py` take into the job's folder: a network, its graphs, an image."""
+    """Writes a network, its inference graphs and an image into the job's folder, for inference and `predict.py`."""
     import cv2
     import numpy as np
 
@@ -149,15 +151,15 @@ def prepare(job: Job) -> float:
     model = network.build()
     for layer in model.sublayers():
         if isinstance(layer, paddle.nn.BatchNorm2D):
-            layer._momentum = 0.0  # statistics of the one batch that follows, so that values keep their size
+            layer._momentum = 0.0  # take the statistics of the next batch, so that activations stay in range
     model(paddle.randn([4, 3, 224, 224]))
     save_weights(model, folder / "NET.pdparams")
     classes = tuple(f"class {k}" for k in range(CLASSES))
-    card = Sidecar("covid", "covid", classes, "multi-class", "softmax", network, Preprocessing(), drawn=True)
-    replace(card, sha256=sha256(folder / "NET.pdparams")).write(folder / "NET.json")
+    sidecar = Sidecar("covid", "covid", classes, "multi-class", "softmax", network, Preprocessing(), drawn=True)
+    replace(sidecar, sha256=sha256(folder / "NET.pdparams")).write(folder / "NET.json")
     (folder / "graphs").mkdir()
-    graph = logits_graph(card, read_weights(folder / "NET.pdparams"), "NET")
-    with contextlib.suppress(ImportError):  # not installed: named when it is to be measured
+    graph = logits_graph(sidecar, read_weights(folder / "NET.pdparams"), "NET")
+    with contextlib.suppress(ImportError):  # not installed: reported when it would be measured
         import openvino
 
         openvino.save_model(to_openvino(graph), folder / "graphs" / "NET.xml", compress_to_fp16=False)
@@ -169,10 +171,10 @@ def prepare(job: Job) -> float:
 
 
 def inference(job: Job, batch: int, engine: str, precision: str = "f32") -> float:
-    """Images a second of ResNet-50 at 224 pixels through a Predictor.
+    """Images per second of ResNet-50 at 224 pixels in a Predictor.
 
     Args:
-        engine: of `predict.Predictor.from_weights`, or "as installed".
+        engine: an engine of `predict.Predictor.from_weights`, or "as installed".
     """
     if engine == "as installed":
         import_as_installed()
@@ -180,13 +182,13 @@ def inference(job: Job, batch: int, engine: str, precision: str = "f32") -> floa
 
     name = None if engine == "as installed" else engine
     predictor = Predictor.from_weights(Path(job.folder) / "NET.pdparams", engine=name, precision=precision)
-    x, few = _noise(job, batch), _noise(job, 1)
-    warm_up = (lambda: predictor.backend.logits(few)) if engine == "as installed" else None
+    x, small = _noise(job, batch), _noise(job, 1)
+    warm_up = (lambda: predictor.backend.logits(small)) if engine == "as installed" else None
     return rate(lambda: predictor.backend.logits(x), len(x), job.seconds, warm_up)
 
 
 def openvino_alone(job: Job, batch: int, precision: str) -> float:
-    """OpenVINO without this package: its own settings but for the precision."""
+    """Images per second of OpenVINO without this package; only the precision is set."""
     openvino = _module("openvino")
     settings = {"INFERENCE_PRECISION_HINT": precision}
     model = openvino.Core().compile_model(str(_export(job, "*.xml")), "CPU", settings)
@@ -195,7 +197,7 @@ def openvino_alone(job: Job, batch: int, precision: str) -> float:
 
 
 def onnxruntime_alone(job: Job, batch: int) -> float:
-    """ONNX Runtime without this package, as it comes."""
+    """Images per second of ONNX Runtime without this package, with its default settings."""
     session = _module("onnxruntime").InferenceSession(str(_export(job, "*.onnx")))
     x = _noise(job, batch)
     return rate(lambda: session.run(None, {"image": x}), len(x), job.seconds)
@@ -217,7 +219,7 @@ def _module(name: str):
 def _export(job: Job, pattern: str) -> Path:
     found = next(iter(Path(job.folder).rglob(pattern)), None)
     if found is None:
-        raise SetupError("the library that writes this form is not installed")
+        raise SetupError("the library that writes this format is not installed")
     return found
 
 
@@ -225,27 +227,27 @@ def _export(job: Job, pattern: str) -> Path:
 
 
 def pytorch(job: Job, what: str, work: Work, precision: str) -> float:
-    """Images (or GFLOP) a second of PyTorch, in its own interpreter; see `pytorch.py`."""
+    """Images (or GFLOP) per second of PyTorch in its own interpreter; see `pytorch.py`."""
     work = replace(work, batch=max(1, work.batch // job.divide))
     task = {"what": what, "model": work.model, "stem": work.stem, "side": work.side, "batch": work.batch}
     task |= {"precision": precision, "seconds": job.seconds, "threads": usable_cores()}
     script = Path(__file__).with_name("pytorch.py")
-    try:  # -I: none of this interpreter's paths
+    try:  # -I: do not inherit this interpreter's paths
         command = [job.torch_python, "-I", str(script), json.dumps(task)]
         done = subprocess.run(command, capture_output=True, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        result = json.loads(done.stdout.splitlines()[-1])
     except OSError as error:
         raise SetupError(f"{job.torch_python} cannot be run: {error.strerror}") from None
     except (IndexError, ValueError):
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise RunError(f"PyTorch: exit code {done.returncode}: {last[0]}") from None
-    if "missing" in found:
-        raise SetupError(found["missing"])
-    return found["value"]
+    if "missing" in result:
+        raise SetupError(result["missing"])
+    return result["value"]
 
 
 def product(job: Job, as_installed: bool = False) -> float:
-    """GFLOP/s of square float32 matrix products in Paddle."""
+    """GFLOP per second of square float32 matrix products in Paddle."""
     if as_installed:
         import_as_installed()
     from paddle_medcls.runtime import paddle

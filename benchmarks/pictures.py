@@ -1,4 +1,4 @@
-"""Pictures of the figures: ratios side by side, and how cost grows."""
+"""Pictures of the results: bars of ratios, and curves of cost against size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paddle_medcls.plots import COLORS
 def ratios(
     path: Path, rows: Sequence[tuple[str, Sequence[tuple[str, float, str, int]]]], title: str, note: str = ""
 ) -> None:
-    """Bars of what was measured side by side; rows of (name, ratio, text, number of its colour), each row a panel."""
+    """Bars of ratios, one panel per row; a bar is (name, ratio, text, index of its colour)."""
     lines = [len(items) for _, items in rows]
     figure = Figure(figsize=(9, 0.3 * sum(lines) + 0.8 * len(rows) + 0.8), layout="constrained")
     for axis, (row, items) in zip(figure.subplots(len(rows), 1, squeeze=False, height_ratios=lines)[:, 0], rows):
@@ -29,7 +29,7 @@ def ratios(
 
 
 def _apart(values: Sequence[float]) -> list[float]:
-    """Values of a logarithmic axis whose labels do not cover each other."""
+    """Those of the values whose labels do not overlap on a logarithmic axis."""
     ordered = sorted(values)
     least = (ordered[-1] / ordered[0]) ** 0.05
     kept = ordered[:1]
@@ -42,7 +42,7 @@ def _apart(values: Sequence[float]) -> list[float]:
 def growth(
     path: Path, panels: Sequence[tuple[str, str, Sequence[float], Sequence[float], str]], title: str, note: str = ""
 ) -> None:
-    """Cost against size, both logarithmic; panels of (size's name, cost's name, sizes, costs, text)."""
+    """Cost against size on logarithmic axes; a panel is (name of the size, unit of the cost, sizes, costs, title)."""
     figure = Figure(figsize=(3.4 * len(panels), 3.8), layout="constrained")
     for axis, (name, cost, sizes, costs, text) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         axis.loglog(sizes, costs, "o-", color=COLORS[0])

@@ -1,8 +1,8 @@
-"""PyTorch's side of the benchmark: the same networks and steps, in channels_last.
+"""The same networks and training steps in PyTorch, in channels_last format.
 
-Run as a file, by an interpreter that has PyTorch and need have nothing else; nothing of this package is imported.
-Takes a JSON object: `what` ("training", "inference", "product"), `model`, `stem`, `side`, `batch`, `precision`,
-`seconds`, `threads`. Prints one: `value` (images or GFLOP a second) and the version of PyTorch.
+Run as a file by an interpreter that has PyTorch; it imports nothing of this package. Reads a JSON object: `what`
+("training", "inference", "product"), `model`, `stem`, `side`, `batch`, `precision`, `seconds`, `threads`. Prints a
+JSON object: `value` (images or GFLOP per second) and `version` (of PyTorch).
 """
 
 import json
@@ -15,7 +15,7 @@ def main(job):
     try:
         import torch
     except ImportError:
-        return {"missing": "PyTorch is not installed (--torch-python names an interpreter that has it)"}
+        return {"missing": "PyTorch is not installed (give an interpreter that has it with --torch-python)"}
     warnings.simplefilter("ignore")
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def build(torch, job):
 
 
 def resnet(nn, name, stem):
-    """ResNet-18 or -50 (He et al. 2015), as `paddle_medcls.models.resnet` has them."""
+    """ResNet-18 or -50 (He et al. 2015), the same as in `paddle_medcls.models.resnet`."""
 
     def conv_bn(wide_in, wide_out, kernel, stride=1, act=True):
         conv = nn.Conv2d(wide_in, wide_out, kernel, stride, kernel // 2, bias=False)

@@ -1,4 +1,4 @@
-"""What is measured: row -> variants -> the function that measures it in a fresh process."""
+"""The table of measurements: row -> variant -> the function that measures it in a fresh process."""
 
 from __future__ import annotations
 
@@ -61,9 +61,8 @@ ROWS: dict[str, Variants] = {
         "cached": partial(system.head, cached=True),
     },
     "start": {
-        INSTALLED: partial(system.predict_seconds, setup="as installed"),
-        "first call": partial(system.predict_seconds, setup="first"),
-        "later calls": partial(system.predict_seconds, setup="later"),
+        INSTALLED: partial(system.predict_seconds, as_installed=True),
+        "plain installation": system.predict_seconds,
     },
     "help": {
         "import paddle_medcls": partial(system.help_seconds, command=""),
@@ -97,7 +96,7 @@ ROWS: dict[str, Variants] = {
         for count in range(1, min(8, max(2, usable_cores())) + 1)
     },
 }
-"""The first variant of a row is the one that the others are compared with."""
+"""The other variants of a row are compared with its first one."""
 
 UNITS = {
     "start": "s",
@@ -109,20 +108,20 @@ UNITS = {
     "batch": "s/step",
     "side": "s/step",
 }
-"""Of the rows that are not in images/s."""
+"""Units of the rows that are not in images/s."""
 
 PEERS = {"training": TORCH, "training28": TORCH, "inference1": OPENVINO, "inference32": OPENVINO}
-"""The program that a row is compared with besides."""
+"""The variant, another library, that the others of a row are also compared with."""
 
 GFLOP = {"training": 3 * RESNET50.gflop, "training28": 3 * RESNET18.gflop}
 GFLOP |= {"inference1": RESNET50.gflop, "inference32": RESNET50.gflop}
-"""Of one image."""
+"""Cost of one image; a training step costs three times a forward pass."""
 
 LIMITS = {"f32": "paddle f32", "bf16": "PyTorch bf16"}
-"""The variant of the row `limit` that a precision is measured against."""
+"""The variant of the row `limit` that each precision is compared with."""
 
 GROWTH = {"batch": "batch size", "side": "image side, pixels", "memory": "images", "processes": "processes"}
-"""Rows that show how cost grows, and with what."""
+"""Rows that show how cost grows, and the size that it grows with."""
 
 ONCE = ("head", "start", "help", "reading", "waiting", "memory", "batch", "side", "processes")
-"""Rows that are not measured in rounds: they take long, or repeat by themselves."""
+"""Rows that are measured once, not in rounds: they take long, or repeat their measurement themselves."""

@@ -1,4 +1,4 @@
-"""Runs the measurements in fresh processes and compares their figures."""
+"""Runs the measurements in fresh processes and compares their results."""
 
 from __future__ import annotations
 
@@ -22,35 +22,37 @@ from paddle_medcls.files import python_path
 from paddle_medcls.progress import progress
 
 KIND = "paddle_medcls benchmark"
-PREPARED = ("inference1", "inference32", "start")  # rows that take the exported network
+PREPARED = ("inference1", "inference32", "start")  # rows that need the files of `networks.prepare`
 
 
 def run_rows(rows: Sequence[str], rounds: int, quick: bool, torch_python: str) -> Iterator[list[dict]]:
-    """Measures rows, and yields the figures of each as it is done.
+    """Measures rows, and yields the results of each row when it is finished.
 
     Args:
-        quick: shorter, with batches a quarter as large.
+        rounds: measurements of each variant; one for the rows in `rows.ONCE`.
+        quick: measures for a shorter time, with batches a quarter as large.
+        torch_python: an interpreter that has PyTorch.
 
     Returns:
-        One dict a variant: `row`, `variant`, `unit`, and `value` (median), `rounds` (each), `peak_mb` (most of
-        them); or `not_measured` (why).
+        One dictionary per variant: `row`, `variant`, `unit`, and `value` (median), `rounds` (all values), `peak_mb`
+        (the largest); or `not_measured` (the reason).
     """
     with tempfile.TemporaryDirectory() as folder:
         job = Job("prepare", "", folder, 0.5 if quick else 3.0, 4 if quick else 1, torch_python)
         if set(rows) & set(PREPARED):
-            print("preparing: a network and its exports", file=sys.stderr)
+            print("preparing: a network and its inference graphs", file=sys.stderr)
             fresh_process(job)
         for row in rows:
             cells = [replace(job, row=row, variant=variant) for variant in ROWS[row]]
             cells *= 1 if row in ONCE else rounds
-            found: dict[str, list[dict]] = {variant: [] for variant in ROWS[row]}
+            measured: dict[str, list[dict]] = {variant: [] for variant in ROWS[row]}
             print(f"measuring {row}: {', '.join(ROWS[row])}", file=sys.stderr)
-            with progress(cells, row, len(cells), "figure") as bar:
+            with progress(cells, row, len(cells), "measurement") as bar:
                 for cell in bar:
-                    results = found[cell.variant]
+                    results = measured[cell.variant]
                     if not (results and "not_measured" in results[0]):
                         results.append(fresh_process(cell))
-            yield [_figure(row, variant, results) for variant, results in found.items()]
+            yield [_figure(row, variant, results) for variant, results in measured.items()]
 
 
 def _figure(row: str, variant: str, results: list[dict]) -> dict:
@@ -62,7 +64,7 @@ def _figure(row: str, variant: str, results: list[dict]) -> dict:
 
 
 def fresh_process(job: Job) -> dict:
-    """What a process of its own finds; see `measure.measure`."""
+    """Makes one measurement in a process of its own; see `measure.measure`."""
     command = [sys.executable, "-m", "benchmarks.measure", job.to_json()]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": python_path()})
     try:
@@ -73,10 +75,10 @@ def fresh_process(job: Job) -> dict:
 
 
 def compare(figures: Sequence[dict]) -> list[dict]:
-    """Figures with their comparisons, where they can be made.
+    """Results with their comparisons, as far as the other results are there.
 
-    Adds `ratio` (to the row's first variant), `to_peer` (to the row's peer, see `rows.PEERS`) and `limit_share` (of
-    what the measured matrix product would allow; a little above 1 is possible).
+    Adds `ratio` (to the row's first variant), `to_peer` (to the row's peer, see `rows.PEERS`) and `limit_share` (share
+    of the speed limit set by the measured matrix product; slightly above 1 is possible).
     """
     known = {(figure["row"], figure["variant"]): figure.get("value") for figure in figures}
     compared = []
@@ -96,10 +98,10 @@ def compare(figures: Sequence[dict]) -> list[dict]:
 
 
 def describe(torch_python: str) -> dict:
-    """Machine and versions, which figures must share to stand in one table."""
-    found = fresh_process(Job("machine", ""))
-    machine = {"processor": found["processor"], "cores": usable_cores(), "platform": found["platform"]}
-    versions = {name: found[name] for name in ("paddle_medcls", "paddle", "python", "numpy", "opencv")}
+    """Machine and versions; all results of one table must have the same."""
+    environment = fresh_process(Job("machine", ""))
+    machine = {"processor": environment["processor"], "cores": usable_cores(), "platform": environment["platform"]}
+    versions = {name: environment[name] for name in ("paddle_medcls", "paddle", "python", "numpy", "opencv")}
     for name in ("onnxruntime", "openvino"):
         try:
             versions[name] = version(name)
@@ -111,17 +113,17 @@ def describe(torch_python: str) -> dict:
         versions["torch"] = done.stdout.strip() or "not installed"
     except OSError:
         versions["torch"] = "not installed"
-    return {"machine": machine, "versions": versions, "code": found["code"]}
+    return {"machine": machine, "versions": versions, "code": environment["code"]}
 
 
 def read(path: Path, about: dict) -> list[dict]:
-    """Figures measured before on this machine; none if there is no such file.
+    """Results measured before on this machine; none if there is no such file.
 
     Args:
-        about: of `describe`, and `quick`.
+        about: the dictionary of `describe`, and `quick`.
 
     Raises:
-        RunError: another kind of file, or of another machine, other versions or another length.
+        RunError: not a file of this command, or of another machine, other versions or another `quick`.
     """
     if not path.exists():
         return []
@@ -130,17 +132,19 @@ def read(path: Path, about: dict) -> list[dict]:
     except (OSError, ValueError):
         known = {}
     if not isinstance(known, dict) or known.get("kind") != KIND:
-        raise RunError(f"{path} holds something else than figures of this command", do="give another file")
+        raise RunError("not a file of results of this command", where=path, do="give another --output")
     other = [name for name in ("machine", "versions", "quick") if known.get(name) != about[name]]
     if other:
         raise RunError(
-            f"{path} was measured otherwise: {', '.join(other)} differ", do="give another file, or remove this one"
+            f"the results in this file have different settings: {', '.join(other)}",
+            where=path,
+            do="give another --output, or remove this file",
         )
     return known["figures"]
 
 
 def merge(old: Sequence[dict], new: Sequence[dict]) -> list[dict]:
-    """Figures of both; a row that was measured again is replaced as a whole. In the order of `ROWS`."""
+    """Both lists of results in the order of `ROWS`; all old results of a row that was measured again are dropped."""
     again = {figure["row"] for figure in new}
     together = [figure for figure in old if figure["row"] not in again and figure["row"] in ROWS] + list(new)
     return sorted(together, key=lambda figure: list(ROWS).index(figure["row"]))

@@ -1,50 +1,69 @@
-"""Rows around the computing: start of a command, reading of images, waiting for them, memory."""
+"""Rows that are not a network's computation: starting a command, reading images, waiting for images, memory."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import site
+import re
 import sys
 import tempfile
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from statistics import median
 
 from benchmarks.cell import Job, medcls, rate, run, train_command
 
-REPEATS = 5  # of what takes a moment; the median counts
+REPEATS = 5  # of short measurements; their median is the result
+REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
+ANY_BUILD = {"paddle", "cv2", "paddle_medcls"}
+"""Modules that several distributions provide, such as opencv-python-headless."""
 
 
-PLAIN = "import sys; sys.modules.update(dict.fromkeys(('onnx', 'onnxruntime', 'paddle2onnx'))); "
-"""Hides what requirements.txt does not bring."""
-
-
-def predict_seconds(job: Job, setup: str) -> float:
-    """Wall time of `predict.py` on one image, in a plain installation: what requirements.txt brings.
+def predict_seconds(job: Job, as_installed: bool = False) -> float:
+    """Wall time of `predict.py` on one image, in a plain installation: with what requirements.txt installs.
 
     Args:
-        setup: "as installed" (Paddle as it comes, with its own operators), "first" (a new copy of the weights and an
-            empty cache for each call) or "later" (each call finds what an earlier one may have kept).
+        as_installed: Paddle as it comes, with its own operators; else the engine that `predict.py` chooses.
+
+    Returns:
+        Seconds, the median of REPEATS calls after one that is not counted (it reads the libraries from the disk).
     """
-    repeats = REPEATS if job.divide == 1 else 1  # a first call may take a minute
-    before = PLAIN + ("import zlib, paddle; " if setup == "as installed" else "")
-    seconds = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(repeats + 1):
-            place = Path(folder) / (str(number) if setup == "first" else "0")
-            place.mkdir(exist_ok=True)
-            for name in ("image.png", "NET.pdparams", "NET.json"):
-                if not (place / name).exists():
-                    shutil.copy(Path(job.folder) / name, place)
-            arguments = [str(place / "image.png"), "--weights", str(place / "NET.pdparams")]
-            arguments += ["--engine", "paddle"] if setup == "as installed" else []
-            caches = {"HOME": str(place), "XDG_CACHE_HOME": str(place), "PYTHONUSERBASE": site.getuserbase()}
-            seconds.append(run(medcls("predict", *arguments, before=before), {**os.environ, **caches}))
-    return median(seconds[1:])  # the first one reads the programs from the disk
+    before = f"import sys; sys.modules.update(dict.fromkeys({sorted(not_required(REQUIREMENTS))})); "
+    before += "import zlib, paddle; " if as_installed else ""
+    arguments = [str(Path(job.folder) / "image.png"), "--weights", str(Path(job.folder) / "NET.pdparams")]
+    arguments += ["--engine", "paddle"] if as_installed else []
+    return _repeated(medcls("predict", *arguments, before=before))
+
+
+def not_required(requirements: Path) -> set[str]:
+    """Modules installed here that a requirements file does not install, itself or by a dependency."""
+    installed = {_name(distribution.metadata["Name"]): distribution for distribution in distributions()}
+    lines = requirements.read_text(encoding="utf-8").splitlines()
+    to_do = [_name(line) for line in lines if line and not line.startswith("#")]
+    required: set[str] = set()
+    while to_do:
+        name = to_do.pop()
+        if name in installed and name not in required:
+            required.add(name)
+            needs = installed[name].requires or ()
+            to_do += [_name(need) for need in needs if "extra ==" not in need]
+    modules = {name: _modules(distribution) for name, distribution in installed.items()}
+    kept = ANY_BUILD.union(*(modules[name] for name in required))
+    return set().union(*modules.values()) - kept
+
+
+def _name(requirement: str) -> str:
+    """The distribution's name at the start of a requirement, normalised: "Opencv_Python>=4" -> "opencv-python"."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement, maxsplit=1)[0]).lower()
+
+
+def _modules(distribution: Distribution) -> set[str]:
+    """Top-level modules of an installed distribution."""
+    files = [Path(str(file)) for file in distribution.files or () if file.suffix == ".py"]
+    names = {file.stem if len(file.parts) == 1 else file.parts[0] for file in files}
+    return {name for name in names if name.isidentifier() and not name.startswith("_")}
 
 
 def help_seconds(job: Job, command: str) -> float:
-    """Wall time of a command's --help; of importing the package for the command ""."""
+    """Seconds that a command's --help takes; for the command "", seconds to import the package."""
     return _repeated(medcls(command, "--help") if command else [sys.executable, "-c", "import paddle_medcls"])
 
 
@@ -57,7 +76,7 @@ def _repeated(command: list[str]) -> float:
 
 
 def read_photograph(job: Job, decode: str = "exact") -> float:
-    """Milliseconds from the file of a drawn fundus photograph, 2124 x 2056, to the network's input.
+    """Milliseconds from the file of a synthetic fundus photograph, 2124 x 2056 pixels, to the network's input.
 
     Args:
         decode: "exact", or "reduced", see `images.Preprocessing`.
@@ -70,7 +89,7 @@ def read_photograph(job: Job, decode: str = "exact") -> float:
 
 
 def read_radiograph(job: Job) -> float:
-    """Milliseconds from the file of a drawn grey PNG, 299 x 299, to the network's input."""
+    """Milliseconds from the file of a synthetic grey PNG, 299 x 299 pixels, to the network's input."""
     import numpy as np
 
     from paddle_medcls.data.synthetic import radiograph
@@ -81,22 +100,17 @@ def read_radiograph(job: Job) -> float:
 def _read_file(job: Job, image, size: tuple[int, int], suffix: str, decode: str) -> float:
     import cv2
 
-    from paddle_medcls.errors import SetupError
     from paddle_medcls.images import Preprocessing
 
-    spec = {"channels": "bgr", "interpolation": "linear" if decode == "exact" else "area"}
-    if decode != "exact":
-        if "decode" not in Preprocessing.__dataclass_fields__:
-            raise SetupError("this version decodes whole images alone")
-        spec["decode"] = decode
+    spec = Preprocessing(channels="bgr", interpolation="linear" if decode == "exact" else "area", decode=decode)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"drawn{suffix}"
+        path = Path(folder) / f"synthetic{suffix}"
         cv2.imwrite(str(path), cv2.resize(image, size, interpolation=cv2.INTER_CUBIC))
-        return _read(job, [path], Preprocessing.from_json({**Preprocessing().to_json(), **spec}))
+        return _read(job, [path], spec)
 
 
 def read_mapped(job: Job) -> float:
-    """Milliseconds of one image of 224 pixels out of an uint8 array on disk that is mapped into memory."""
+    """Milliseconds to read one image of 224 x 224 pixels from a uint8 array on disk, mapped into memory."""
     import numpy as np
 
     from paddle_medcls.images import Preprocessing
@@ -109,7 +123,7 @@ def read_mapped(job: Job) -> float:
 
 
 def read_medmnist(job: Job) -> float:
-    """Milliseconds an image of batches of 128 images of 28 pixels in memory."""
+    """Milliseconds per image, in batches of 128 images of 28 x 28 pixels in memory."""
     import numpy as np
 
     from paddle_medcls.images import Preprocessing
@@ -118,7 +132,7 @@ def read_medmnist(job: Job) -> float:
 
 
 def _read(job: Job, sources, spec) -> float:
-    """Milliseconds an image, from its source to the network's input, in one thread."""
+    """Milliseconds per image, from its source to the network's input, in one thread."""
     import numpy as np
 
     from paddle_medcls.data.index import Index
@@ -134,7 +148,7 @@ def _read(job: Job, sources, spec) -> float:
 
 
 def waiting(job: Job, dataset: str) -> float:
-    """Share of an epoch's training that waits for images: drawn ones, at the size of the real ones."""
+    """Share of an epoch's training time spent waiting for images: synthetic ones, as large as the real ones."""
     import cv2
     import numpy as np
 
@@ -147,17 +161,17 @@ def waiting(job: Job, dataset: str) -> float:
         for path in [*root.rglob("*.jpg"), *root.rglob("*.png")]:
             image = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
             cv2.imwrite(str(path), cv2.resize(image, sides[dataset], interpolation=cv2.INTER_CUBIC))
-        given = ["--dataset", dataset, "--data-root", str(root), "--epochs", "1"]
+        arguments = ["--dataset", dataset, "--data-root", str(root), "--epochs", "1"]
         if dataset == "palm":
-            given += ["--recipe", "palm_tutorial"]
-        return train_command(Path(folder) / "run", *given)["waiting_share"]
+            arguments += ["--recipe", "palm_tutorial"]
+        return train_command(Path(folder) / "run", *arguments)["waiting_share"]
 
 
-# --- memory, and the number of images ------------------------------------------------------------
+# --- memory by number of images ------------------------------------------------------------
 
 
 def many_images(job: Job, count: int) -> float:
-    """Seconds of statistics and evaluation of generated PNGs, with a network that computes next to nothing."""
+    """Seconds of statistics and evaluation of synthetic PNG images, with a network of one linear layer."""
     import cv2
     import numpy as np
 
@@ -178,20 +192,20 @@ def many_images(job: Job, count: int) -> float:
         index = Index("drawn", "test", ids, paths, labels, ("a", "b"), "multi-class", drawn=True)
         model = paddle.nn.Sequential(paddle.nn.AdaptiveAvgPool2D(1), paddle.nn.Flatten(), paddle.nn.Linear(3, 2))
 
-        def both() -> None:
+        def scan_and_evaluate() -> None:
             assert scan(index, 2)["count"] == count
             assert len(evaluate_split(model, index, Preprocessing(), 32, 2)) == count
 
-        return 1 / rate(both, 1, 0, warm_up=lambda: None)
+        return 1 / rate(scan_and_evaluate, 1, 0, warm_up=lambda: None)
 
 
 def head(job: Job, cached: bool) -> float:
-    """Images a second of training VGG-16's head on drawn OCT scans, second epoch; making the cache is not counted."""
+    """Images per second of training VGG-16's head on synthetic OCT scans, in the second epoch (caching is done)."""
     from paddle_medcls.data.sample import draw
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
         draw("oct", root, 0)
-        given = ["--dataset", "oct", "--data-root", str(root), "--epochs", "2", "--batch-size", "32"]
-        given += ["--set", "pretrained=", "patience=0", f"cache_views={int(cached)}"]
-        return train_command(Path(folder) / "runs" / "run", *given)["images_per_second"]
+        arguments = ["--dataset", "oct", "--data-root", str(root), "--epochs", "2", "--batch-size", "32"]
+        arguments += ["--set", "pretrained=", "patience=0", f"cache_views={int(cached)}"]
+        return train_command(Path(folder) / "runs" / "run", *arguments)["images_per_second"]

@@ -7,4 +7,4 @@ systems (`recipes/`), use (`predict`).
 For research and teaching. Not a medical device; not for diagnosis.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, its faults, and that each kind of row runs; never its times."""
+"""The benchmark's arithmetic, its errors, and one call of each kind of row; never its times."""
 
 import json
 import subprocess
@@ -120,9 +120,9 @@ def test_rows_are_added_to_a_file_of_the_same_machine(monkeypatch, tmp_path, cap
     assert [f.get("ratio") for f in figures if f["row"] == "head"] == [1.0, 5.0, None]
     assert [f["ratio"] for f in figures if f["row"] == "batch"] == [1.0, 2.0, 4.0]
     assert picture.stat().st_size > 5000
-    said = capsys.readouterr()
-    assert "| head" in said.out and "P, 2 cores; paddle 3" in said.out
-    assert "head, other: not measured: other is not installed" in said.err
+    shown = capsys.readouterr()
+    assert "| head" in shown.out and "P, 2 cores; paddle 3" in shown.out
+    assert "head, other: not measured: other is not installed" in shown.err
 
     made_up(monkeypatch, {"uncached": [4.0], "cached": [4.0]})
     assert main(["--rows", "head", "--output", str(file)]) == 0  # measured again: replaced
@@ -131,10 +131,10 @@ def test_rows_are_added_to_a_file_of_the_same_machine(monkeypatch, tmp_path, cap
 
     monkeypatch.setattr(runner, "describe", lambda torch_python: {**about, "versions": {"paddle": "2"}})
     assert main(["--rows", "head", "--output", str(file)]) == 1
-    assert "measured otherwise: versions differ" in capsys.readouterr().err
+    assert "different settings: versions" in capsys.readouterr().err
     file.write_text("[]")
     assert main(["--rows", "head", "--output", str(file)]) == 1
-    assert "something else" in capsys.readouterr().err
+    assert "not a file of results" in capsys.readouterr().err
 
 
 def test_a_picture_of_ratios(monkeypatch, tmp_path):
@@ -165,17 +165,28 @@ def test_statistics_and_evaluation_of_generated_images_run():
 
 
 def test_start_is_measured_in_a_plain_installation(monkeypatch, tmp_path):
-    for name in ("image.png", "NET.pdparams", "NET.json"):
-        (tmp_path / name).touch()
     calls = []
-    monkeypatch.setattr(system, "run", lambda command, environment: calls.append((command, environment)) or len(calls))
+    monkeypatch.setattr(system, "run", lambda command: calls.append(command) or len(calls))
     job = Job("start", "", str(tmp_path))
-    assert [system.predict_seconds(job, setup) for setup in ("first", "later")] == [4, 10]  # the median of five
-    folders = [Path(command[command.index("--weights") + 1]).parent for command, _ in calls]
-    assert len(set(folders[:6])) == 6 and len(set(folders[6:])) == 1
-    assert [environment["XDG_CACHE_HOME"] for _, environment in calls] == list(map(str, folders))
-    hidden = subprocess.run([sys.executable, "-c", f"{system.PLAIN}import onnxruntime"], capture_output=True, text=True)
-    assert "ModuleNotFoundError" in hidden.stderr and all(command[2].startswith(system.PLAIN) for command, _ in calls)
+    assert [system.predict_seconds(job, as_installed) for as_installed in (True, False)] == [4, 10]  # medians of five
+    assert all("'pytest'" in command[2] and "'openvino'" not in command[2] for command in calls)
+    assert all(("import zlib, paddle; " in command[2]) == ("--engine" in command) for command in calls)
+    assert sum("--engine" in command for command in calls) == 6
+    code = calls[-1][2].partition("from paddle_medcls")[0]
+    hidden = subprocess.run(
+        [sys.executable, "-c", f"{code}import cv2, matplotlib, pytest"], capture_output=True, text=True
+    )
+    assert "import of pytest halted" in hidden.stderr  # the others were found
+
+
+def test_a_plain_installation_is_what_the_requirements_bring(tmp_path):
+    file = tmp_path / "requirements.txt"
+    file.write_text("# pytest\npandas >= 1  # why\n")
+    hidden = system.not_required(file)
+    assert {"pytest", "matplotlib", "openpyxl"} <= hidden
+    assert not {"pandas", "numpy", "dateutil", "paddle", "cv2", "paddle_medcls"} & hidden  # dependencies, and any build
+    file.write_text("pytest\nPandas\nmatplotlib\n")
+    assert not {"pytest", "matplotlib"} & system.not_required(file)
 
 
 def test_the_benchmark_is_not_installed(monkeypatch, tmp_path, capsys):
@@ -183,7 +194,7 @@ def test_the_benchmark_is_not_installed(monkeypatch, tmp_path, capsys):
     installed = tmp_path / "paddle_medcls" / "commands" / "benchmark.py"
     monkeypatch.setattr("paddle_medcls.commands.benchmark.__file__", str(installed))
     assert main(["--help"]) == 1
-    assert "in a clone of the repository: tools/benchmark.py" in capsys.readouterr().err
+    assert "in a clone of the repository: python tools/benchmark.py" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -203,7 +214,7 @@ def test_a_command_in_a_fresh_process():
 
 
 def test_a_network_without_its_export_is_named(tmp_path):
-    with pytest.raises(SetupError, match="the library that writes this form is not installed"):
+    with pytest.raises(SetupError, match="the library that writes this format is not installed"):
         networks._export(Job("inference1", "", str(tmp_path)), "*.xml")
 
 

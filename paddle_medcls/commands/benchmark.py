@@ -1,4 +1,4 @@
-"""`python tools/benchmark.py`: the benchmark lies beside the package, in a clone, and is not installed."""
+"""`python tools/benchmark.py`: runs the benchmark, which is in the repository and is not installed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `benchmarks.command` of the clone that this file is in."""
     root = Path(__file__).parents[2]
     if not (root / "benchmarks/command.py").is_file():
-        print("the benchmark is not installed; in a clone of the repository: tools/benchmark.py", file=sys.stderr)
+        print(
+            "the benchmark is not installed; run it in a clone of the repository: python tools/benchmark.py",
+            file=sys.stderr,
+        )
         return 1
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
