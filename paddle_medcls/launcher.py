@@ -21,7 +21,9 @@ from paddle_medcls import errors
 from paddle_medcls.errors import RunError, Stopped
 from paddle_medcls.files import python_path
 
-_ERROR = re.compile(r"^(\w+Error: |unexpected \w+|interrupted)")
+_KINDS = "|".join(kind.__name__ for kind in errors.MedclsError.__subclasses__())
+_ERROR = re.compile(rf"^(({_KINDS}): |unexpected \w+|interrupted)")
+_ABORT = "terminate called after throwing"  # gloo's end of a process that has lost another, and Paddle's trace of it
 _FAILED = re.compile(r"Container rank (\d+) status failed .* code (-?\d+) log")
 
 
@@ -94,7 +96,7 @@ def _show(log: Path, process: subprocess.Popen) -> None:
             whole = text if ended else text[: text.rfind(b"\n") + 1]
             at += len(whole)
             for line in whole.decode(errors="replace").splitlines():
-                failed = failed or bool(_ERROR.match(line))
+                failed = failed or bool(_ERROR.match(line)) or line.startswith(_ABORT)
                 if not failed:
                     print(line, file=sys.stderr, flush=True)
         if ended:
@@ -108,20 +110,23 @@ def _error(logs: Path, count: int, asked: bool) -> BaseException:
     for text in told.values():
         if text.startswith("interrupted;"):
             return Stopped.retold(text)
-    if asked:
-        return KeyboardInterrupt()
     for text in told.values():
         kind, _, message = text.partition(": ")
         if message and not text.startswith("unexpected"):
-            return getattr(errors, kind, RunError).retold(message)
+            return getattr(errors, kind).retold(message)
+    if asked:
+        return KeyboardInterrupt()
     found = _FAILED.search((logs / "launcher.log").read_text(errors="replace"))
     rank, code = (int(found[1]), int(found[2])) if found else (0, 1)
     if told.get(rank):
         return RunError.retold(f"process {rank} of {count}: {told[rank]}")
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    lines = _lines(logs / f"workerlog.{rank}" if found else logs / "launcher.log")[-5:]
+    if code == -signal.SIGABRT:
+        how, lines = "has lost another one, which ended without a message", []
     return RunError(
         f"process {rank} of {count} {how}",
-        items=_lines(logs / f"workerlog.{rank}")[-5:] if found else _lines(logs / "launcher.log")[-5:],
+        items=lines,
         do="see whether memory was short (the system then ends a process); continue from the last save with --resume",
     )
 
