@@ -39,6 +39,7 @@ setup(
         "dev": [
             *("pytest", "pytest-cov", "pytest-xdist", "hypothesis", "scikit-learn", "openpyxl", "pydicom"),
             *("ruff", "mypy"),
+            *("onnx", "onnxruntime"),
             *("streamlit>=1.50", "playwright"),  # the page, and its test in a browser
         ],
     },

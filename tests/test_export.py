@@ -171,6 +171,20 @@ def test_pixels_in_probabilities_out(task: str, form: str, flips: tuple, tmp_pat
     np.testing.assert_allclose(found["probabilities"], card.head.probabilities(logits), atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_a_network_that_no_graph_is_known_of_goes_through_paddle(form: str, tmp_path: Path, images, capsys) -> None:
+    need(form)
+    weights = make_weights(tmp_path / "weights")
+    arguments = ["--weights", str(weights), "--format", form, "--output", str(tmp_path / "out")]
+    if not importlib.util.find_spec("paddle2onnx"):
+        assert export.main(arguments) == 1
+        assert "the network toy needs paddle2onnx" in capsys.readouterr().err and not (tmp_path / "out").exists()
+        return
+    assert export.main(arguments) == 0
+    served = opened(tmp_path / "out")
+    np.testing.assert_allclose(served.head.probabilities(served.logits(images)), by_hand(weights, images), atol=1e-5)
+
+
 def test_an_export_is_replaced_but_nothing_else_is(tmp_path_factory, tmp_path: Path, capsys) -> None:
     weights = make_weights(tmp_path_factory.mktemp("weights"))
     arguments = ["--weights", str(weights), "--format", "paddle", "--output"]
