@@ -136,7 +136,8 @@ def prepare(job: Job) -> float:
 
     from paddle_medcls.data.synthetic import radiograph
     from paddle_medcls.files import sha256
-    from paddle_medcls.graph import logits_graph, to_onnx, to_openvino
+    from paddle_medcls.graph import logits_graph
+    from paddle_medcls.graph_models import to_onnx, to_openvino
     from paddle_medcls.images import Preprocessing
     from paddle_medcls.models import Network
     from paddle_medcls.models.weights import read_weights, save_weights

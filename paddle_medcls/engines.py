@@ -25,7 +25,8 @@ import numpy as np
 
 from paddle_medcls.cpu import has_bfloat16, usable_cores
 from paddle_medcls.errors import SetupError, WeightsError
-from paddle_medcls.graph import Graph, to_onnx, to_openvino
+from paddle_medcls.graph import Graph
+from paddle_medcls.graph_models import to_onnx, to_openvino
 
 FORMS = {"paddle": "onednn", "onnx": "onnxruntime", "openvino": "openvino"}
 """Exported form -> the engine that runs it."""

@@ -28,7 +28,8 @@ from paddle_medcls.data.sample import draw
 from paddle_medcls.engines import FORMS, require, stdout_to_stderr
 from paddle_medcls.errors import RunError, SetupError, WeightsError
 from paddle_medcls.files import sha256
-from paddle_medcls.graph import KNOWN, OPSET, pixels_graph, to_onnx, to_openvino
+from paddle_medcls.graph import KNOWN, pixels_graph
+from paddle_medcls.graph_models import OPSET, to_onnx, to_openvino
 from paddle_medcls.modelcard import is_card, run_facts, write_card
 from paddle_medcls.predict import AnyImage, Predictor
 from paddle_medcls.progress import progress

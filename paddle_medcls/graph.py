@@ -1,8 +1,9 @@
 """A network as an inference graph: a list of operations with their arrays, made without Paddle.
 
 From a `Network` record and the arrays of a weight file: first the layers (`layers_of`, which also tells the
-arrays that the file must hold), then a `Graph` with batch normalisation folded into the convolutions, then a
-model of OpenVINO or ONNX in memory. ResNet-18 to 152 with both stems, and VGG-16; other networks are Paddle's.
+arrays that the file must hold), then a `Graph` with batch normalisation folded into the convolutions, of
+which `graph_models` makes one of OpenVINO or ONNX. ResNet-18 to 152 with both stems, and VGG-16;
+other networks are Paddle's.
 
 | operation | arrays | numbers | gives |
 |---|---|---|---|
@@ -45,7 +46,6 @@ RESNETS = {  # blocks of each stage, and the channels that a block widens to
 }
 VGG_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 KNOWN = (*RESNETS, "vgg16")
-OPSET = 17
 EPSILON = 1e-5  # of Paddle's BatchNorm2D
 
 
@@ -305,106 +305,3 @@ def _averages(inside: int, outside: int) -> np.ndarray:
         start, end = row * inside // outside, math.ceil((row + 1) * inside / outside)
         matrix[row, start:end] = 1 / (end - start)
     return matrix
-
-
-# --- models of other libraries -----------------------------------------------------------------------
-
-
-def to_openvino(graph: Graph):
-    """The graph as an `openvino.Model`, any batch size."""
-    import openvino
-    from openvino import opset13 as ops
-
-    image = ops.parameter([-1, *graph.input_shape], np.dtype(graph.input_type), name="image")
-    image.output(0).get_tensor().set_names({"image"})
-    values = [image.output(0)]
-    for operation in graph.operations:
-        inputs = [values[k] for k in operation.inputs]
-        values.append(_openvino_node(ops, operation, inputs).output(0))
-    results = []
-    for name, (number, _) in graph.outputs.items():
-        values[number].get_tensor().set_names({name})
-        results.append(ops.result(values[number], name=f"{name}/result"))
-    return openvino.Model(results, [image], "network")
-
-
-def _openvino_node(ops, operation: Operation, inputs: list):
-    kind, numbers = operation.kind, list(operation.numbers)
-    x, arrays = inputs[0], [ops.constant(array) for array in operation.arrays]
-    if kind == "convolution":
-        stride, padding = numbers
-        made = ops.convolution(x, arrays[0], [stride] * 2, [padding] * 2, [padding] * 2, [1, 1])
-        return ops.add(made, ops.constant(operation.arrays[1].reshape(1, -1, 1, 1)))
-    if kind == "max_pool":
-        kernel, stride, padding = numbers
-        return ops.max_pool(x, [stride] * 2, [1, 1], [padding] * 2, [padding] * 2, [kernel] * 2)
-    if kind == "linear":
-        return ops.add(ops.matmul(x, arrays[0], False, False), arrays[1])
-    if kind == "pool_to":
-        return ops.matmul(ops.matmul(arrays[0], x, False, False), arrays[1], False, False)
-    if kind in ("relu", "sigmoid"):
-        return getattr(ops, kind)(x)
-    if kind in ("add", "subtract", "divide"):
-        return getattr(ops, kind)(x, arrays[0] if arrays else inputs[1])
-    if kind == "take":
-        return ops.gather(x, arrays[0], ops.constant(np.array(numbers[0])))
-    return {
-        "softmax": lambda: ops.softmax(x, 1),
-        "mean": lambda: ops.reduce_mean(x, ops.constant(np.array(numbers)), False),
-        "reshape": lambda: ops.reshape(x, ops.constant(np.array(numbers)), False),
-        "transpose": lambda: ops.transpose(x, ops.constant(np.array(numbers))),
-        "concat": lambda: ops.concat(inputs, numbers[0]),
-        "cast": lambda: ops.convert(x, "f32"),
-    }[kind]()
-
-
-def to_onnx(graph: Graph):
-    """The graph as an `onnx.ModelProto`, any batch size."""
-    import onnx
-    from onnx import helper, numpy_helper
-
-    names = ["image", *(f"v{number}" for number in range(1, len(graph.operations) + 1))]
-    for name, (number, _) in graph.outputs.items():
-        names[number] = name
-    nodes, constants = [], []
-    for number, operation in enumerate(graph.operations, start=1):
-        arrays = list(operation.arrays)
-        if operation.kind == "reshape":
-            arrays.append(np.array(operation.numbers))
-        held = [f"{names[number]}.{k}" for k in range(len(arrays))]
-        constants += [numpy_helper.from_array(array, name) for array, name in zip(arrays, held)]
-        nodes += _onnx_nodes(helper, operation, [names[k] for k in operation.inputs], held, names[number])
-    kinds = {"float32": onnx.TensorProto.FLOAT, "uint8": onnx.TensorProto.UINT8}
-    image = helper.make_tensor_value_info("image", kinds[graph.input_type], ["batch", *graph.input_shape])
-    ends = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", columns])
-        for name, (_, columns) in graph.outputs.items()
-    ]
-    made = helper.make_graph(nodes, "network", [image], ends, constants)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="paddle_medcls")
-    model.ir_version = 8  # that of opset 17: newer ones are refused by older runtimes
-    return model
-
-
-def _onnx_nodes(helper, operation: Operation, inputs: list[str], held: list[str], output: str) -> list:
-    kind, numbers = operation.kind, list(operation.numbers)
-    if kind == "pool_to":
-        between = f"{output}.rows"
-        first = helper.make_node("MatMul", [held[0], *inputs], [between])
-        return [first, helper.make_node("MatMul", [between, held[1]], [output])]
-    name = {"subtract": "Sub", "divide": "Div", "linear": "Gemm", "take": "Gather", "convolution": "Conv"}.get(kind)
-    name = name or {"max_pool": "MaxPool", "mean": "ReduceMean"}.get(kind, kind.capitalize())
-    fields: dict = {}
-    if kind == "convolution":
-        fields = {"strides": [numbers[0]] * 2, "pads": [numbers[1]] * 4}
-    elif kind == "max_pool":
-        fields = {"kernel_shape": [numbers[0]] * 2, "strides": [numbers[1]] * 2, "pads": [numbers[2]] * 4}
-    elif kind == "mean":
-        fields = {"axes": numbers, "keepdims": 0}
-    elif kind in ("take", "concat", "softmax"):
-        fields = {"axis": numbers[0] if numbers else 1}
-    elif kind == "transpose":
-        fields = {"perm": numbers}
-    elif kind == "cast":
-        fields = {"to": 1}  # float32
-    return [helper.make_node(name, [*inputs, *held], [output], **fields)]

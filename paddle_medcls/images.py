@@ -326,13 +326,6 @@ def unfit(heat: np.ndarray, size: tuple[int, int], spec: Preprocessing) -> np.nd
     return cv2.resize(whole, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def to_rgb(image: np.ndarray, channels: str) -> np.ndarray:
-    """A decoded image as RGB (H, W, 3) uint8, whatever channels it was decoded to."""
-    if channels == "gray":
-        return np.repeat(image, 3, axis=2)
-    return image if channels == "rgb" else np.ascontiguousarray(image[:, :, ::-1])
-
-
 def write_png(path: Path, image: np.ndarray) -> None:
     """Writes an RGB image (H, W, 3) uint8."""
     atomic_write(path, cv2.imencode(".png", np.ascontiguousarray(image[:, :, ::-1]))[1].tobytes())

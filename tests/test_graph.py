@@ -14,6 +14,7 @@ from paddle_medcls import graph as graphs
 from paddle_medcls.errors import SetupError, WeightsError
 from paddle_medcls.evaluate import predict_logits
 from paddle_medcls.graph import Graph, Operation
+from paddle_medcls.graph_models import to_onnx, to_openvino
 from paddle_medcls.images import Preprocessing, normalize
 from paddle_medcls.models import Network
 from paddle_medcls.runtime import paddle
@@ -57,14 +58,14 @@ def trained(network: Network, side: int) -> tuple[object, dict[str, np.ndarray]]
 def run_openvino(graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
     openvino = pytest.importorskip("openvino")
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    found = openvino.Core().compile_model(graphs.to_openvino(graph), "CPU", settings)(x)
+    found = openvino.Core().compile_model(to_openvino(graph), "CPU", settings)(x)
     return {name: found[name] for name in graph.outputs}
 
 
 def run_onnx(graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    model = graphs.to_onnx(graph)
+    model = to_onnx(graph)
     if graph.input_shape[-1] < 40:
         onnx.checker.check_model(model, full_check=True)
     session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

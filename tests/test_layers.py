@@ -22,8 +22,8 @@ LAYERS = tuple(
         "safe_pickle session",
         "augment dicom images plots",
         "recipe data data.* inputs models models.*",
-        "checkpoint data.loader engines errorpage evaluate frozen gradcam graph medmnist_scores optim report "
-        "sidecar snippets",
+        "checkpoint data.loader engines errorpage evaluate frozen gradcam graph graph_models medmnist_scores optim "
+        "report sidecar snippets",
         "assemble gridtable modelcard predict recipes recipes.* resume rundir train training trust",
         "export heatmaps reproduce scoring",
         "app app.* commands commands.*",
@@ -32,8 +32,8 @@ LAYERS = tuple(
 NO_PADDLE = (
     "augment calibration comparison data data.archives data.audit data.cache data.check data.covid data.download "
     "data.index data.medmnist data.oct data.palm data.sample data.splits data.statistics dicom engines errors files "
-    "graph images inputs jpeg launcher medmnist_scores metrics modelcard models models.layouts models.weights "
-    "output_head plots predict recipe recipes report sidecar snippets"
+    "graph graph_models images inputs jpeg launcher medmnist_scores metrics modelcard models models.layouts "
+    "models.weights output_head plots predict recipe recipes report sidecar snippets"
 ).split()
 
 
