@@ -176,6 +176,7 @@ def many_images(job: Job, count: int) -> float:
     import numpy as np
 
     from paddle_medcls.data.index import Index
+    from paddle_medcls.data.loader import ImageDataset
     from paddle_medcls.data.statistics import scan
     from paddle_medcls.evaluate import evaluate_split
     from paddle_medcls.images import Preprocessing
@@ -194,7 +195,7 @@ def many_images(job: Job, count: int) -> float:
 
         def scan_and_evaluate() -> None:
             assert scan(index, 2)["count"] == count
-            assert len(evaluate_split(model, index, Preprocessing(), 32, 2)) == count
+            assert len(evaluate_split(model, ImageDataset(index, Preprocessing()), 32, 2)) == count
 
         return 1 / rate(scan_and_evaluate, 1, 0, warm_up=lambda: None)
 

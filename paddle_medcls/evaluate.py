@@ -1,4 +1,4 @@
-"""Runs a network over a split and gathers the whole of it: logits, labels, rows."""
+"""Runs a network over a split: the logits of all its images, in their order."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from paddle_medcls.augment import flip_axes
-from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset, cut, load_batches
-from paddle_medcls.images import Preprocessing
 from paddle_medcls.output_head import check_finite
 from paddle_medcls.progress import progress
 from paddle_medcls.runtime import paddle
@@ -26,59 +24,72 @@ def predict_logits(model, x: np.ndarray, flips: tuple[str, ...] = ()) -> np.ndar
 
 def evaluate_split(
     model,
-    index: Index,
-    spec: Preprocessing,
+    dataset: ImageDataset,
     batch_size: int,
     workers: int,
     flips: tuple[str, ...] = (),
-    rank: int = 0,
-    world: int = 1,
-    fitted: np.ndarray | None = None,
+    process: tuple[int, int] = (0, 1),
 ) -> np.ndarray:
-    """Logits (N, outputs) of every image of an index, in its order; `fitted` as in `ImageDataset`.
+    """Logits (N, outputs) of every image of a split, in its order.
 
-    With several processes each takes every `world`-th batch and all get the whole; the padding that
-    gathering needs is cut off again, so no image counts twice.
+    With several processes each computes every `world`-th batch, and all get the logits of all images.
+
+    Args:
+        model: the network; its training mode is restored afterwards.
+        dataset: the split with its preprocessing, without augmentation.
+        batch_size: images at a time.
+        workers: threads that read images.
+        flips: averaged over, see `augment.flip_axes`.
+        process: rank and world: number of this process, and of all of them.
 
     Raises:
+        DataError: an image that cannot be read.
         WeightsError: logits that are not finite, see `output_head.check_finite`.
     """
-    batches = cut(range(len(index)), batch_size)
+    rank, world = process
+    batches = cut(range(len(dataset)), batch_size)
     was_training = model.training
     model.eval()
-    parts = forward_split(
-        lambda x: predict_logits(model, x, flips), index, spec, batches[rank::world], workers, rank == 0, fitted
+    own_logits = forward_split(
+        lambda x: predict_logits(model, x, flips), dataset, batches[rank::world], workers, rank == 0
     )
     if was_training:
         model.train()
-    logits = np.concatenate(parts) if world == 1 else _gather(parts, batches, world)
-    return check_finite(logits, index.ids)  # after the gathering: all processes stop here, or none
+    logits = np.concatenate(own_logits) if world == 1 else _gather(own_logits, batches, world)
+    return check_finite(logits, dataset.index.ids)  # after the gathering: all processes stop here, or none
 
 
 def forward_split(
     forward: Callable[[np.ndarray], np.ndarray],
-    index: Index,
-    spec: Preprocessing,
+    dataset: ImageDataset,
     batches: Sequence[range],
     workers: int,
     show: bool = True,
-    fitted: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """What `forward` gives for each of these batches of an index; `fitted` as in `ImageDataset`."""
-    loaded = load_batches(ImageDataset(index, spec, fitted=fitted), batches, workers)
-    with progress(loaded, f"evaluating {index.split}", len(batches), "batch", show) as bar:
+    """The logits of each of these batches.
+
+    Args:
+        forward: x (N, C, S, S) -> logits (N, outputs).
+        dataset: the split with its preprocessing.
+        batches: rows of each batch.
+        workers: threads that read images.
+        show: whether this process shows the progress.
+    """
+    loaded = load_batches(dataset, batches, workers)
+    with progress(loaded, f"evaluating {dataset.index.split}", len(batches), "batch", show) as bar:
         return [forward(batch.x) for batch in bar]
 
 
-def _gather(parts: list[np.ndarray], batches: list, world: int) -> np.ndarray:
+def _gather(own_logits: list[np.ndarray], batches: list[range], world: int) -> np.ndarray:
+    """The logits of all processes, in the order of the split; padded for the transfer, the padding cut off again."""
     import paddle.distributed as dist
 
     rounds = -(-len(batches) // world)
     size = len(batches[0])
-    outputs = _number_of_outputs(parts, dist)
+    outputs = _number_of_outputs(own_logits, dist)
     padded = np.zeros((rounds, size, outputs), np.float32)
-    for k, part in enumerate(parts):
-        padded[k, : len(part)] = part
+    for k, logits in enumerate(own_logits):
+        padded[k, : len(logits)] = logits
     gathered: list = []
     dist.all_gather(gathered, paddle.to_tensor(padded))
     arrays = [tensor.numpy() for tensor in gathered]
@@ -86,8 +97,8 @@ def _gather(parts: list[np.ndarray], batches: list, world: int) -> np.ndarray:
     return np.concatenate(ordered)
 
 
-def _number_of_outputs(parts: list[np.ndarray], dist) -> int:
-    """A process without a batch learns the width of the logits from the others."""
-    width = paddle.to_tensor([parts[0].shape[1] if parts else 0], dtype="int64")
+def _number_of_outputs(own_logits: list[np.ndarray], dist) -> int:
+    """A process without a batch learns the number of outputs from the others."""
+    width = paddle.to_tensor([own_logits[0].shape[1] if own_logits else 0], dtype="int64")
     dist.all_reduce(width, op=dist.ReduceOp.MAX)
     return int(width.item())

@@ -191,11 +191,11 @@ class Predictor:
 
     def split_logits(self, index: Index, batch_size: int, workers: int) -> np.ndarray:
         """Logits (N, outputs) of a whole split, in its order."""
-        from paddle_medcls.data.loader import cut
+        from paddle_medcls.data.loader import ImageDataset, cut
         from paddle_medcls.evaluate import forward_split
 
-        batches = cut(range(len(index)), batch_size)
-        logits = np.concatenate(forward_split(self.backend.logits, index, self.card.preprocessing, batches, workers))
+        images, batches = ImageDataset(index, self.card.preprocessing), cut(range(len(index)), batch_size)
+        logits = np.concatenate(forward_split(self.backend.logits, images, batches, workers))
         return check_finite(logits, index.ids)
 
     def input_zeros(self) -> np.ndarray:

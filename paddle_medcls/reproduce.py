@@ -20,6 +20,7 @@ from paddle_medcls.checkpoint import FILE
 from paddle_medcls.comparison import read_predictions
 from paddle_medcls.data import dataset_module, default_root, load_index
 from paddle_medcls.data.check import not_leaked
+from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.data.medmnist import NAMES, file_in, file_of
 from paddle_medcls.data.medmnist_cards import CARDS
 from paddle_medcls.errors import DataError, RecipeError, RunError, Stopped, did_you_mean
@@ -29,11 +30,11 @@ from paddle_medcls.gridtable import Row, table
 from paddle_medcls.metrics import auc
 from paddle_medcls.models import model_names
 from paddle_medcls.models.weights import load_strict, read_weights
+from paddle_medcls.outputs import score_split, write_outputs
 from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.resume import read_environment
-from paddle_medcls.rundir import score_split, write_outputs
 from paddle_medcls.session import began_with
 from paddle_medcls.sidecar import Sidecar, sidecar_of
 from paddle_medcls.train import Options, train
@@ -199,7 +200,8 @@ def _run_cell(cell: Cell, options: Options) -> None:
     model = card.network.build()
     load_strict(model, read_weights(trained.weights), trained.weights)
     index = load_index(recipe.dataset, cell.data_root, split, recipe.labels)
-    logits = evaluate_split(model, index, card.preprocessing, recipe.batch_size, options.workers, card.flips)
+    images = ImageDataset(index, card.preprocessing)
+    logits = evaluate_split(model, images, recipe.batch_size, options.workers, card.flips)
     result = score_split(logits, index, card.head)
     write_outputs(folder / split, logits, index, card, result)
     row = {

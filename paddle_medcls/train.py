@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import metrics, modelcard, rundir
+from paddle_medcls import metrics, modelcard, outputs, rundir
 from paddle_medcls.assemble import amp_type, check_recipe, read_data
 from paddle_medcls.data.loader import Batch, ImageDataset, load_batches
 from paddle_medcls.distributed import exchange, from_first, over_processes, pieces, synchronise
@@ -177,9 +177,9 @@ def validate(training: Training, session: Session, flips: tuple[str, ...] | None
         return check_finite(head_logits(network, training.learner.val_features), data.val.ids)
     if training.inference_kernels is not None:
         network = Accelerated(network, training.inference_kernels)  # in float32, as every reader of the weights does
-    spec, size, threads = training.learner.card.preprocessing, recipe.batch_size, session.options.workers
-    place = session.rank, session.world
-    return evaluate_split(network, data.val, spec, size, threads, flips or (), *place, data.decoded["val"])
+    images = ImageDataset(data.val, training.learner.card.preprocessing, fitted=data.decoded["val"])
+    process = session.rank, session.world
+    return evaluate_split(network, images, recipe.batch_size, session.options.workers, flips or (), process)
 
 
 def keep_epoch(training: Training, session: Session, logits: np.ndarray) -> None:
@@ -222,9 +222,9 @@ def finish(training: Training, session: Session) -> Run:
     logits = validate(training, session, recipe.evaluation_flips)
     if not session.first:
         return Run(training.directory, weights, {}, state.history)
-    result = rundir.score_split(logits, data.val, learner.card.head)
+    result = outputs.score_split(logits, data.val, learner.card.head)
     result |= {"epoch": state.best_epoch, "drawn": data.train.drawn}
-    rundir.write_outputs(training.directory, logits, data.val, learner.card, result)
+    outputs.write_outputs(training.directory, logits, data.val, learner.card, result)
     card = rundir.write_sidecar(weights, learner.card, result)
     facts = modelcard.run_facts(weights, card, _count_parameters(learner.model))
     modelcard.write_card(training.directory, card, "weights", [weights.name], facts)

@@ -121,7 +121,7 @@ def test_cached_and_uncached_evaluation_agree(palm_root: Path, tmp_path: Path) -
     index = load_index("palm", palm_root, "val")
     dataset = ImageDataset(index, recipe.preprocessing)
     cached = head_logits(model, np.load(cached_features(model, "w", dataset, tmp_path / "features", 0)))
-    direct = evaluate_split(model, index, recipe.preprocessing, 3, 0)
+    direct = evaluate_split(model, dataset, 3, 0)
     np.testing.assert_allclose(cached, direct, atol=1e-5)
     assert np.ptp(direct) > 1e-3
 

@@ -24,7 +24,7 @@ LAYERS = tuple(
         "recipe data data.* inputs models models.*",
         "checkpoint data.loader engines errorpage evaluate frozen gradcam graph graph_models medmnist_scores optim "
         "report sidecar snippets",
-        "assemble gridtable modelcard predict recipes recipes.* resume rundir train training trust",
+        "assemble gridtable modelcard outputs predict recipes recipes.* resume rundir train training trust",
         "export heatmaps reproduce scoring",
         "app app.* commands commands.*",
     )

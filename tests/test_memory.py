@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np, cv2, toynet
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.statistics import scan
+from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import Network
@@ -29,7 +30,7 @@ with tempfile.TemporaryDirectory() as folder:
     names = tuple(path.name for path in paths)
     index = Index("drawn", "val", names, paths, np.arange(count) % 2, ("a", "b"), "binary")
     scan(index, 1, "rgb")
-    logits = evaluate_split(Network("toy", 1).build(), index, Preprocessing(64), 50, 1)
+    logits = evaluate_split(Network("toy", 1).build(), ImageDataset(index, Preprocessing(64)), 50, 1)
     assert logits.shape == (count, 1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # kB
 """

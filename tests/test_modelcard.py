@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from toynet import toy
 
-from paddle_medcls import export, rundir
+from paddle_medcls import export, outputs
 from paddle_medcls.data import dataset_names, load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.medmnist_cards import CARDS
@@ -95,7 +95,7 @@ def test_a_calibration_is_in_the_card(trained: Path, palm_root: Path) -> None:
     logits = Predictor.from_weights(weights).split_logits(val, 5, 0)
     before = (trained / "README.md").read_text(encoding="utf-8")
     assert "(temperature 1)" in before and "before this calibration" not in before
-    new = rundir.calibrate(weights, card, 3 * logits + 1, val, 0.9, None)
+    new = outputs.calibrate(weights, card, 3 * logits + 1, val, 0.9, None)
     text = (trained / "README.md").read_text(encoding="utf-8")
     assert f"temperature {new.temperature:.4f}" in text and f"above {new.threshold:.4g}" in text
     assert "before this calibration" in text and new.temperature != 1
@@ -135,7 +135,7 @@ def test_every_task_has_its_table(name: str, tmp_path: Path) -> None:
     labels = rng.integers(0, 2, (30, 3)) if name == "labels" else rng.integers(0, 2, 30)
     ids = tuple(map(str, range(30)))
     index = Index("palm", "val", ids, np.zeros((30, 4, 4), np.uint8), labels, card.classes, card.task)
-    result = rundir.score_split(rng.normal(0, 1, (30, card.network.num_outputs)), index, card.head)
+    result = outputs.score_split(rng.normal(0, 1, (30, card.network.num_outputs)), index, card.head)
     write_json(tmp_path / "M.json", result)  # as a sidecar keeps them: what is not defined is null
     result = json.loads((tmp_path / "M.json").read_text())
     (tmp_path / "M.onnx").write_bytes(b"M")

@@ -30,6 +30,7 @@ from notebooks import DEPTHS, Net001, Net003, trained
 
 from paddle_medcls import safe_pickle
 from paddle_medcls.data import load_index
+from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.errors import WeightsError
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.files import sha256
@@ -773,7 +774,7 @@ def test_a_network_that_gives_nan_is_refused_by_the_image(tmp_path: Path) -> Non
     model = Network("toy", 1).build()
     model.fc.bias.set_value(paddle.full([1], math.nan))
     with pytest.raises(WeightsError, match=r"for 7 of 7 image\(s\)\n  \S*V0001.jpg: logits nan"):
-        evaluate_split(model, index, Preprocessing(32), 3, 0)
+        evaluate_split(model, ImageDataset(index, Preprocessing(32)), 3, 0)
     card = Sidecar("palm", "toy", index.classes, "binary", "sigmoid", Network("toy", 1), Preprocessing(32))
     with pytest.raises(WeightsError, match=r"for 7 of 7 image\(s\)\n  \S*V0001.jpg: logits nan"):
         Predictor(card, PaddleNetwork(model)).split_logits(index, 3, 0)
