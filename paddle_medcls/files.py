@@ -1,4 +1,7 @@
-"""Atomic file writing: a file is complete or absent. It is written beside its place, flushed to the disk, renamed."""
+"""Atomic file writing: a file is complete or absent. It is written beside its place, flushed to the disk, renamed.
+
+Also bounded, strict reading of untrusted files.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,20 @@ from pathlib import Path
 
 from paddle_medcls.errors import SetupError
 
-_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # of several that share a disk
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # several machines may share a disk
+MAX_JSON_BYTES = 4 << 20
 _TEMPORARY = re.compile(rf"\.medcls-{_MACHINE}-(\d+)-")
 
 
 def atomic_write(path: str | Path, write: Callable[[str], object] | bytes) -> None:
-    """Replaces `path` in one step; whatever fails, the previous file stays as it was.
+    """Replaces `path` in one step; after any failure the previous file is unchanged.
 
     Args:
-        path: the target; its folder is made.
-        write: the bytes, or a function that writes a file at the name that it is given.
+        path: the target; its folder is created.
+        write: the bytes, or a function that writes a file under the temporary name that it is called with.
+
+    Raises:
+        SetupError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
     temporary = ""
@@ -65,18 +72,18 @@ def remove_abandoned(folder: str | Path) -> None:
         files = [(file, _TEMPORARY.match(file.name)) for file in Path(folder).iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return
-    for file, found in files:
-        if found and not _is_running(int(found[1])):
-            file.unlink(missing_ok=True)  # another process may be at it, too
+    for file, match in files:
+        if match and not _is_running(int(match[1])):
+            file.unlink(missing_ok=True)  # another process may remove it at the same time
 
 
 def _is_running(pid: int) -> bool:
     try:
-        os.kill(pid, 0)  # signal 0 asks, and does nothing
+        os.kill(pid, 0)  # signal 0 only checks that the process exists
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        pass  # of another user
+        pass  # a process of another user
     return True
 
 
@@ -107,32 +114,41 @@ def folder_error(folder: Path) -> str:
 
 
 def python_path() -> str:
-    """PYTHONPATH under which a fresh process finds this package, installed or not."""
+    """Returns a PYTHONPATH with which a new process can import this package, installed or not."""
     return os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:
-    """The bytes of a regular file of at most `most` bytes.
+    """Reads a regular file of at most `most` bytes.
 
     Raises:
-        OSError: missing, larger, or a folder, pipe or device, which might never end.
+        OSError: missing, larger, or a folder, pipe or device; opening a pipe could wait for ever.
     """
-    found = os.stat(path)
-    if stat.S_ISDIR(found.st_mode):
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError("a directory, not a file")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError("a pipe or device, not a regular file")
-    if found.st_size > most:
-        raise OSError(f"{found.st_size:,} bytes; at most {most:,} are read")
+    if status.st_size > most:
+        raise OSError(f"{status.st_size:,} bytes; at most {most:,} are read")
     with open(path, "rb") as file:
-        return file.read(found.st_size)
+        return file.read(status.st_size)
 
 
-def read_json(path: str | Path, most: int = 4 << 20) -> object:
-    """A JSON file from outside, read strictly.
+def read_json(path: str | Path) -> object:
+    """Reads a JSON file of at most `MAX_JSON_BYTES` strictly.
 
     Raises:
-        OSError: see `read_bounded`; at most 4 MiB are read.
+        OSError: see `read_bounded`.
+        ValueError: see `parse_json`.
+    """
+    return parse_json(read_bounded(path, MAX_JSON_BYTES))
+
+
+def parse_json(data: bytes) -> object:
+    """Parses JSON from an untrusted source strictly.
+
+    Raises:
         ValueError: not JSON in UTF-8, or a key twice, NaN, infinity, a number of more than 20 digits, deep nesting.
     """
 
@@ -142,35 +158,37 @@ def read_json(path: str | Path, most: int = 4 << 20) -> object:
     def decimal(text: str) -> float:
         return float(text) if math.isfinite(float(text)) else refuse(text)
 
-    def whole(text: str) -> int:
+    def integer(text: str) -> int:
         return int(text) if len(text) <= 20 else refuse(text)  # int() takes long for a million digits
 
     def object_of(pairs: list[tuple[str, object]]) -> dict:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        values = dict(pairs)
+        if len(values) < len(pairs):
             names = [name for name, _ in pairs]
             raise ValueError(f"the key {Counter(names).most_common(1)[0][0][:100]!r} occurs twice")
-        return found
+        return values
 
-    text = read_bounded(path, most).decode("utf-8")
+    text = data.decode("utf-8")
     try:
         return json.loads(
-            text, object_pairs_hook=object_of, parse_constant=refuse, parse_float=decimal, parse_int=whole
+            text, object_pairs_hook=object_of, parse_constant=refuse, parse_float=decimal, parse_int=integer
         )
     except RecursionError:
         raise ValueError("lists or objects are nested too deeply") from None
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8 text, see `atomic_write`."""
     atomic_write(path, text.encode("utf-8"))
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Strict JSON: figures that are not numbers (nan) become null."""
+    """Writes strict JSON, see `atomic_write`: NaN and infinity become null."""
     write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _plain(value: object) -> object:
+    """Converts a value to the types of JSON."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -183,18 +201,21 @@ def _plain(value: object) -> object:
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a table, see `atomic_write`; bytes of file names that are not UTF-8 become backslash escapes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    atomic_write(path, text.getvalue().encode("utf-8", "backslashreplace"))  # names of files need not be UTF-8
+    atomic_write(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def sha256(path: str | Path) -> str:
+    """Returns the SHA-256 of a file as 64 hexadecimal digits."""
     return _digest(path, hashlib.sha256())
 
 
 def md5(path: str | Path) -> str:
+    """Returns the MD5 of a file as 32 hexadecimal digits; compares downloads with published sums."""
     return _digest(path, hashlib.md5(usedforsecurity=False))
 
 

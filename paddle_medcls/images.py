@@ -26,7 +26,7 @@ import numpy as np
 from paddle_medcls import jpeg
 from paddle_medcls.dicom import decode_dicom, dicom_mode, dicom_size, is_dicom
 from paddle_medcls.errors import DataError, SetupError
-from paddle_medcls.files import atomic_write
+from paddle_medcls.files import atomic_write, read_bounded
 
 try:
     import cv2
@@ -40,6 +40,7 @@ except ImportError as error:  # the wheel is there, a system library is not (ser
 cv2.setNumThreads(1)  # the loader decodes several images at once; OpenCV's own threads would compete
 
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 1 << 30  # of a file: more than MAX_PIXELS take uncompressed, three channels of 16 bits
 MAX_SIDE_PX = 2048  # of a network's input: 16 images then take about 10 GB in a ResNet
 MEAN_RANGE = (-1000, 1000)  # pixel values, with room for other conventions than 0..255
 STD_RANGE = (0.001, 1000)
@@ -213,11 +214,11 @@ def read_image(path: str | Path, channels: str = "bgr", least_px: int = 0) -> np
         uint8 (H, W, 3), or (H, W, 1) for "gray".
 
     Raises:
-        DataError: missing, empty, not an image, truncated, damaged, too large, several pictures in one file, or
-            16 bits of which 14 or fewer are used; the message names the file.
+        DataError: missing, no regular file, empty, not an image, truncated, damaged, too large, several pictures in
+            one file, or 16 bits of which 14 or fewer are used; the message names the file.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_bounded(path, MAX_BYTES)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
     return decode_image(data, str(path), channels, least_px)

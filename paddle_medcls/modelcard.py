@@ -16,7 +16,7 @@ from pathlib import Path
 from paddle_medcls import metrics, report
 from paddle_medcls.data import dataset_module, medmnist
 from paddle_medcls.errors import DataError
-from paddle_medcls.files import sha256, write_text
+from paddle_medcls.files import MAX_JSON_BYTES, read_bounded, read_json, sha256, write_text
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import find_recipe, get_recipe
 from paddle_medcls.sidecar import Sidecar
@@ -41,12 +41,14 @@ def run_facts(weights: Path, card: Sidecar, parameters: int | None = None) -> di
     found: dict = {}
     for name in ("recipe", "data", "environment", "metrics"):
         try:
-            found[name] = dict(json.loads((weights.parent / f"{name}.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            values = read_json(weights.parent / f"{name}.json")
+        except (OSError, ValueError):
             continue  # the card says what is not known
+        if isinstance(values, dict):
+            found[name] = values
     try:
-        with open(weights.parent / "timing.csv", encoding="utf-8", newline="") as file:
-            found["seconds"] = sum(float(row["epoch_seconds"]) for row in csv.DictReader(file))
+        timing = read_bounded(weights.parent / "timing.csv", MAX_JSON_BYTES).decode("utf-8")
+        found["seconds"] = sum(float(row["epoch_seconds"]) for row in csv.DictReader(timing.splitlines()))
     except (OSError, ValueError, TypeError, KeyError):
         pass
     recipe = found.get("recipe", {})

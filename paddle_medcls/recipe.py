@@ -7,7 +7,6 @@ to the run directory as JSON, and that file alone describes the run again.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import sys
 import typing
@@ -18,6 +17,7 @@ from types import SimpleNamespace
 
 from paddle_medcls.augment import FLIPS, Augmentation
 from paddle_medcls.errors import RecipeError, did_you_mean
+from paddle_medcls.files import read_json
 from paddle_medcls.images import CHOICES as PREPROCESSING_CHOICES
 from paddle_medcls.images import MAX_SIDE_PX, MEAN_RANGE, STD_RANGE, Preprocessing
 
@@ -142,7 +142,7 @@ class Recipe:
         return values
 
     @staticmethod
-    def from_json(fields: dict, where: object = None) -> Recipe:
+    def from_json(fields: object, where: object = None) -> Recipe:
         """The inverse of `to_json`; a mistyped or missing field is an error."""
         if not isinstance(fields, dict) or not {"name", "source", "dataset"} <= fields.keys():
             raise RecipeError("not a recipe", where=where, expected="a JSON object with name, source, dataset, …")
@@ -154,8 +154,8 @@ class Recipe:
     def from_file(path: str | Path) -> Recipe:
         """Reads a recipe's JSON file; a run directory's `recipe.json` is one."""
         try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            fields = read_json(path)
+        except (OSError, ValueError) as error:
             raise RecipeError(f"the recipe cannot be read: {error}", where=path) from None
         return Recipe.from_json(fields, path)
 

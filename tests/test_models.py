@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 import numpy as np
 import pytest
 from fakes import pixels
 
-from paddle_medcls.errors import RecipeError
-from paddle_medcls.models import Network, model_names
+from paddle_medcls import models
+from paddle_medcls.errors import WeightsError
+from paddle_medcls.models import MODELS, Network, builder, model_names
 from paddle_medcls.models.weights import load_strict, recognise
 from paddle_medcls.runtime import paddle
 
@@ -49,8 +53,17 @@ def test_paddleclas_projection_adds_one_layer() -> None:
 
 
 def test_unknown_model_suggests() -> None:
-    with pytest.raises(RecipeError, match="unknown model 'resnet51'; did you mean 'resnet50'"):
-        Network("resnet51", 2).build()
+    with pytest.raises(WeightsError, match="network model: 'resnet51'; expected .*; did you mean 'resnet50'"):
+        Network("resnet51", 2)
+
+
+def test_the_list_of_names_is_what_the_architectures_offer() -> None:
+    offered = {}
+    for info in pkgutil.iter_modules(models.__path__):
+        module = importlib.import_module(f"paddle_medcls.models.{info.name}")
+        offered |= {name: info.name for name in getattr(module, "__all__", ())}
+    assert offered == MODELS
+    assert all(builder(name)(Network(name, 2)).head_name for name in ("resnet18", "vgg16"))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

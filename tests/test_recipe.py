@@ -69,8 +69,9 @@ def test_round_trip_through_a_file(tmp_path: Path) -> None:
         ('{"name": "a", "source": "b", "dataset": "palm", "mean": ["a", "b", "c"]}', "mean"),
         ('{"name": "a", "source": "b", "dataset": "palm", "std": [null, 1, 1]}', "std"),
         ('{"name": "a", "source": "b", "dataset": "palm", "targets": ["val/accuracy"]}', "targets"),
-        ('{"name": "a", "source": "b", "dataset": "palm", "lr": NaN}', "lr"),
-        ('{"name": "a", "source": "b", "dataset": "palm", "weight_decay": Infinity}', "weight_decay"),
+        ('{"name": "a", "source": "b", "dataset": "palm", "lr": NaN}', "NaN is not a finite number"),
+        ('{"name": "a", "source": "b", "dataset": "palm", "lr": 0.1, "lr": 0.2}', "the key 'lr' occurs twice"),
+        ('{"name": "a", "source": "b", "dataset": "palm", "weight_decay": Infinity}', "Infinity is not a finite"),
     ],
 )
 def test_faulty_files(tmp_path: Path, text: str, message: str) -> None:

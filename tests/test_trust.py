@@ -13,7 +13,7 @@ from fakes import pixels, write_image
 from paddle_medcls import trust
 from paddle_medcls.images import Preprocessing
 from paddle_medcls.inputs import picture_names
-from paddle_medcls.models import Network, resnet
+from paddle_medcls.models import MODELS, Network, resnet
 from paddle_medcls.plots import overlay
 from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar
@@ -89,7 +89,7 @@ class Bright(nn.Layer):
 def test_true_maps_beat_chance_and_false_ones_do_not(mirrored: bool, monkeypatch, tmp_path: Path) -> None:
     """One bright square in one corner; maps of the mirrored network point to the opposite corner."""
     monkeypatch.setattr(resnet, "bright", Bright, raising=False)
-    monkeypatch.setattr(resnet, "__all__", [*resnet.__all__, "bright"])
+    monkeypatch.setitem(MODELS, "bright", "resnet")
     model = Bright(Network("bright", 2), mirrored)
     model.cells[0].weight.set_value(paddle.full([4, 3, 4, 4], 1 / 48))
     model.cells[0].bias.set_value(paddle.full([4], -0.5))
@@ -127,7 +127,7 @@ def test_true_maps_beat_chance_and_false_ones_do_not(mirrored: bool, monkeypatch
 
 def test_a_map_that_is_empty_is_counted_nowhere(monkeypatch) -> None:
     monkeypatch.setattr(resnet, "bright", Bright, raising=False)
-    monkeypatch.setattr(resnet, "__all__", [*resnet.__all__, "bright"])
+    monkeypatch.setitem(MODELS, "bright", "resnet")
     model = Bright(Network("bright", 2))
     model.cells[0].weight.set_value(paddle.zeros([4, 3, 4, 4]))
     card = Sidecar("covid", "toy", ("a", "b"), "binary", "softmax", Network("bright", 2), Preprocessing(32))

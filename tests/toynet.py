@@ -15,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from paddle_medcls.models import Network, resnet
+from paddle_medcls.models import MODELS, Network, resnet
 from paddle_medcls.runtime import paddle
 
 nn = paddle.nn
@@ -53,7 +53,8 @@ def toy_plain(network: Network) -> Toy:
 
 
 for _builder in (toy, toy_plain):
-    if _builder.__name__ not in resnet.__all__:  # how a model is added: see models/__init__.py
+    if _builder.__name__ not in MODELS:  # how a model is added: see models/__init__.py
+        MODELS[_builder.__name__] = "resnet"
         setattr(resnet, _builder.__name__, _builder)
         resnet.__all__.append(_builder.__name__)
 

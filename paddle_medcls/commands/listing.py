@@ -33,9 +33,9 @@ def _recipes() -> list[tuple[str, str]]:
 
 
 def _models() -> list[tuple[str, str]]:
-    from paddle_medcls.models import builders
+    from paddle_medcls.models import builder, model_names
 
-    return [(name, _first_line(build)) for name, build in sorted(builders().items())]
+    return [(name, _first_line(builder(name))) for name in model_names()]
 
 
 def _datasets() -> list[tuple[str, str]]:

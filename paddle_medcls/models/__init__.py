@@ -1,11 +1,10 @@
-"""Networks: every function in the `__all__` of a module here is one, called by its name."""
+"""The networks by name, and the record from which one is built."""
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
-import re
 import reprlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,14 @@ from paddle_medcls.recipe import CHOICES, Recipe
 if TYPE_CHECKING:
     from paddle.nn import Layer
 
-_HELPERS = {"accelerate", "dnnl", "layouts", "onednn", "pretrained", "weights"}
+MODELS = {
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), "resnet"),
+    "vgg16": "vgg",
+}
+"""Name of each network -> its architecture: the module here whose `__all__` has a function of that name.
 
+The names are listed here so that a sidecar can be checked without importing Paddle.
+"""
 
 MAX_OUTPUTS = 30_000  # ImageNet-22k has 21,841 classes
 _OUTPUTS = f"a number of 1 to {MAX_OUTPUTS}"
@@ -26,19 +31,22 @@ LOSSES = {
     "ordinal": ("softmax",),
     "multi-label": ("sigmoid",),
 }
-"""Task -> the losses that fit it."""
+"""Task -> the losses that fit it, see `recipe.Recipe`."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """What must be known to build a network again; it travels with the weights.
+    """The arguments that a network is built from; the sidecar of a weight file has them.
 
     Attributes:
-        model: "resnet18" … "resnet152".
-        num_outputs: logits.
+        model: one of `MODELS`.
+        num_outputs: number of logits, 1 to 30,000.
         in_channels: 1 or 3.
         stem: "imagenet" (7x7, stride 2, max-pool) or "small" (3x3, stride 1).
         project_first: PaddleClas's variant of ResNet-18 and -34, see `resnet.ResNet`.
+
+    Raises:
+        WeightsError: an unknown model or a value out of range.
     """
 
     model: str
@@ -48,8 +56,9 @@ class Network:
     project_first: bool = False
 
     def __post_init__(self) -> None:
+        hint = did_you_mean(self.model[:100], MODELS) if isinstance(self.model, str) else ""
         for name, ok, expected in (
-            ("model", type(self.model) is str and re.fullmatch("[a-z][a-z0-9_]{0,49}", self.model), "a model's name"),
+            ("model", isinstance(self.model, str) and self.model in MODELS, ", ".join(sorted(MODELS)) + hint),
             ("num_outputs", type(self.num_outputs) is int and 1 <= self.num_outputs <= MAX_OUTPUTS, _OUTPUTS),
             ("in_channels", type(self.in_channels) is int and self.in_channels in (1, 3), "1 or 3"),
             ("stem", self.stem in CHOICES["stem"], " or ".join(CHOICES["stem"])),
@@ -59,37 +68,34 @@ class Network:
                 raise WeightsError(f"network {name}: {reprlib.repr(getattr(self, name))}; expected {expected}")
 
     def build(self) -> Layer:
-        """The network with random weights: x (N, in_channels, H, W) float32 -> logits (N, num_outputs)."""
-        known = builders()
-        if self.model not in known:
-            hint = did_you_mean(self.model, known)
-            raise RecipeError(f"unknown model {self.model!r}{hint}", expected=", ".join(sorted(known)))
-        return known[self.model](self)
+        """Builds the network with random weights: x (N, in_channels, H, W) float32 -> logits (N, num_outputs)."""
+        return builder(self.model)(self)
 
     def to_json(self) -> dict:
+        """Returns the fields as a dictionary."""
         return asdict(self)
 
 
 def model_names() -> list[str]:
-    """Names that `--model` takes."""
-    return sorted(builders())
+    """Returns the names that `--model` accepts, sorted."""
+    return sorted(MODELS)
 
 
-def builders() -> dict:
-    """Name of each model -> the function that makes it of a `Network`."""
-    found: dict = {}
-    for info in pkgutil.iter_modules(__path__):
-        if info.name not in _HELPERS:
-            module = importlib.import_module(f"paddle_medcls.models.{info.name}")
-            found.update({name: getattr(module, name) for name in module.__all__})
-    return found
+def builder(model: str) -> Callable[[Network], Layer]:
+    """Returns the function that builds a network, by its name in `MODELS`; imports Paddle."""
+    return getattr(importlib.import_module(f"paddle_medcls.models.{MODELS[model]}"), model)
 
 
 def network_for(recipe: Recipe, num_classes: int, task: str) -> Network:
-    """The network of a recipe: a sigmoid binary task has one output, every other one a class."""
+    """Returns the network of a recipe: one output for a binary task with a sigmoid, else one a class.
+
+    Raises:
+        RecipeError: the recipe's loss does not fit the task.
+    """
     fitting = LOSSES[task]
     if recipe.loss not in fitting:
-        fault = f"{recipe.name}: loss={recipe.loss} does not fit a {task} task"
-        raise RecipeError(fault, expected=" or ".join(fitting))
+        raise RecipeError(
+            f"{recipe.name}: loss={recipe.loss} does not fit a {task} task", expected=" or ".join(fitting)
+        )
     one = recipe.loss == "sigmoid" and task == "binary"
     return Network(recipe.model, 1 if one else num_classes, recipe.preprocessing.num_channels, recipe.stem)
