@@ -180,9 +180,12 @@ class _Served(paddle.nn.Layer):
             logits = logits.reshape([len(self.axes), -1, self.card.network.num_outputs]).mean(0)
         z = logits / self.card.temperature
         if self.card.loss == "softmax":
-            return paddle.nn.functional.softmax(z, axis=1), logits
-        z = paddle.concat([-z, z], axis=1) if self.card.task == "binary" else z
-        return paddle.nn.functional.sigmoid(z), logits
+            probabilities = paddle.nn.functional.softmax(z, axis=1)
+        else:
+            if self.card.task == "binary":  # class 0 has the logit -z
+                z = paddle.concat([-z, z], axis=1)
+            probabilities = paddle.nn.functional.sigmoid(z)
+        return probabilities, logits
 
 
 def _write_paddle(predictor: Predictor, folder: Path, name: str) -> None:
