@@ -1,4 +1,4 @@
-"""Grad-CAM heat maps of image files: all that `gradcam` writes, as one function."""
+"""`heat_maps`: makes, writes and measures Grad-CAM heat maps of image files, as the command `gradcam` does."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ SHEET = 8  # images on the contact sheet
 
 @dataclass(frozen=True)
 class HeatMapOptions:
-    """Which heat maps are made, and what is written.
+    """How heat maps are made.
 
     Attributes:
         output: folder of the pictures and measures.csv; None: nothing is written.
-        layer, method: see `gradcam.gradcam`.
+        layer: see `gradcam.gradcam`; None: the default one.
+        method: one of `gradcam.METHODS`.
         class_name: explain this class; None: the predicted one of each image.
-        measure: also measure the maps, see `trust`.
-        batch_size, workers: images at a time, and threads that read them.
+        measure: also measure how faithful the maps are, see `trust`.
+        batch_size: images at a time.
+        workers: threads that read images.
     """
 
-    output: Path | None = None
+    output: str | Path | None = None
     layer: str | None = None
     method: str = "gradcam"
     class_name: str | None = None
@@ -46,13 +48,14 @@ class HeatMapOptions:
 
 @dataclass
 class HeatMaps:
-    """What came of it.
+    """The result of `heat_maps`.
 
     Attributes:
-        layer: that the maps show.
-        made: files with a map; empty: those of them whose map has no positive evidence anywhere.
+        layer: name of the layer that the maps show.
+        made: files with a map.
+        empty: those of them whose map is 0 everywhere: no positive evidence for the class.
         failed: files that could not be read, with their errors.
-        measurement: the measures, where they were asked for.
+        measurement: the measures; None if they were not asked for.
     """
 
     layer: str
@@ -62,62 +65,74 @@ class HeatMaps:
     measurement: Measurement | None = None
 
 
-def heat_maps(predictor: Predictor, paths: Sequence[Path], options: HeatMapOptions) -> HeatMaps:
+def heat_maps(
+    weights: str | Path | Predictor,
+    images: Sequence[str | Path],
+    options: HeatMapOptions = HeatMapOptions(),  # noqa: B008  it is frozen
+) -> HeatMaps:
     """Makes, writes and measures the heat maps of files; a file that cannot be read is reported and left out.
 
-    Writes `<folders>/<name>_gradcam.png`, each image under its map at its own size, `contact_sheet.png`, eight
-    images above their maps, and with `measure` also `measures.csv`.
+    With `output` it writes `<folders>/<name>_gradcam.png`, each image under its map at its own size,
+    `contact_sheet.png`, eight images above their maps, and with `measure` also `measures.csv`.
+
+    Args:
+        weights: a weight file, a folder that holds one, or an opened Predictor.
+        images: image files.
+        options: see `HeatMapOptions`.
 
     Raises:
         DataError: an unknown class.
         RecipeError: no such layer, or one that gives no map.
-        WeightsError: the predictor is an export, which has no layers to look into.
+        WeightsError: see `Predictor.from_weights`; an export, which has no layers to look into.
     """
-    card, model = predictor.card, predictor.model
-    chosen = _class_index(options.class_name, card.classes) if options.class_name else None
-    found = HeatMaps(options.layer or default_layer(model, predictor.input_zeros()))
+    predictor = weights if isinstance(weights, Predictor) else Predictor.from_weights(weights)
+    paths = [Path(image) for image in images]
+    output = None if options.output is None else Path(options.output)
+    sidecar, model = predictor.card, predictor.model
+    chosen = _class_index(options.class_name, sidecar.classes) if options.class_name else None
+    result = HeatMaps(options.layer or default_layer(model, predictor.input_zeros()))
     if options.measure:
-        found.measurement = Measurement(model, card, found.layer, method=options.method)
+        result.measurement = Measurement(model, sidecar, result.layer, method=options.method)
     names = picture_names(paths, "gradcam")
     shown = {paths[k * len(paths) // SHEET] for k in range(SHEET)} if len(paths) > SHEET else set(paths)
     sheet = []
     with progress(None, "heat maps", len(paths), "image") as bar:
         for group in predictor.read_files(paths, options.batch_size, options.workers):
-            good = []
+            readable = []
             for path, image in group:
                 if isinstance(image, DataError):
                     bar.write(f"{type(image).__name__}: {image}", file=sys.stderr)
-                    found.failed.append((path, image))
+                    result.failed.append((path, image))
                     bar.update()
                 else:
-                    good.append((path, image))
-            for path, image, heat, k, probability in _maps(predictor, good, chosen, found.layer, options.method):
-                found.made.append(path)
+                    readable.append((path, image))
+            for path, image, heat, k, probability in _maps(predictor, readable, chosen, result.layer, options.method):
+                result.made.append(path)
                 if not heat.any():
-                    found.empty.append(path)
-                if options.output:
+                    result.empty.append(path)
+                if output:
                     rgb = to_channels(image, "rgb")
                     picture = overlay(rgb, heat)
-                    write_png(options.output / names[path], picture)
+                    write_png(output / names[path], picture)
                     if path in shown:
-                        text = f"{path.name}\n{card.classes[k]} {probability:.3f}"
+                        text = f"{path.name}\n{sidecar.classes[k]} {probability:.3f}"
                         sheet.append((_small(rgb), _small(picture), text))
-                if found.measurement:
-                    found.measurement.add(path, image, k)
+                if result.measurement:
+                    result.measurement.add(path, image, k)
                 bar.update()
-    if options.output and sheet:
-        title = f"{METHODS[options.method]} of {card.recipe}\n{card.network.model}, {found.layer}"
-        heat_sheet(options.output / "contact_sheet.png", sheet, title, DRAWN_NOTICE if card.drawn else "")
-    if options.output and found.measurement and found.measurement.rows:
-        write_csv(options.output / "measures.csv", *found.measurement.columns())
-    return found
+    if output and sheet:
+        title = f"{METHODS[options.method]} of {sidecar.recipe}\n{sidecar.network.model}, {result.layer}"
+        heat_sheet(output / "contact_sheet.png", sheet, title, DRAWN_NOTICE if sidecar.drawn else "")
+    if output and result.measurement and result.measurement.rows:
+        write_csv(output / "measures.csv", *result.measurement.columns())
+    return result
 
 
-def _maps(predictor: Predictor, good: list, chosen: int | None, layer: str, method: str) -> list[tuple]:
+def _maps(predictor: Predictor, readable: list, chosen: int | None, layer: str, method: str) -> list[tuple]:
     """(path, image, map, class, its probability) of each image of a group."""
-    if not good:
+    if not readable:
         return []
-    paths, images = zip(*good)
+    paths, images = zip(*readable)
     probs = predictor.head.probabilities(predictor.logits(images, paths))
     classes = predictor.head.explained(probs).tolist() if chosen is None else [chosen] * len(images)
     maps = predictor.heatmaps(images, classes, layer, method)

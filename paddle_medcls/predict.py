@@ -58,6 +58,7 @@ class Predictor:
         card: classes, preprocessing and the rest of the sidecar.
         backend: gives logits of preprocessed images, see `engines`.
         notes: what was assumed about a file without a sidecar, one line each.
+        path: the file that was opened; None for a network in memory.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Predictor:
         self.card = card
         self.backend = backend
         self.notes = list(notes)
+        self.path: Path | None = None
         self._network = backend if isinstance(backend, PaddleNetwork) else None
         self._load_network = load_network
         self._layer = ""
@@ -114,14 +116,18 @@ class Predictor:
                 do="leave --recipe out; to overrule the sidecar, move it away",
             )
         if form_of(path):
-            return _of_export(path, card, (engine, precision), allow_program)
+            predictor = _of_export(path, card, (engine, precision), allow_program)
+            predictor.path = path
+            return predictor
         if card is not None and card.form:
             raise WeightsError(
                 f"{path}: the sidecar beside these weights describes an export, not them",
                 where=sidecar,
                 do="restore the sidecar of the weights; to use the export, name its folder or its model file",
             )
-        return _of_weights(path, card, recipe, (engine, precision), say)
+        predictor = _of_weights(path, card, recipe, (engine, precision), say)
+        predictor.path = path
+        return predictor
 
     @property
     def engine(self) -> str:

@@ -90,19 +90,19 @@ def comparison_table(found: dict) -> str:
     return str(table)
 
 
-def audit_table(found: dict) -> str:
-    """What a small model gets right from each view, as `data.audit.audit` gives it, beside guessing."""
+def audit_table(result: dict) -> str:
+    """The result of `data.audit.audit` as text: accuracy and AUC of each view, beside guessing."""
     table = PrettyTable(["a small model sees", "pixels", "accuracy (95%)", "AUC (95%)"], align="l")
-    table.add_row(["nothing: names the commonest class", 0, f"{found['majority']:.4f}", "0.5000"])
-    for name, view in found["views"].items():
+    table.add_row(["nothing: names the commonest class", 0, f"{result['majority']:.4f}", "0.5000"])
+    for name, view in result["views"].items():
         figures = [
             f"{view[figure]:.4f} ({view['intervals'][figure][0]:.4f} to {view['intervals'][figure][1]:.4f})"
             for figure in ("accuracy", "auc")
         ]
         table.add_row([name, view["pixels"], *figures])
-    return (
-        f"{found['dataset']}: trained on {found['train']}, scored on {found['n']} images of {found['scored']}\n{table}"
-    )
+    over = f", intervals over {result['patients']} patients" if "patients" in result else ""
+    heading = f"{result['dataset']}: trained on {result['train']}, scored on {result['n']} images of {result['scored']}"
+    return f"{heading}{over}\n{table}"
 
 
 def write_predictions(path: Path, index: Index, probs: np.ndarray, guesses: np.ndarray) -> None:

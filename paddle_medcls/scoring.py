@@ -1,4 +1,4 @@
-"""Evaluates a trained model on a split: all that `eval` prints and writes, as one function."""
+"""`evaluate`: scores a trained model on a split, as the command `eval` does."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.calibration import threshold_for
+from paddle_medcls.comparison import Predictions
 from paddle_medcls.data import dataset_module, default_root, load_index
 from paddle_medcls.data.check import not_leaked
 from paddle_medcls.data.index import Index
@@ -21,19 +22,20 @@ from paddle_medcls.outputs import calibrate, score_split, write_outputs
 from paddle_medcls.predict import Predictor
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.report import DRAWN_NOTICE, class_table, confusion_table, summary
-from paddle_medcls.sidecar import Sidecar, find_model
+from paddle_medcls.sidecar import Sidecar
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What is done in an evaluation.
+    """How a model is evaluated.
 
     Attributes:
-        batch_size, workers: images at a time, and threads that read them.
-        calibrate: first fit the temperature on the validation split, and keep it in the sidecar.
+        batch_size: images at a time.
+        workers: threads that read images.
+        calibrate: first fit the temperature on the validation split, and write it to the sidecar.
         sensitivity: with `calibrate`, two classes: also choose the threshold that reaches it there, in (0, 1].
         prevalence: two classes: also PPV and NPV at this prevalence, in (0, 1).
-        without_leaks: also the metrics without images that the training split has, exactly or nearly.
+        without_leaks: also the metrics without the images of which the training split has a copy or near copy.
         output: folder for metrics.json, predictions and pictures; None: nothing is written.
         errors: with `output`: errors.html with so many images a section; 0: no such page.
     """
@@ -44,145 +46,160 @@ class EvalOptions:
     sensitivity: float | None = None
     prevalence: float | None = None
     without_leaks: bool = False
-    output: Path | None = None
+    output: str | Path | None = None
     errors: int = 0
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's answers for a split.
+    """A model's results on a split.
 
     Attributes:
-        weights: the file.
-        card: its sidecar, after a calibration the new one.
-        index: the split; logits: (N, outputs) of its images.
-        clean: rows that the training split does not have, if that was asked for.
+        weights: the model's file; None for a Predictor that was not opened from one.
+        sidecar: of the model; after a calibration the new one.
+        index: the split.
+        logits: (N, outputs) of its images.
+        clean_rows: rows of which the training split has no copy; None if that was not asked for.
         prevalence: for PPV and NPV.
     """
 
-    weights: Path
-    card: Sidecar
+    weights: Path | None
+    sidecar: Sidecar
     index: Index
     logits: np.ndarray
-    clean: tuple[int, ...] | None = None
+    clean_rows: tuple[int, ...] | None = None
     prevalence: float | None = None
 
     @cached_property
     def metrics(self) -> dict:
         """As in `metrics.json`, see `metrics.evaluate_logits`."""
-        return score_split(self.logits, self.index, self.card.head)
+        return score_split(self.logits, self.index, self.sidecar.head)
 
     @cached_property
     def metrics_without_leaks(self) -> dict | None:
-        """The same for the images that the training split does not have; None if that was not asked for."""
-        if self.clean is None:
+        """The metrics without images that the training split has too; None if that was not asked for."""
+        if self.clean_rows is None:
             return None
-        return score_split(self.logits[list(self.clean)], self.index.subset(self.clean), self.card.head)
+        rows = list(self.clean_rows)
+        return score_split(self.logits[rows], self.index.subset(rows), self.sidecar.head)
+
+    @property
+    def predictions(self) -> Predictions:
+        """Labels, predicted classes and probabilities of the images, as `comparison.compare` takes them."""
+        head, index = self.sidecar.head, self.index
+        probs = head.probabilities(self.logits)
+        path = self.weights or Path("predictions")
+        return Predictions(
+            path, list(index.ids), index.labels, head.decide(probs), probs, tuple(index.classes), index.groups
+        )
 
     def table(self) -> str:
-        """The metrics as people read them, beside the published ones."""
-        recipe = known_recipe(self.card)
+        """The metrics as text, beside the published ones."""
+        recipe = known_recipe(self.sidecar)
         targets = recipe.targets if recipe else ()
-        parts = [DRAWN_NOTICE] if self.index.drawn or self.card.drawn else []
+        parts = [DRAWN_NOTICE] if self.index.drawn or self.sidecar.drawn else []
         parts.append(class_table(self.metrics))
         if "confusion" in self.metrics:
             parts.append(confusion_table(self.metrics))
         parts.append(summary(self.metrics, targets, self.prevalence))
-        if changes := _recipe_changes(self.weights, self.card):
-            parts.append(f"differs from recipe {self.card.recipe}: {'; '.join(changes)}")
-        if self.clean is not None and self.metrics_without_leaks is not None:
-            left_out = len(self.index) - len(self.clean)
+        if self.weights and (changes := _recipe_changes(self.weights, self.sidecar)):
+            parts.append(f"differs from recipe {self.sidecar.recipe}: {'; '.join(changes)}")
+        if self.clean_rows is not None and self.metrics_without_leaks is not None:
+            left_out = len(self.index) - len(self.clean_rows)
             parts.append(f"without the {left_out} images that are in the training split as well:")
             parts.append(summary(self.metrics_without_leaks, targets, self.prevalence))
         return "\n".join(parts)
 
-    def write(self, folder: Path, errors: int = 0) -> None:
-        """Writes metrics.json, the predictions and pictures; with `errors` above 0 also errors.html."""
-        card, index = self.card, self.index
-        write_outputs(folder, self.logits, index, card, self.metrics)
+    def write(self, folder: str | Path, errors: int = 0) -> None:
+        """Writes metrics.json, the predictions and pictures.
+
+        Args:
+            folder: is created if it is missing.
+            errors: above 0: also errors.html, with so many images a section.
+        """
+        folder, sidecar, index = Path(folder), self.sidecar, self.index
+        write_outputs(folder, self.logits, index, sidecar, self.metrics)
         if errors:
-            title = f"Errors of {card.recipe} ({card.network.model}) on {card.dataset}, {index.split}"
-            write_error_page(
-                folder / "errors.html", index, card.head.probabilities(self.logits), card.head, title, errors
-            )
+            title = f"Errors of {sidecar.recipe} ({sidecar.network.model}) on {sidecar.dataset}, {index.split}"
+            probs = sidecar.head.probabilities(self.logits)
+            write_error_page(folder / "errors.html", index, probs, sidecar.head, title, errors)
 
 
 def evaluate(
-    model: str | Path | Predictor,
+    weights: str | Path | Predictor,
     split: str | None = None,
     data_root: str | Path | None = None,
-    options: EvalOptions | None = None,
-    weights: Path | None = None,
+    options: EvalOptions = EvalOptions(),  # noqa: B008  it is frozen
 ) -> Evaluation:
     """Evaluates a model on a split.
 
     Args:
-        model: a weight file, an export, a folder that holds one, or an opened Predictor.
+        weights: a weight file, an export, a folder that holds one, or an opened Predictor.
         split: "train", "val" or "test"; None: test where the data set has one, else val.
-        data_root: folder of the images; None: the run's that the weights lie in, else the data set's default.
+        data_root: folder of the images; None: the one that the run was trained on, else the data set's default.
         options: see `EvalOptions`.
-        weights: the file that a Predictor was opened from.
 
     Raises:
         RunError: options that do not fit the model; found before any image is read.
-        DataError: images or lists that cannot be read; no positive image to choose a threshold with.
+        DataError: images or split files that cannot be read; no positive image to choose a threshold with.
         WeightsError: see `Predictor.from_weights`; logits that are not finite.
     """
-    options = options or EvalOptions()
-    if not isinstance(model, Predictor):
-        weights = find_model(Path(model))
-        model = Predictor.from_weights(weights)
-    weights = weights or Path()
-    card = model.card
-    check_options(card, options)
-    root = Path(data_root) if data_root else _run_data_root(weights) or default_root(card.dataset)
-    split = split or dataset_module(card.dataset).SPLITS[-1]
-    needed = {split} | ({"val"} if options.calibrate else set()) | ({"train"} if options.without_leaks else set())
-    lists = {name: load_index(card.dataset, root, name, card.labels) for name in sorted(needed)}
+    predictor = weights if isinstance(weights, Predictor) else Predictor.from_weights(weights)
+    path, sidecar = predictor.path, predictor.card
+    check_options(sidecar, options)
+    if options.calibrate and path is None:
+        raise RunError("a calibration is written beside the weight file", do="pass the file, not a Predictor")
+    root = Path(data_root) if data_root else (path and _run_data_root(path)) or default_root(sidecar.dataset)
+    split = split or dataset_module(sidecar.dataset).SPLITS[-1]
+    scored = {split} | ({"val"} if options.calibrate else set())
+    needed = scored | ({"train"} if options.without_leaks else set())
+    indexes = {name: load_index(sidecar.dataset, root, name, sidecar.labels) for name in sorted(needed)}
     if options.sensitivity is not None:
-        labels = lists["val"].labels
-        threshold_for(np.zeros(len(labels)), labels, options.sensitivity)  # without positives there is none
-    logits = {name: _logits(model, lists[name], options) for name in sorted({split} | (needed - {"train"}))}
-    if options.calibrate:
-        card = calibrate(weights, card, logits["val"], lists["val"], options.sensitivity, options.output)
-    clean = None
+        labels = indexes["val"].labels
+        threshold_for(np.zeros(len(labels)), labels, options.sensitivity)  # fails now if there is no positive image
+    logits = {name: _logits(predictor, indexes[name], options) for name in sorted(scored)}
+    output = Path(options.output) if options.output is not None else None
+    if path is not None and options.calibrate:
+        sidecar = calibrate(path, sidecar, logits["val"], indexes["val"], options.sensitivity, output)
+    clean_rows = None
     if options.without_leaks:
-        clean = tuple(int(row) for row in not_leaked(lists["train"], lists[split], options.workers))
-    found = Evaluation(weights, card, lists[split], logits[split], clean, options.prevalence)
-    if options.output is not None:
-        found.write(options.output, options.errors)
-    return found
+        clean_rows = tuple(int(row) for row in not_leaked(indexes["train"], indexes[split], options.workers))
+    result = Evaluation(path, sidecar, indexes[split], logits[split], clean_rows, options.prevalence)
+    if output is not None:
+        result.write(output, options.errors)
+    return result
 
 
-def check_options(card: Sidecar, options: EvalOptions) -> None:
+def check_options(sidecar: Sidecar, options: EvalOptions) -> None:
     """Refuses options that do not fit a model, before work begins.
 
     Raises:
         RunError: a sensitivity or a prevalence for other than two classes, or a calibration of an export.
     """
     for name in ("sensitivity", "prevalence"):
-        if getattr(options, name) is not None and card.task != "binary":
+        if getattr(options, name) is not None and sidecar.task != "binary":
             raise RunError(
                 f"--{name} needs two classes",
-                expected=f"a binary model; this one is {card.task}: {', '.join(card.classes)}",
+                expected=f"a binary model; this one is {sidecar.task}: {', '.join(sidecar.classes)}",
                 do=f"leave --{name} out",
             )
     if options.sensitivity is not None and not options.calibrate:
         raise RunError("a sensitivity is reached by calibration alone", do="give --calibrate too")
-    if options.calibrate and card.form:
-        raise RunError("an export has a model card of its own", do="calibrate the weights, export again")
+    if options.calibrate and sidecar.form:
+        raise RunError("an export cannot be calibrated", do="calibrate the weights, export again")
 
 
-def _logits(model: Predictor, index: Index, options: EvalOptions) -> np.ndarray:
+def _logits(predictor: Predictor, index: Index, options: EvalOptions) -> np.ndarray:
     try:
-        return model.split_logits(index, options.batch_size, options.workers)
+        return predictor.split_logits(index, options.batch_size, options.workers)
     except DataError:
-        scan(index, max(1, options.workers), model.card.preprocessing.channels)  # names all unreadable images at once
+        # the reader stops at the first unreadable image; this names all of them
+        scan(index, max(1, options.workers), predictor.card.preprocessing.channels)
         raise
 
 
-def _recipe_changes(weights: Path, card: Sidecar) -> list[str]:
-    """Where the run that the weights lie in left the recipe that their sidecar names."""
+def _recipe_changes(weights: Path, sidecar: Sidecar) -> list[str]:
+    """Settings in which the run directory of these weights differs from the recipe that the sidecar names."""
     try:
         recipe = Recipe.from_file(weights.parent / "recipe.json")
     except RecipeError:
@@ -191,11 +208,11 @@ def _recipe_changes(weights: Path, card: Sidecar) -> list[str]:
         environment = dict(json.loads((weights.parent / "environment.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         environment = {}
-    return overrides(card, recipe, environment) if recipe.name == card.recipe else []
+    return overrides(sidecar, recipe, environment) if recipe.name == sidecar.recipe else []
 
 
 def _run_data_root(weights: Path) -> Path | None:
-    """The data root of the run directory that the weights lie in, if it is one."""
+    """The data root in the run directory of these weights; None outside a run directory."""
     try:
         return Path(json.loads((weights.parent / "data.json").read_text(encoding="utf-8"))["data_root"])
     except (OSError, ValueError, KeyError, TypeError):

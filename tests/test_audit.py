@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from paddle_medcls.data.audit import audit, softmax_regression, standardise
 from paddle_medcls.data.index import Index
 from paddle_medcls.errors import DataError
 from paddle_medcls.metrics import wilson
+from paddle_medcls.report import audit_table
 
 
 def made(split: str, place: str, n: int = 120) -> Index:
@@ -60,6 +62,23 @@ def test_views_and_intervals() -> None:
     assert [view["pixels"] for view in found.values()] == [1600 - 1024, 1600 - 576, 576, 256, 1600]
     for view in found.values():
         assert view["intervals"]["accuracy"] == wilson(round(view["accuracy"] * 120), 120)
+
+
+def test_intervals_are_over_whole_patients() -> None:
+    """Ten copies of each of 20 images, one patient each: the interval of 20 cases, not of 200."""
+    train, one = made("train", "border"), made("test", "nowhere", 20)
+    rows = np.repeat(np.arange(20), 10)
+    many = dataclasses.replace(one.subset(rows), ids=tuple(map(str, range(200))))
+    patients = dataclasses.replace(many, groups=tuple(f"p{row}" for row in rows))
+    assert "patients" not in audit(train, many, 1)
+    found = audit(train, patients, 1)
+    assert (found["n"], found["patients"]) == (200, 20) and "over 20 patients" in audit_table(found)
+    for name, view in found["views"].items():
+        alone, copied = (audit(train, index, 1)["views"][name] for index in (one, many))
+        for metric in ("accuracy", "auc"):
+            assert view[metric] == pytest.approx(alone[metric])
+            width, of_one, of_many = (np.ptp(row["intervals"][metric]) for row in (view, alone, copied))
+            assert abs(width - of_one) < 0.3 * of_one and width > 2 * of_many
 
 
 def test_the_majority_is_that_of_training() -> None:

@@ -14,10 +14,11 @@ import pytest
 from paddle_medcls import scoring
 from paddle_medcls.calibration import fit_temperature, threshold_for
 from paddle_medcls.commands import eval, predict
+from paddle_medcls.comparison import compare, read_predictions
 from paddle_medcls.data import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.errorpage import write_error_page
-from paddle_medcls.errors import DataError
+from paddle_medcls.errors import DataError, RunError
 from paddle_medcls.heatmaps import HeatMapOptions, heat_maps
 from paddle_medcls.output_head import OutputHead, sigmoid
 from paddle_medcls.predict import Predictor
@@ -123,6 +124,20 @@ def test_evaluate_is_a_function(palm_run: Path, tmp_path: Path) -> None:
     assert {"errors.html", "predictions_val.csv", "roc_val.png"} <= {path.name for path in tmp_path.iterdir()}
     again = evaluate(palm_run)  # the folder, and the data set's last split
     assert again.metrics == found.metrics
+    opened = evaluate(Predictor.from_weights(palm_run), "val")
+    assert opened.metrics == found.metrics and opened.weights == palm_run / "PALM.pdparams"
+    written = read_predictions(tmp_path)
+    assert found.predictions.ids == written.ids and found.predictions.task == written.task == "binary"
+    np.testing.assert_allclose(found.predictions.probs, written.probs, atol=1e-8)
+    assert compare(found.predictions, again.predictions)["auc"]["difference"] == 0
+
+
+def test_a_network_in_memory_cannot_be_calibrated(palm_run: Path) -> None:
+    opened = Predictor.from_weights(palm_run)
+    in_memory = Predictor(opened.card, opened.backend)
+    with pytest.raises(RunError, match="written beside the weight file"):
+        evaluate(in_memory, data_root=palm_run.parent / "palm", options=EvalOptions(calibrate=True))
+    assert evaluate(in_memory, data_root=palm_run.parent / "palm").metrics["n"] == 7
 
 
 def test_a_split_is_run_once_also_to_calibrate(palm_run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -211,6 +226,8 @@ def test_heat_maps_are_a_function(palm_run: Path, tmp_path: Path) -> None:
     assert {"contact_sheet.png", "measures.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
     with pytest.raises(DataError, match="unknown class 'pathologik'; did you mean 'pathologic'"):
         heat_maps(predictor, paths, HeatMapOptions(layer="conv", class_name="pathologik"))
+    named = heat_maps(str(palm_run), [str(paths[0])], HeatMapOptions(str(tmp_path / "more"), layer="conv"))
+    assert named.made == paths[:1] and (tmp_path / "more" / "V0001_gradcam.png").is_file()
 
 
 def test_pictures_of_files_with_the_same_name_are_all_kept(palm_run: Path, tmp_path: Path) -> None:

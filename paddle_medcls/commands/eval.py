@@ -84,11 +84,11 @@ def _work(args: argparse.Namespace) -> int:
     predictor = open_predictor(args.weights, args)
     for note in [f"weights: {args.weights} ({predictor.engine}, {predictor.precision})", *predictor.notes]:
         print(note, file=sys.stderr)
-    found = evaluate(predictor, args.split, args.data_root, options, args.weights)
+    result = evaluate(predictor, args.split, args.data_root, options)
     if args.calibrate:
-        card = found.card
-        print(f"on val: temperature {card.temperature:.4f}, threshold {card.threshold:.4f}; kept in the sidecar")
-    print(found.table())
+        sidecar = result.sidecar
+        print(f"on val: temperature {sidecar.temperature:.4f}, threshold {sidecar.threshold:.4f}; kept in the sidecar")
+    print(result.table())
     if args.output:
         print(f"written to {args.output}")
     print(NOTICE)
