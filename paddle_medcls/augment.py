@@ -1,10 +1,9 @@
-"""Training-time augmentation: small random changes that keep an image's class.
+"""Random augmentation of training images.
 
-Paddle's random transforms draw from global generators, so the outcome depends on which thread comes
-first. Here each image of each epoch has its own generator, seeded by (seed, epoch, row): the same
-run is the same bit for bit, with any number of workers and after any resume. Small images that are
-in memory are changed a batch at a time, by numbers that are drawn for all rows of an epoch at once. Either
-way an image's changes do not depend on the batch, or the piece of one, that it is in.
+Paddle's random transforms draw from global generators, so their result depends on the order of the threads. Here each
+image of each epoch has its own generator, seeded by (seed, epoch, row): a run is reproducible bit for bit with any
+number of workers and after any resume. Small images in memory are augmented a batch at a time, with random numbers
+drawn for all rows of an epoch at once; the result does not depend on how the rows are divided into batches.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ FLIPS = {"flip": 3, "flip_vertical": 2}
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Strengths of the random changes of training images; 0 is off for each. A `Recipe` checks the values.
+    """Strengths of the random changes of training images; 0 turns a change off. `Recipe` checks the values.
 
     Attributes:
-        crop_scale: with `fit="crop"`: a random part of the image, of at least this share of its area.
+        crop_scale: with `fit="crop"`: random crop of at least this fraction of the image's area.
         flip, flip_vertical: probability of a left-right and of a top-bottom flip.
-        rotate_degrees: angle, uniform in +- this.
-        zoom: scale between 1/(1+zoom) and 1+zoom.
-        shift: uniform in +- this share of the side.
+        rotate_degrees: the angle is uniform in +- this.
+        zoom: the scale is between 1/(1+zoom) and 1+zoom.
+        shift: along x and y, uniform in +- this fraction of the side.
         brightness, contrast: factor of the whole image, uniform in 1 +- this.
         color: gain of each channel, uniform in 1 +- this.
     """
@@ -48,7 +47,7 @@ class Augmentation:
 
     @property
     def active(self) -> bool:
-        """Whether training images are changed at all."""
+        """Whether any change is on."""
         return any(astuple(self))
 
 
@@ -69,29 +68,29 @@ def random_version(
 ) -> np.ndarray:
     """A decoded image, scaled to the network's size and changed at random.
 
-    With `crop_scale` as in document 004: a random part of the image, scaled to `resize_px` square, changed,
+    With `crop_scale` as in the OCT transfer-learning tutorial: a random crop, scaled to `resize_px` square, changed,
     and cropped to `size_px` in the centre.
 
     Args:
-        image: (H, W, C) uint8.
-        rng: this image's own generator.
+        image: uint8 (H, W, C).
+        rng: random generator of this image.
 
     Returns:
         (size_px, size_px, C), values 0..255.
     """
     if not augmentation.crop_scale:
         return augment(fit(image, spec), augmentation, rng)
-    top, left, height, width = _random_part(image.shape[0], image.shape[1], augmentation.crop_scale, rng)
+    top, left, height, width = _random_crop(image.shape[0], image.shape[1], augmentation.crop_scale, rng)
     square = replace(spec, fit="stretch", size_px=spec.resize_px)
     changed = augment(fit(image[top : top + height, left : left + width], square), augmentation, rng)
     start = (spec.resize_px - spec.size_px) // 2
     return changed[start : start + spec.size_px, start : start + spec.size_px]
 
 
-def _random_part(height: int, width: int, scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a part with `scale` to 1 of the area and an aspect of 3:4 to 4:3.
+def _random_crop(height: int, width: int, scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height, width of a crop with `scale` to 1 of the area and an aspect ratio of 3:4 to 4:3.
 
-    As torchvision's RandomResizedCrop, which document 004 uses: ten tries, then the whole image.
+    Like torchvision's RandomResizedCrop, which the OCT transfer-learning tutorial uses: ten tries, then the full image.
     """
     for _ in range(10):
         area = height * width * rng.uniform(scale, 1)
@@ -103,11 +102,11 @@ def _random_part(height: int, width: int, scale: float, rng: np.random.Generator
 
 
 def augment(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """One random version of an image, by the strengths.
+    """One random version of an image.
 
     Args:
         image: (S, S, C), values 0..255, uint8 or float32.
-        rng: this image's own generator.
+        rng: random generator of this image.
 
     Returns:
         The same shape; uint8 stays uint8 unless intensities change, then float32 in 0..255.
@@ -124,7 +123,7 @@ def augment(image: np.ndarray, augmentation: Augmentation, rng: np.random.Genera
 
 
 def _warp(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Rotation, zoom and shift about the centre, in one interpolation; what comes in is black."""
+    """Rotation, zoom and shift about the centre, in one interpolation; pixels from outside are black."""
     side = image.shape[0]
     centre = (side / 2 - 0.5, side / 2 - 0.5)
     angle = rng.uniform(-augmentation.rotate_degrees, augmentation.rotate_degrees)
@@ -151,20 +150,20 @@ def _intensity(image: np.ndarray, augmentation: Augmentation, rng: np.random.Gen
 
 
 DRAWS = 11
-"""Random numbers of an image: two flips, angle, zoom, shift along x and y, brightness, contrast, three gains."""
+"""Random numbers per image: two flips, angle, zoom, shift along x and y, brightness, contrast, three gains."""
 
 
 def draw_epoch(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The random numbers of every row of an epoch, (count, DRAWS) float64 in 0..1, for `augment_batch`."""
-    return np.random.default_rng([seed, epoch, 1]).random((count, DRAWS))  # `epoch_order` has [seed, epoch]
+    """Random numbers for `augment_batch`, for every row of an epoch: (count, DRAWS) float64 in 0..1."""
+    return np.random.default_rng([seed, epoch, 1]).random((count, DRAWS))  # `epoch_order` uses [seed, epoch]
 
 
 def augment_batch(images: np.ndarray, augmentation: Augmentation, draws: np.ndarray) -> np.ndarray:
-    """One random version of each image of a batch; the same operations as `augment`.
+    """One random version of each image of a batch, with the same operations as `augment`.
 
     Args:
         images: (N, S, S, C), values 0..255, uint8 or float32.
-        draws: (N, DRAWS), uniform in 0..1: each image's own random numbers.
+        draws: (N, DRAWS), uniform in 0..1: random numbers of each image.
 
     Returns:
         (N, S, S, C), uint8 or float32 as in `augment`.
@@ -184,13 +183,13 @@ def augment_batch(images: np.ndarray, augmentation: Augmentation, draws: np.ndar
 
 
 def _warp_batch(images: np.ndarray, augmentation: Augmentation, even: np.ndarray) -> np.ndarray:
-    """Rotation, zoom and shift about the centre, bilinear; what comes in is black. `even`: (N, 4) in -1..1."""
+    """Rotation, zoom and shift about the centre, bilinear; pixels from outside are black. `even`: (N, 4) in -1..1."""
     count, side = images.shape[:2]
     angle = np.radians(augmentation.rotate_degrees * even[:, 0])
     scale = np.exp(math.log1p(augmentation.zoom) * even[:, 1])
     shift = augmentation.shift * side * even[:, 2:].T
-    # Each output pixel asks where it comes from: the inverse turn and zoom of its place, in a frame one
-    # pixel wider on every side, black, in which everything outside ends.
+    # For each output pixel: its position in the input, by the inverse rotation and zoom. The input has a black border
+    # of one pixel, and positions outside the image are clipped to it.
     centre = (side - 1) / 2
     y, x = np.mgrid[:side, :side].astype(np.float32) - np.float32(centre)
     dx = x[None] - shift[0, :, None, None].astype(np.float32)
@@ -201,8 +200,8 @@ def _warp_batch(images: np.ndarray, augmentation: Augmentation, even: np.ndarray
     from_y = np.clip(sin * dx + cos * dy + np.float32(centre + 1), 0, side + 0.999)
     left, top = from_x.astype(np.int64), from_y.astype(np.int64)
     along, down = np.float32(from_x - left)[..., None], np.float32(from_y - top)[..., None]
-    framed = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    pixels = framed.reshape(-1, images.shape[3])
+    bordered = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    pixels = bordered.reshape(-1, images.shape[3])
     width = side + 2
     corner = (np.arange(count)[:, None, None] * width + top) * width + left
     upper = pixels.take(corner, 0) * (1 - along) + pixels.take(corner + 1, 0) * along

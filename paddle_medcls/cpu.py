@@ -1,11 +1,10 @@
-"""What makes Paddle fast on a CPU; it must be in the environment before Paddle is imported.
+"""Environment variables that make Paddle fast on a CPU; they must be set before Paddle is imported.
 
-- `OMP_NUM_THREADS`: unset, Paddle runs on one thread. Several processes on one run divide the cores.
-- `MKL_DEBUG_CPU_TYPE`: the wheel's matrix library takes its slow path on AMD processors; this
-  unofficial switch of it gives 2 to 3 times the speed, and changes rounding in the last digits.
+- `OMP_NUM_THREADS`: if unset, Paddle uses one thread. Several processes of one run share the cores.
+- `MKL_DEBUG_CPU_TYPE`: Paddle's matrix library (MKL) is slow on AMD processors; this unofficial switch makes it 2 to 3
+  times as fast, and changes rounding in the last digits.
 
-Nothing that the user has set is overridden. If Paddle is already imported, nothing is changed and
-`NOTES` says so.
+Variables that the user has set are not changed. If Paddle is already imported, nothing is changed and `NOTES` says so.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import warnings
 from pathlib import Path
 
 NOTES: list[str] = []
-"""What the set-up did or could not do, one line each."""
+"""Variables that were set, or could not be set, one line each."""
 
 
 def usable_cores() -> int:
@@ -27,12 +26,12 @@ def usable_cores() -> int:
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
-        pass  # no cgroup v2 here: the affinity is all there is to know
+        pass  # no cgroup v2
     return cores
 
 
 def cpu_info(name: str) -> str:
-    """What Linux says of the first processor: "vendor_id", "model name", "flags", …; "" elsewhere."""
+    """A field of Linux's /proc/cpuinfo, such as "model name" or "flags"; "" if it is missing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -49,21 +48,21 @@ def matrix_switch() -> str | None:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor computes with bfloat16 (AVX-512 or AMX)."""
+    """Whether the processor has bfloat16 instructions (AVX-512 or AMX)."""
     flags = cpu_info("flags").split()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def prepare_environment() -> None:
-    """Sets what is not set yet, unless Paddle is already there."""
-    processes = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))  # that share this machine, see `launcher`
-    wanted = {"OMP_NUM_THREADS": str(max(1, usable_cores() // processes)), "MKL_DEBUG_CPU_TYPE": matrix_switch()}
+    """Sets the variables that are not set yet, unless Paddle is already imported."""
+    processes = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))  # processes of this run on this machine, see `launcher`
+    variables = {"OMP_NUM_THREADS": str(max(1, usable_cores() // processes)), "MKL_DEBUG_CPU_TYPE": matrix_switch()}
     if "paddle" in sys.modules:
-        late = [f"{name}={value}" for name, value in wanted.items() if value and name not in os.environ]
+        late = [f"{name}={value}" for name, value in variables.items() if value and name not in os.environ]
         if late:
             NOTES.append(f"Paddle was imported first, so not set: {', '.join(late)} (slower on the CPU)")
         return
-    for name, value in wanted.items():
+    for name, value in variables.items():
         if value and name not in os.environ:
             os.environ[name] = value
             NOTES.append(f"{name}={value}")

@@ -1,11 +1,10 @@
-"""DICOM files as uint8 images: the part of the decoder (`images`) that needs pydicom.
+"""DICOM decoding: files with one image -> uint8 arrays, with pydicom.
 
-The steps are those of the standard: stored value -> modality LUT (rescale slope and intercept) -> VOI
-(window, else LUT) -> 0..255, MONOCHROME1 inverted (PS3.3 C.11.1, C.11.2). Without a window or a LUT
-pixels of up to 8 bits keep their shades and deeper ones are spread from the lowest to the highest value.
-Padding (PixelPaddingValue) does not count as one of these and is black. In an enhanced file rescale and
-window are those of the frame's functional groups (PS3.3 C.7.6.16). Nothing but the image's own attributes
-is looked at, and no message quotes a value of another one.
+The steps are those of the standard: stored value -> modality LUT (rescale slope and intercept) -> VOI (window, else
+LUT) -> 0..255, MONOCHROME1 inverted (PS3.3 C.11.1, C.11.2). Without a window or a LUT, pixels of up to 8 bits keep
+their values and deeper ones are scaled from the lowest to the highest value. Padding (PixelPaddingValue) is black and
+not part of that range. In an enhanced file rescale and window are those of the frame's functional groups
+(PS3.3 C.7.6.16). Only image attributes are read, so no message quotes a patient's data.
 """
 
 from __future__ import annotations
@@ -32,25 +31,25 @@ PLUGINS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg pylibjpeg-
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """pydicom warns of harmless oddities, and may quote values that are the patient's."""
+    """Silences pydicom's warnings, which are about harmless oddities and may quote patient data."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"pydicom|paddle_medcls\.dicom")
         yield
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether the bytes of a file begin as a DICOM file does."""
+    """Whether the first bytes are those of a DICOM file."""
     return data[128:132] == b"DICM"
 
 
 def dicom_size(data: bytes, name: str) -> tuple[int, int]:
-    """Width and height from the header; refuses what is not one image of a known kind."""
+    """Width and height in pixels from the header. Raises DataError as `decode_dicom`."""
     header = _header(data, name, stop_before_pixels=True)
     return header.Columns, header.Rows
 
 
 def dicom_mode(data: bytes, name: str) -> str:
-    """How the pixels are stored: "MONOCHROME2 12 bit", …"""
+    """Photometric interpretation and bits stored, such as "MONOCHROME2 12 bit"."""
     header = _header(data, name, stop_before_pixels=True)
     return f"{header.PhotometricInterpretation} {header.BitsStored} bit"
 
@@ -63,8 +62,8 @@ def decode_dicom(data: bytes, name: str) -> np.ndarray:
         uint8 (H, W) for grey images, (H, W, 3) RGB for others.
 
     Raises:
-        DataError: not readable, several frames, no or too few pixels, an attribute out of range, or a
-            compression that nothing installed decodes.
+        DataError: not readable, several frames, no or too few pixels, an attribute out of range, or no installed
+            decoder for the compression.
     """
     ds = _header(data, name)
     if "PixelData" not in ds:
@@ -76,7 +75,7 @@ def decode_dicom(data: bytes, name: str) -> np.ndarray:
         return _rgb(pixels, ds, name)
     except DataError:
         raise
-    except Exception:  # whatever a faulty attribute leads pydicom to
+    except Exception:  # pydicom's errors about faulty attributes are of many kinds
         raise DataError(f"{name}: the DICOM file has faulty display attributes (LUT, window or palette)") from None
 
 
@@ -94,22 +93,22 @@ def _header(data: bytes, name: str, stop_before_pixels: bool = False):
         if not deflated:
             ds = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop_before_pixels)
             faults = _faults(ds)
-    except Exception:  # pydicom's errors are of many kinds and may quote what they stumbled on
+    except Exception:  # pydicom's errors are of many kinds and may quote patient data
         raise DataError(
             f"{name}: the DICOM file is truncated or damaged", do="copy or export it again; a DICOM viewer shows more"
         ) from None
-    if deflated:  # pydicom would inflate it at once, however large it becomes
-        raise DataError(f"{name}: the DICOM file is deflated as a whole", do="save it with another transfer syntax")
+    if deflated:  # pydicom would inflate it in memory, to any size
+        raise DataError(f"{name}: the DICOM file is deflated", do="save it with another transfer syntax")
     if faults:
         raise DataError(f"{name}: the DICOM file does not hold one image that can be read", items=faults)
     return ds
 
 
 def _faults(ds) -> list[str]:
-    """What keeps a data set from being one image, one line each."""
+    """Reasons why a data set is not one readable image, one line each."""
     frames, kind = ds.get("NumberOfFrames"), ds.get("PhotometricInterpretation")
     if frames not in (None, 1):
-        return [f"it has {int(frames)} frames; expected one: export the frame that is meant as a file of its own"]
+        return [f"it has {int(frames)} frames; expected one: export each frame as a separate file"]
     if kind is None and "Rows" not in ds:
         return ["it has no pixel data: a report, a directory, or cut off"]
     if kind not in GREY + COLOUR:
@@ -121,8 +120,10 @@ def _faults(ds) -> list[str]:
         value = ds.get(attribute)
         if value not in allowed:
             shown = int(value) if isinstance(value, int) else "absent or no number"
-            wanted = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else " or ".join(map(str, allowed))
-            faults.append(f"{attribute}: {shown}; expected {wanted}")
+            expected = " or ".join(map(str, allowed))
+            if isinstance(allowed, range):
+                expected = f"{allowed[0]} to {allowed[-1]}"
+            faults.append(f"{attribute}: {shown}; expected {expected}")
 
     check("Rows", range(1, 65536))
     check("Columns", range(1, 65536))
@@ -140,9 +141,9 @@ def _pixels(ds, name: str) -> np.ndarray:
     """Stored values (H, W), or RGB (H, W, 3)."""
     syntax = getattr(ds.file_meta, "TransferSyntaxUID", None)
     if syntax is None:
-        raise DataError(f"{name}: the DICOM file does not name its transfer syntax")
+        raise DataError(f"{name}: the DICOM file has no TransferSyntaxUID", do="export it again")
     if not _can_decode(syntax):
-        raise DataError(f"{name}: nothing installed decodes the DICOM transfer syntax {syntax.name}", do=PLUGINS)
+        raise DataError(f"{name}: no decoder for the DICOM transfer syntax {syntax.name} is installed", do=PLUGINS)
     try:
         pixels = _jpeg(ds) if syntax.is_compressed else None
         if pixels is None:
@@ -161,10 +162,12 @@ def _pixels(ds, name: str) -> np.ndarray:
 
 
 def _jpeg(ds) -> np.ndarray | None:
-    """The pixels of a compressed file with a baseline JPEG in it; None: pydicom decodes it.
+    """The pixels of a baseline JPEG in a compressed file; None if pydicom has to decode the file.
 
-    pydicom 3 converts YCbCr twice where Adobe's marker is there, and neither generation reads all RGB ones.
-    A JPEG of another size than the file says is refused before it is decoded.
+    pydicom 3 converts YCbCr twice if Adobe's marker is present, and neither pydicom 2 nor 3 reads all RGB JPEGs.
+
+    Raises:
+        ValueError: the JPEG is damaged, or its size is not Columns x Rows (checked before decoding).
     """
     from PIL import Image, UnidentifiedImageError
     from pydicom import encaps
@@ -175,7 +178,7 @@ def _jpeg(ds) -> np.ndarray | None:
         frame = encaps.defragment_data(ds.PixelData)
     try:
         image = Image.open(io.BytesIO(frame))
-    except UnidentifiedImageError:  # RLE, JPEG-LS, 12 bit: not Pillow's
+    except UnidentifiedImageError:  # RLE, JPEG-LS, 12-bit JPEG
         return None
     with image:
         if image.size != (ds.Columns, ds.Rows):
@@ -189,26 +192,27 @@ def _jpeg(ds) -> np.ndarray | None:
         if ds.SamplesPerPixel == 1:
             return np.asarray(image)
         first = image.layer[0][0]  # type: ignore[attr-defined]  # number of its first component
-        named = "adobe_transform" in image.info or first == ord("R")  # the JPEG itself says what it holds
-        if ds.PhotometricInterpretation == "RGB" and not named:
-            image.draft("YCbCr", image.size)  # that is: as it is
+        declares_colour = "adobe_transform" in image.info or first == ord("R")
+        if ds.PhotometricInterpretation == "RGB" and not declares_colour:
+            image.draft("YCbCr", image.size)  # no conversion: the stored values are RGB already
             return np.asarray(image)
         return np.asarray(image.convert("RGB"))
 
 
 def _grey(pixels: np.ndarray, ds, name: str) -> np.ndarray:
-    unused = ds.BitsAllocated - ds.BitsStored  # may hold an overlay, or no sign
+    """Stored values (H, W) -> uint8 (H, W)."""
+    unused = ds.BitsAllocated - ds.BitsStored  # these bits may hold an overlay, or lack the sign
     if unused:
         pixels = pixels << unused >> unused
     padding = _padding(pixels, ds, name)
-    shown = pixels if padding is None else pixels[~padding]
-    if not shown.size:
+    body = pixels if padding is None else pixels[~padding]
+    if not body.size:
         raise DataError(f"{name}: the DICOM file declares all of its pixels as padding (PixelPaddingValue)")
     if ds.BitsStored <= 8:
         lowest = -(1 << ds.BitsStored - 1) if ds.PixelRepresentation else 0
         highest = lowest + (1 << ds.BitsStored) - 1
     else:
-        lowest, highest = int(shown.min()), int(shown.max())
+        lowest, highest = int(body.min()), int(body.max())
     shades = _shades(np.arange(lowest, highest + 1), ds, name)
     if ds.PhotometricInterpretation == "MONOCHROME1":
         shades = 255 - shades
@@ -219,9 +223,9 @@ def _grey(pixels: np.ndarray, ds, name: str) -> np.ndarray:
 
 
 def _padding(pixels: np.ndarray, ds, name: str) -> np.ndarray | None:
-    """Which pixels (H, W) only fill the rectangle up; None: nothing is declared.
+    """Mask (H, W) of the padding pixels; None if the file declares no padding.
 
-    Source: DICOM PS3.3 C.7.5.1.1.2; the limit belongs to the range.
+    Source: DICOM PS3.3 C.7.5.1.1.2; the range includes its limit.
     """
     values = _numbers(ds, "PixelPaddingValue", name)
     if not values:
@@ -229,7 +233,7 @@ def _padding(pixels: np.ndarray, ds, name: str) -> np.ndarray | None:
     values += _numbers(ds, "PixelPaddingRangeLimit", name)
     if len(values) > 2 or any(value != int(value) for value in values):
         raise DataError(f"{name}: the DICOM file's PixelPaddingValue or PixelPaddingRangeLimit is not one whole number")
-    # Files often give the signed number as an unsigned one: the bits that are stored count, as in the pixels.
+    # Files often give a signed value as an unsigned one: only the stored bits count, as in the pixels.
     modulus = 1 << ds.BitsStored
     bits = [int(value) % modulus for value in values]
     if ds.PixelRepresentation:
@@ -238,7 +242,7 @@ def _padding(pixels: np.ndarray, ds, name: str) -> np.ndarray | None:
 
 
 def _shades(values: np.ndarray, ds, name: str) -> np.ndarray:
-    """The shade 0..255, uint8, of each stored value (an ascending range)."""
+    """Grey value 0..255, uint8, of each stored value; `values` is an ascending range."""
     rescale, voi = _of_frame(ds, "PixelValueTransformationSequence"), _of_frame(ds, "FrameVOILUTSequence")
     if ds.get("ModalityLUTSequence"):
         x = _functions().apply_modality_lut(values, ds).astype(np.float64)
@@ -257,7 +261,7 @@ def _shades(values: np.ndarray, ds, name: str) -> np.ndarray:
 
 
 def _of_frame(ds, macro: str):
-    """The data set with the attributes of the one frame: its functional group, else the shared one, else the file."""
+    """The data set that holds the frame's attributes: its functional group, else the shared one, else the file."""
     for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
         for group in ds.get(groups) or ():
             if group.get(macro):
@@ -266,9 +270,9 @@ def _of_frame(ds, macro: str):
 
 
 def _voi_lut(x: np.ndarray, item) -> np.ndarray:
-    """The VOI LUT: values -> 0 (black) to 1 (white); values outside the table take its first or last entry.
+    """The VOI LUT: values -> 0 (black) to 1 (white); values outside the table use its first or last entry.
 
-    pydicom's own wraps round where a table with entries of 8 bits is longer than 256.
+    pydicom's function wraps around if a table with 8-bit entries is longer than 256.
     """
     count, first, bits = item.LUTDescriptor
     table = item.LUTData
@@ -279,7 +283,7 @@ def _voi_lut(x: np.ndarray, item) -> np.ndarray:
 
 
 def window(x: np.ndarray, center: float, width: float, function: str, name: str) -> np.ndarray:
-    """The VOI window: values -> 0 (black) to 1 (white); beyond both for the linear ones, to be cut.
+    """The VOI window: values -> 0 (black) to 1 (white); the linear functions exceed both, and the caller clips them.
 
     Source: DICOM PS3.3 C.11.2.1.2.1 and C.11.2.1.3.
     """
@@ -297,7 +301,7 @@ def window(x: np.ndarray, center: float, width: float, function: str, name: str)
 
 
 def _numbers(ds, attribute: str, name: str) -> list[float]:
-    """The numbers of an attribute; none where it is absent or empty."""
+    """The numbers of an attribute; [] if it is absent or empty."""
     value = ds.get(attribute)
     if value is None or value == "":
         return []
@@ -308,40 +312,41 @@ def _numbers(ds, attribute: str, name: str) -> list[float]:
 
 
 def _rgb(pixels: np.ndarray, ds, name: str) -> np.ndarray:
+    """RGB (H, W, 3), or palette indices (H, W) -> uint8 (H, W, 3)."""
     if ds.PhotometricInterpretation != "PALETTE COLOR":
         return pixels
-    if "RedPaletteColorLookupTableData" not in ds:  # a segmented palette can be a bomb
-        raise DataError(f"{name}: the DICOM file has no palette that can be read", do="export it as RGB")
+    if "RedPaletteColorLookupTableData" not in ds:  # a segmented palette may expand to any size
+        raise DataError(f"{name}: the DICOM file has no readable palette", do="export it as RGB")
     coloured = _functions().apply_color_lut(pixels, ds)[..., :3]
     return coloured if coloured.dtype == np.uint8 else (coloured >> 8).astype(np.uint8)
 
 
-# --- pydicom, of either generation -----------------------------------------------------------------
+# --- pydicom 2 (Python 3.9) and 3 ------------------------------------------------------------------
 
 
 def _pydicom(name: str):
     try:
         import pydicom
     except ImportError:
-        raise DataError(f"{name}: a DICOM file, and pydicom is not installed", do="pip install pydicom") from None
+        raise DataError(f"{name}: pydicom is not installed (it reads DICOM)", do="pip install pydicom") from None
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # see `_quiet`
     return pydicom
 
 
 def _decodes_to_rgb() -> bool:
-    """Whether `pixel_array` is RGB already where YBR is stored: from pydicom 3 on."""
+    """Whether `pixel_array` converts YBR to RGB: pydicom 3 does."""
     import pydicom
 
     return int(pydicom.__version__.split(".")[0]) >= 3
 
 
 def _functions():
-    """The module of apply_modality_lut, apply_voi, apply_color_lut and convert_color_space."""
+    """The module of apply_modality_lut, apply_color_lut and convert_color_space."""
     return importlib.import_module("pydicom.pixels" if _decodes_to_rgb() else "pydicom.pixel_data_handlers.util")
 
 
 def _can_decode(syntax) -> bool:
-    """Whether something installed decodes a transfer syntax."""
+    """Whether a decoder for a transfer syntax is installed."""
     import pydicom
 
     if _decodes_to_rgb():

@@ -59,7 +59,7 @@ def atomic_write(path: str | Path, write: Callable[[str], object] | bytes) -> No
     except OSError as error:
         raise SetupError(
             f"cannot write {path}: {error.strerror or error}",
-            do="free some space or choose another folder; an earlier file of this name is unharmed",
+            do="free some space or choose another folder; an earlier file of this name is unchanged",
         ) from error
     finally:
         if temporary:
@@ -67,7 +67,7 @@ def atomic_write(path: str | Path, write: Callable[[str], object] | bytes) -> No
 
 
 def remove_abandoned(folder: str | Path) -> None:
-    """Removes the temporary files of `atomic_write` in a folder whose process, of this machine, has ended."""
+    """Removes temporary files that `atomic_write` left in a folder, if their process ran here and has ended."""
     try:
         files = [(file, _TEMPORARY.match(file.name)) for file in Path(folder).iterdir()]
     except (FileNotFoundError, NotADirectoryError):
@@ -95,7 +95,7 @@ def _umask() -> int:
 
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt":
-        return  # Windows has no handle on a folder
+        return  # Windows cannot open a folder
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -178,6 +178,7 @@ def parse_json(data: bytes) -> object:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Writes a UTF-8 file atomically."""
     """Writes UTF-8 text, see `atomic_write`."""
     atomic_write(path, text.encode("utf-8"))
 
@@ -201,6 +202,7 @@ def _plain(value: object) -> object:
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a UTF-8 CSV file atomically."""
     """Writes a table, see `atomic_write`; bytes of file names that are not UTF-8 become backslash escapes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -210,11 +212,13 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[o
 
 
 def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     """Returns the SHA-256 of a file as 64 hexadecimal digits."""
     return _digest(path, hashlib.sha256())
 
 
 def md5(path: str | Path) -> str:
+    """Hexadecimal MD5 of a file."""
     """Returns the MD5 of a file as 32 hexadecimal digits; compares downloads with published sums."""
     return _digest(path, hashlib.md5(usedforsecurity=False))
 

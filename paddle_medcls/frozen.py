@@ -1,11 +1,12 @@
-"""Training the last layers alone: what stays frozen, and its outputs computed once.
+"""Transfer learning with frozen features: the features are computed once, and only the head is trained.
 
-A network with frozen features gives the same features for the same image every time. So they are
-computed once, kept on disk, and the head trains on them in seconds. Training images are augmented:
-`views` random versions of each are kept, and epoch e uses version e modulo `views`.
+A network with frozen features gives the same features for the same image, so the head trains on cached ones in
+seconds. Training images are augmented: `cache_views` random versions of each are cached, and epoch e uses version
+e modulo `cache_views`.
 
-A file is named by a hash of all that it depends on (frozen weights, preprocessing, augmentation, the bytes
-of the images, the versions of Paddle and the decoders), so it is never stale and serves later runs.
+A cache file is named by a hash of everything that it depends on (frozen weights, device, precision, preprocessing,
+augmentation, the bytes of the images, the versions of Paddle and the decoders), so it never becomes stale and later
+runs can use it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from paddle_medcls.runtime import paddle
 
 
 def freeze(model) -> None:
-    """No gradient for anything but the head."""
+    """Turns gradients off for all parameters except the head's."""
     head = {id(parameter) for parameter in model.head.parameters()}
     for parameter in model.parameters():
         if id(parameter) not in head:
@@ -36,7 +37,7 @@ def freeze(model) -> None:
 
 
 def start_training(model, frozen: bool) -> None:
-    """Training mode; what is frozen stays in evaluation mode: batch-norm statistics still, dropout off."""
+    """Sets training mode; frozen layers stay in evaluation mode: fixed batch-norm statistics, no dropout."""
     if frozen:
         model.eval()
         model.head.train()
@@ -45,7 +46,7 @@ def start_training(model, frozen: bool) -> None:
 
 
 def frozen_hash(model) -> str:
-    """sha256 of everything but the head."""
+    """sha256 of all parameters and buffers except the head's."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         if not name.startswith(model.head_name + "."):
@@ -54,11 +55,11 @@ def frozen_hash(model) -> str:
 
 
 class FeatureDataset:
-    """Features in place of images; has what `load_batches` needs.
+    """Cached features and labels, for `load_batches`.
 
     Args:
         features: (N, D) float32.
-        labels: as in the index.
+        labels: int64 (N,) or (N, L).
     """
 
     whole_batches = True
@@ -68,6 +69,7 @@ class FeatureDataset:
         self.labels = labels
 
     def batch(self, rows) -> Batch:
+        """Features and labels of these rows."""
         rows = np.asarray(rows)
         return Batch(np.asarray(self.features[rows]), self.labels[rows], rows)
 
@@ -103,7 +105,7 @@ def cached_features(model, weights_hash: str, dataset: ImageDataset, folder: Pat
 
 
 def usable_folder(folder: Path, model, say: Callable[[str], None]) -> Path:
-    """The folder, or where it cannot be written, a temporary one that is removed with the model."""
+    """The folder; if it cannot be written, a temporary one that is removed together with the model."""
     error = folder_error(folder)
     if not error:
         return folder
@@ -132,12 +134,12 @@ def _compute_features(model, dataset: ImageDataset, target: str, workers: int) -
 
 
 def head_logits(model, features: np.ndarray, batch_size: int = 1024) -> np.ndarray:
-    """Logits (N, outputs) of cached features."""
+    """Logits (N, outputs) of cached features (N, D), with dropout off."""
     was_training = model.head.training
     model.head.eval()
     batches = cut(range(len(features)), batch_size)
     with paddle.no_grad():
-        parts = [model.head(paddle.to_tensor(features[rows.start : rows.stop])).numpy() for rows in batches]
+        logits = [model.head(paddle.to_tensor(features[rows.start : rows.stop])).numpy() for rows in batches]
     if was_training:
         model.head.train()
-    return np.concatenate(parts)
+    return np.concatenate(logits)

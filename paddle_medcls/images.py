@@ -1,16 +1,15 @@
-"""The one decoder and the one preprocessing that training, evaluation and prediction share.
+"""Image decoding and preprocessing, shared by training, evaluation and prediction.
 
-Bytes -> `read_image` -> uint8 (H, W, C) -> `fit` -> (size, size, C), values 0..255
--> `normalize` -> float32 (C, size, size). Augmentation happens between `fit` and `normalize`.
+File bytes -> `read_image` -> uint8 (H, W, C) -> `fit` -> (size, size, C), values 0..255
+-> `normalize` -> float32 (C, size, size). Augmentation takes place between `fit` and `normalize`.
 
-What the decoder does with each kind of file, at every door the same: EXIF orientation is applied;
-16-bit images keep their high byte; grey images become three equal channels; alpha is dropped;
-palettes are expanded; CMYK is converted; DICOM files are windowed (`dicom`).
+The decoder applies EXIF orientation, keeps the high byte of 16-bit images, repeats a grey channel three times, drops
+alpha, expands palettes, converts CMYK and applies the window of DICOM files (`dicom`).
 
-Refused are: truncated and damaged files (`jpeg`: OpenCV alone would return the upper half of a truncated JPEG);
-files of several pictures (animations, pages); 16-bit pictures that use 14 bits or fewer (10, 12 or 14 bits in a file
-of 16 would become almost black, and by how much they should be scaled up no format says: PNG's sBIT promises
-values of the full range). The size is checked in the header before anything is decoded.
+It checks the size in the header before it decodes, and refuses truncated and damaged files (for JPEG see `jpeg`:
+OpenCV alone would return the upper half of a truncated file), files with several pictures (animations, pages), and
+16-bit images that use 14 bits or fewer: these would become almost black, and no format says by how much to scale
+them (PNG's sBIT promises values of the full range).
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from paddle_medcls.files import atomic_write, read_bounded
 
 try:
     import cv2
-except ImportError as error:  # the wheel is there, a system library is not (servers without a screen)
+except ImportError as error:  # opencv-python needs graphics libraries, which servers without a screen lack
     raise SetupError(
         f"OpenCV cannot be loaded: {error}",
         expected="the module cv2, from opencv-python or opencv-python-headless",
         do="on a machine without a screen: pip uninstall -y opencv-python && pip install opencv-python-headless",
     ) from error
 
-cv2.setNumThreads(1)  # the loader decodes several images at once; OpenCV's own threads would compete
+cv2.setNumThreads(1)  # the loader's threads already decode several images at once
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 30  # of a file: more than MAX_PIXELS take uncompressed, three channels of 16 bits
@@ -51,20 +50,12 @@ INTERPOLATIONS = {
     "area": cv2.INTER_AREA,
     "cubic": cv2.INTER_CUBIC,
 }
-COLOR_FLAGS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
+DECODE_FLAGS = {  # denominator of the scale -> OpenCV's flags for colour and for grey
+    1: (cv2.IMREAD_COLOR, cv2.IMREAD_GRAYSCALE),
+    2: (cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+    4: (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+    8: (cv2.IMREAD_REDUCED_COLOR_8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
 }
-GRAY_FLAGS = {
-    1: cv2.IMREAD_GRAYSCALE,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}
-
-
 CHOICES = {
     "fit": ("stretch", "crop"),
     "channels": ("bgr", "rgb", "gray"),
@@ -72,23 +63,23 @@ CHOICES = {
     "resize_dtype": ("uint8", "float32"),
     "decode": ("exact", "reduced"),
 }
-"""Allowed values of the fields of `Preprocessing` that are words."""
+"""Allowed values of the text fields of `Preprocessing`."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns an image into a network's input; it travels with the weights.
+    """How an image becomes a network's input; saved with the weights.
 
     Attributes:
-        size_px: side of the square input.
+        size_px: side of the square input, in pixels.
         resize_px: with `fit="crop"`, the shorter side is scaled to this before the centre crop.
-        fit: "stretch" scales both sides to `size_px` whatever the aspect; "crop" keeps the aspect.
+        fit: "stretch" scales both sides to `size_px`; "crop" keeps the aspect ratio.
         channels: "bgr" or "rgb" (3 channels) or "gray" (1 channel).
         interpolation: "nearest", "linear", "area" or "cubic".
-        decode: "exact", or "reduced": JPEGs much larger than the input are decoded at 1/2, 1/4 or 1/8 of
-            their size, see `decode_image`; with the area filter the input differs by less than 0.5 of 255.
-        resize_dtype: "uint8" rounds after resizing; "float32" does not (the COVID tutorial).
+        resize_dtype: "uint8" rounds after resizing; "float32" does not (COVID-19 radiography tutorial).
         mean, std: per channel, in units of pixel values (0..255), in the order of `channels`.
+        decode: "exact", or "reduced": JPEGs much larger than the input are decoded at 1/2, 1/4 or 1/8 of
+            their size, see `read_image`; with the area filter the input differs by less than 0.5 of 255.
     """
 
     size_px: int = 224
@@ -128,29 +119,36 @@ class Preprocessing:
 
     @property
     def num_channels(self) -> int:
+        """Channels of the network's input, 1 or 3."""
         return 1 if self.channels == "gray" else 3
 
     @property
     def least_px(self) -> int:
-        """What `read_image` must leave of each side; 0: the whole image.
+        """The argument `least_px` of `read_image`: twice the size that the image is scaled to; 0 for exact decoding.
 
-        Twice the size that it is scaled to: fundus photographs then differ by under 0.4 of 255 on average.
-        Dark, speckled OCT scans differ by up to 1.3, and leaving more pixels does not help.
+        Fundus photographs then differ by under 0.4 of 255 on average; dark, speckled OCT scans by up to 1.3, and
+        more pixels do not help.
         """
         if self.decode == "exact":
             return 0
         return 2 * (self.resize_px if self.fit == "crop" else self.size_px)
 
     def to_json(self) -> dict:
+        """The fields as JSON values."""
         return asdict(self)
 
     @staticmethod
     def from_json(values: dict) -> Preprocessing:
+        """The inverse of `to_json`. Raises TypeError, KeyError or ValueError for other fields or values."""
         return Preprocessing(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
-    """Width and height from the header, without decoding; refuses what is no image or too large."""
+    """Width and height in pixels from the header, without decoding.
+
+    Raises:
+        DataError: not an image, too large, or several pictures in one file.
+    """
     if not data:
         raise DataError(f"{name}: the file is empty", do="copy or download it again")
     width, height = dicom_size(data, name) if is_dicom(data) else _pillow_size(data, name)
@@ -170,28 +168,28 @@ def _pillow_size(data: bytes, name: str) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as header:
-                # MPO is a JPEG of a camera that has a preview or the other eye's view behind the picture.
+                # MPO: a camera's JPEG, followed by a preview or by the second picture of a stereo pair
                 if getattr(header, "is_animated", False) and header.format != "MPO":
                     raise DataError(
                         f"{name}: the {header.format} file holds several pictures: frames of an animation, or pages",
                         expected="one picture",
-                        do="save the picture that is meant as a file of its own",
+                        do="save each picture as a separate file",
                     )
                 return header.size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if "bomb" in str(error):
-            raise DataError(
-                f"{name}: the image is too large to decode safely: {error}", expected=f"at most {MAX_PIXELS:,} pixels"
-            ) from None
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name}: the image is too large to decode safely: {error}", expected=f"at most {MAX_PIXELS:,} pixels"
+        ) from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         raise DataError(
             f"{name}: not an image (begins with {data[:16]!r})",
             expected="PNG, JPEG, BMP, TIFF, WebP or DICOM",
-            do="open it in a viewer; a download may have saved an error page in its place",
+            do="open it in a viewer; the file may be an error page that a download has saved",
         ) from None
 
 
 def image_mode(path: str | Path) -> str:
-    """Pillow's name for how a readable image file stores its pixels: "L", "RGB", "I;16", …"""
+    """Pixel format of a readable image file: Pillow's mode ("L", "RGB", "I;16", …); for DICOM see `dicom_mode`."""
     from PIL import Image
 
     with open(path, "rb") as file:
@@ -207,8 +205,8 @@ def read_image(path: str | Path, channels: str = "bgr", least_px: int = 0) -> np
     Args:
         path: any path, non-ASCII names included.
         channels: "bgr", "rgb" or "gray".
-        least_px: 0: the whole image; else a JPEG is decoded at 1/8, 1/4 or 1/2 of its size, the smallest
-            that leaves both sides this many pixels; `Preprocessing.least_px`.
+        least_px: 0: full size; else a JPEG is decoded at 1/8, 1/4 or 1/2 of its size: the smallest scale at which
+            both sides have at least this many pixels; see `Preprocessing.least_px`.
 
     Returns:
         uint8 (H, W, 3), or (H, W, 1) for "gray".
@@ -231,12 +229,11 @@ def decode_image(data: bytes, name: str, channels: str = "bgr", least_px: int = 
         return to_channels(decode_dicom(data, name), channels)
     is_jpeg = data[:2] == b"\xff\xd8"
     markers = jpeg.read_markers(data) if is_jpeg else None
-    part = 1
-    if least_px and is_jpeg:
-        part = next((part for part in (8, 4, 2) if min(size) // part >= least_px), 1)
-    image = (
-        None if is_jpeg and not markers else _decode(data, (GRAY_FLAGS if channels == "gray" else COLOR_FLAGS)[part])
-    )
+    image = None
+    if markers or not is_jpeg:
+        scales = (8, 4, 2) if least_px and is_jpeg else ()
+        scale = next((scale for scale in scales if min(size) // scale >= least_px), 1)
+        image = _decode(data, DECODE_FLAGS[scale][channels == "gray"])
     if image is None or (markers and jpeg.lacks_data(data, markers, image)):
         raise DataError(f"{name}: the image is truncated or damaged", do="copy or download it again")
     if not is_jpeg:
@@ -247,7 +244,7 @@ def decode_image(data: bytes, name: str, channels: str = "bgr", least_px: int = 
 
 
 def _decode(data: bytes, flag: int) -> np.ndarray | None:
-    """OpenCV's decoder; None where it fails."""
+    """The image as OpenCV decodes it; None if it cannot."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error:
@@ -255,26 +252,26 @@ def _decode(data: bytes, flag: int) -> np.ndarray | None:
 
 
 def _refuse_unused_bits(data: bytes, image: np.ndarray, name: str) -> None:
-    """Refuses 16-bit values that end below a quarter of their range; see the module's docstring.
+    """Refuses a 16-bit image whose values are below a quarter of the range; see the module's docstring.
 
     Args:
-        image: as decoded to 8 bits; only a dark one is decoded again.
+        image: the image decoded to 8 bits; only a dark one is decoded again.
     """
-    if image.max() > 1 << 6:  # some formats are rounded, not cut
+    if image.max() > 1 << 6:  # not >=: some formats round to 8 bits
         return
     deep = _decode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
     if deep is None or deep.dtype != np.uint16 or not 0 < deep.max() < 1 << 14:
         return
     bits = int(deep.max()).bit_length()
     raise DataError(
-        f"{name}: a 16-bit picture whose largest value is {deep.max()} of 65535, which would be shown almost black",
+        f"{name}: a 16-bit image whose largest value is {deep.max()} of 65535 would become almost black",
         expected="values of the full range, 0 to 65535",
-        do=f"multiply its values by {1 << 16 - bits} if they have {bits} bits, or save the picture with 8 bits",
+        do=f"multiply its values by {1 << 16 - bits} if they have {bits} bits, or save the image with 8 bits",
     )
 
 
 def to_channels(image: np.ndarray, channels: str) -> np.ndarray:
-    """Grey (H, W) or (H, W, 1), or RGB (H, W, 3) -> what `read_image` returns."""
+    """Converts uint8 grey (H, W) or (H, W, 1), or RGB (H, W, 3), to the channels of `read_image`."""
     if image.ndim == 2 or image.shape[2] == 1:
         return np.repeat(image.reshape(*image.shape[:2], 1), 1 if channels == "gray" else 3, axis=2)
     if channels == "gray":
@@ -302,7 +299,7 @@ def fit(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
 
 
 def _geometry(height: int, width: int, spec: Preprocessing) -> tuple[tuple[int, int], int, int]:
-    """(Width, height) that an image is scaled to, and the top and left of the crop in it."""
+    """Size (width, height) after scaling, and top and left of the crop, in pixels."""
     target = (spec.size_px, spec.size_px)
     if spec.fit == "crop":
         scale = spec.resize_px / min(height, width)
@@ -311,33 +308,33 @@ def _geometry(height: int, width: int, spec: Preprocessing) -> tuple[tuple[int, 
 
 
 def unfit(heat: np.ndarray, size: tuple[int, int], spec: Preprocessing) -> np.ndarray:
-    """Puts a map of the network's input back onto the image: `fit` the other way round.
+    """Scales a heat map of the network's input to the original image: the inverse of `fit`.
 
     Args:
         heat: (size_px, size_px) float32.
-        size: height and width of the image.
+        size: height and width of the image, in pixels.
 
     Returns:
-        (height, width) float32; 0 where the centre crop cut the image off and the network saw nothing.
+        (height, width) float32; 0 outside the centre crop, which the network did not see.
     """
     height, width = size
     target, top, left = _geometry(height, width, spec)
-    whole = np.zeros((target[1], target[0]), np.float32)
-    whole[top : top + spec.size_px, left : left + spec.size_px] = heat
-    return cv2.resize(whole, (width, height), interpolation=cv2.INTER_LINEAR)
+    scaled = np.zeros((target[1], target[0]), np.float32)
+    scaled[top : top + spec.size_px, left : left + spec.size_px] = heat
+    return cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Writes an RGB image (H, W, 3) uint8."""
+    """Writes an RGB image, uint8 (H, W, 3), as a PNG file."""
     atomic_write(path, cv2.imencode(".png", np.ascontiguousarray(image[:, :, ::-1]))[1].tobytes())
 
 
 def normalize(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
-    """(x - mean) / std per channel: (H, W, C) with values 0..255 -> float32 (C, H, W); batches alike."""
+    """(x - mean) / std per channel: ([N,] H, W, C), values 0..255 -> float32 ([N,] C, H, W)."""
     x = (image.astype(np.float32) - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
     return np.ascontiguousarray(np.moveaxis(x, -1, -3))
 
 
 def preprocess(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
-    """Decoded image -> network input, as at evaluation: `fit`, then `normalize`."""
+    """Decoded image (H, W, C) -> network input float32 (C, size_px, size_px), without augmentation."""
     return normalize(fit(image, spec), spec)

@@ -11,9 +11,16 @@ LINE_SECONDS = 30
 
 
 def progress(iterable: Iterable | None, what: str, total: int, unit: str, show: bool = True) -> tqdm:
-    """A bar with rate and remaining time, gone when done.
+    """A progress bar with rate and remaining time, removed at the end.
 
-    Use it in a `with` statement: the bar is then removed on errors and Ctrl-C as well, before their message is printed.
+    Use it in a `with` statement, which removes the bar before the message of an error or of Ctrl-C is printed.
+
+    Args:
+        iterable: iterated by the bar; None: the caller calls `update`.
+        what: label.
+        total: number of units.
+        unit: name of a unit, such as "batch".
+        show: False prints nothing.
     """
     if not show or sys.stderr is None:
         return tqdm(iterable, what, total, disable=True)
@@ -35,7 +42,7 @@ def progress(iterable: Iterable | None, what: str, total: int, unit: str, show: 
 
 
 class _Lines:
-    """What tqdm writes to a terminal, as lines of a log: without carriage returns and erasing blanks."""
+    """A file for tqdm that prints its output as log lines, without carriage returns and padding."""
 
     def write(self, text: str) -> None:
         line = text.strip("\r\n ")

@@ -1,10 +1,9 @@
-"""The one door to Paddle: prepares the CPU, imports Paddle, says what it did.
+"""Imports and configures Paddle; all other modules import Paddle from here.
 
-Every module that needs Paddle takes it from here (`from paddle_medcls.runtime import paddle`),
-because what makes Paddle fast and safe on a CPU must happen before its import:
+`from paddle_medcls.runtime import paddle` makes sure that two things are done before Paddle is imported:
 
-- `zlib` first: Paddle 2.6.2 exports its own inflate and crashes any later use of zlib.
-- threads and the matrix library's switch, see `cpu`.
+- zlib is imported first: Paddle 2.6.2 exports its own inflate, and any later use of zlib crashes.
+- the number of threads and the switch of the matrix library are set, see `cpu`.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from paddle_medcls.errors import SetupError
 
 def _import_paddle() -> Any:
     prepare_environment()
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):  # Paddle advises against the threads that we set
+        with contextlib.redirect_stderr(output):  # Paddle warns about our number of threads
             import paddle
     except ImportError as error:
         missing = error.name == "paddle"
         fault = "is not installed" if missing else f"cannot be loaded ({error})"
         raise SetupError(f"PaddlePaddle {fault}: pip install paddlepaddle, or a GPU build (README.md, GPU)") from None
     finally:
-        for line in said.getvalue().splitlines():
+        for line in output.getvalue().splitlines():
             if "OMP_NUM_THREADS" not in line and "OpenBlas" not in line:
                 print(line, file=sys.stderr)
     logging.getLogger().setLevel(logging.WARNING)  # Paddle 3 sets the root logger to INFO
-    # Dygraph mode belongs to the thread that imported Paddle; other threads start in static mode.
+    # Dygraph mode is per thread: if another thread than the main one imports Paddle, it starts in static mode.
     paddle.disable_static()
     return paddle
 
@@ -50,6 +49,7 @@ paddle = _import_paddle()
 
 
 def count_gpus() -> int:
+    """Number of GPUs that Paddle can use; 0 for its CPU build."""
     return paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
 
 
@@ -57,13 +57,13 @@ def select_device(name: str = "auto") -> str:
     """Sets Paddle's device.
 
     Args:
-        name: "auto" (a GPU where Paddle sees one), "cpu" or "gpu".
+        name: "auto" (a GPU if there is one), "cpu" or "gpu".
 
     Returns:
-        The device in Paddle's words, "cpu" or "gpu:0".
+        Paddle's name of the device, "cpu" or "gpu:0".
 
     Raises:
-        SetupError: a GPU was asked for and Paddle has none.
+        SetupError: "gpu", and there is none or this is a CPU build of Paddle.
     """
     has_gpu = count_gpus() > 0
     if name == "gpu" and not has_gpu:
@@ -77,7 +77,7 @@ def select_device(name: str = "auto") -> str:
 
 
 def require_gpu(device: str, option: str) -> None:
-    """Refuses an option that means something on a GPU alone."""
+    """Raises SetupError if an option that needs a GPU is used on another device."""
     if not device.startswith("gpu"):
         raise SetupError(f"{option} needs a GPU; this run is on the {device}", do=f"leave {option} out")
 
@@ -108,7 +108,7 @@ def configure_gpu(deterministic: bool, amp: bool) -> None:
 
 
 def environment(device: str) -> dict:
-    """What could explain a different result: versions, processor, threads, switches, code state."""
+    """Everything that may explain a different result: versions, processor, threads, switches, state of the code."""
     import cv2
     import numpy
 

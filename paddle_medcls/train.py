@@ -177,7 +177,7 @@ def validate(training: Training, session: Session, flips: tuple[str, ...] | None
         return check_finite(head_logits(network, training.learner.val_features), data.val.ids)
     if training.inference_kernels is not None:
         network = Accelerated(network, training.inference_kernels)  # in float32, as every reader of the weights does
-    images = ImageDataset(data.val, training.learner.card.preprocessing, fitted=data.decoded["val"])
+    images = ImageDataset(data.val, training.learner.card.preprocessing, cached_pixels=data.decoded["val"])
     process = session.rank, session.world
     return evaluate_split(network, images, recipe.batch_size, session.options.workers, flips or (), process)
 

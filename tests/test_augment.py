@@ -1,4 +1,4 @@
-"""Augmentation: what it may change, what it must not, and that it repeats exactly."""
+"""Augmentation: which values it changes, which it does not, and reproducibility."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_shape_type_and_range(dtype: type, channels: int) -> None:
         assert both.min() >= 0 and both.max() <= 255
 
 
-def test_the_input_is_left_as_it_was() -> None:
+def test_the_input_is_not_changed() -> None:
     image = IMAGE.copy()
     augment(image, Augmentation(**GEOMETRY, **INTENSITY), rng(0))
     np.testing.assert_array_equal(image, IMAGE)
@@ -100,7 +100,7 @@ def test_warp_against_a_loop(degrees: float, zoom: float, shift: float) -> None:
     assert difference.mean() < 0.5 and difference.max() < 8  # OpenCV counts in 1/32 of a pixel
 
 
-def test_a_quarter_turn_is_a_quarter_turn() -> None:
+def test_a_rotation_by_90_degrees_is_exact() -> None:
     found = augment(IMAGE, Augmentation(rotate_degrees=90.0), Fixed())
     np.testing.assert_allclose(found.astype(int), np.rot90(IMAGE), atol=1)
 

@@ -37,8 +37,8 @@ def index(palm_root: Path) -> Index:
 
 
 def built(index: Index, folder: Path, spec: Preprocessing = SPEC) -> tuple[dict, np.ndarray | None, list[str]]:
-    said: list[str] = []
-    return *scan_cached(index, spec, 2, folder, said.append), said
+    lines: list[str] = []
+    return *scan_cached(index, spec, 2, folder, lines.append), lines
 
 
 def forbid_reading(patch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def forbid_reading(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("channels", ["bgr", "gray"])
-def test_holds_what_fit_gives_and_the_same_figures(index: Index, tmp_path: Path, channels: str) -> None:
+def test_holds_the_result_of_fit_and_the_same_statistics(index: Index, tmp_path: Path, channels: str) -> None:
     spec = Preprocessing(
         16,
         20,
@@ -58,18 +58,18 @@ def test_holds_what_fit_gives_and_the_same_figures(index: Index, tmp_path: Path,
         mean=(0.0,) * (1 if channels == "gray" else 3),
         std=(1.0,) * (1 if channels == "gray" else 3),
     )
-    figures, images, said = built(index, tmp_path / "images", spec)
-    assert images is not None and images.dtype == np.uint8 and len(said) == 1
+    statistics, images, lines = built(index, tmp_path / "images", spec)
+    assert images is not None and images.dtype == np.uint8 and len(lines) == 1
     for row in range(len(index)):
         np.testing.assert_array_equal(images[row], fit(index.read(row, channels), spec))
-    assert figures == scan(index, 1, channels)
+    assert statistics == scan(index, 1, channels)
 
 
 def test_a_second_run_reads_nothing(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures, images, _ = built(index, tmp_path / "images")
+    statistics, images, _ = built(index, tmp_path / "images")
     forbid_reading(monkeypatch)
     again, mapped, _ = built(index, tmp_path / "images")
-    assert again == figures
+    assert again == statistics
     np.testing.assert_array_equal(mapped, images)
 
 
@@ -100,10 +100,10 @@ def test_another_folders_pixels_are_never_used(tmp_path: Path) -> None:
     assert facts[0] == facts[1] and a.fingerprint() == b.fingerprint()
     folder = tmp_path / "images"
     for root, seed, index in (("a", 0, a), ("b", 1000, b), ("a", 2000, same_from_outside(tmp_path / "a", 2000))):
-        figures, images, _ = built(index, folder)
+        statistics, images, _ = built(index, folder)
         for row, path in enumerate(index.sources):
             np.testing.assert_array_equal(images[row], fit(read_image(path), SPEC), f"{root} {seed}")
-        assert figures == scan(index, 1, "bgr")
+        assert statistics == scan(index, 1, "bgr")
 
 
 def test_a_resume_sees_pixels_replaced_in_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_a_resume_sees_pixels_replaced_in_their_place(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("nanoseconds", [0, 4_000_000_000 * 10**9])
-def test_the_clock_does_not_matter(
+def test_file_times_do_not_matter(
     index: Index, tmp_path: Path, nanoseconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Times of 1970 and of 2096: the cache is used, and follows the bytes."""
@@ -159,9 +159,9 @@ def test_images_replaced_while_they_are_read_are_refused(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def replacing(*arguments: object) -> dict:
-        figures = scan(*arguments)
+        statistics = scan(*arguments)
         write_image(Path(index.sources[5]), pixels(77))
-        return figures
+        return statistics
 
     monkeypatch.setattr(cache, "scan", replacing)
     with pytest.raises(DataError, match="images of the train split changed while they were read"):
@@ -178,17 +178,17 @@ def test_the_cache_of_version_0_1_is_not_read(index: Index, tmp_path: Path) -> N
     old = cache.keyed_file(tmp_path, [digest.hexdigest(), geometry, cv2.__version__])
     np.save(old, np.zeros((len(index), 16, 16, 3), np.uint8))
     old.with_suffix(".json").write_text(json.dumps(scan(index, 1, "bgr")))
-    _, images, said = built(index, tmp_path)
+    _, images, lines = built(index, tmp_path)
     np.testing.assert_array_equal(images[0], fit(index.read(0, "bgr"), SPEC))
-    assert images.any() and "image cache of train" in said[0] and old.is_file()
+    assert images.any() and "image cache of train" in lines[0] and old.is_file()
 
 
-@pytest.mark.parametrize("harm", ["cut", "no figures", "empty", "another shape"])
-def test_a_cache_that_is_not_whole_is_made_again(index: Index, tmp_path: Path, harm: str) -> None:
+@pytest.mark.parametrize("harm", ["cut", "no statistics", "empty", "another shape"])
+def test_an_incomplete_cache_is_built_again(index: Index, tmp_path: Path, harm: str) -> None:
     _, images, _ = built(index, tmp_path)
     expected = np.array(images)
     (path,) = tmp_path.glob("*.npy")
-    if harm == "no figures":
+    if harm == "no statistics":
         path.with_suffix(".json").unlink()
     elif harm == "another shape":
         np.save(path, expected[:5])
@@ -198,7 +198,7 @@ def test_a_cache_that_is_not_whole_is_made_again(index: Index, tmp_path: Path, h
     np.testing.assert_array_equal(images, expected)
 
 
-def test_a_full_disk_while_it_is_built_leaves_a_run_without(
+def test_a_full_disk_leaves_a_run_without_a_cache(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, write) -> None:
@@ -209,9 +209,9 @@ def test_a_full_disk_while_it_is_built_leaves_a_run_without(
         files.atomic_write(path, narrow)
 
     monkeypatch.setattr(cache, "atomic_write", full)
-    figures, images, said = built(index, tmp_path / "images")
-    assert images is None and figures == scan(index, 1, "bgr")
-    assert len(said) == 1 and "no image cache of train" in said[0] and os.strerror(errno.ENOSPC) in said[0]
+    statistics, images, lines = built(index, tmp_path / "images")
+    assert images is None and statistics == scan(index, 1, "bgr")
+    assert len(lines) == 1 and "no image cache of train" in lines[0] and os.strerror(errno.ENOSPC) in lines[0]
     assert list((tmp_path / "images").iterdir()) == []
 
 
@@ -219,11 +219,11 @@ def test_too_little_free_disk_and_a_folder_that_cannot_be_made(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    figures, images, said = built(index, tmp_path / "file")
-    assert images is None and figures["count"] == 12 and "no image cache" in said[0]
+    statistics, images, lines = built(index, tmp_path / "file")
+    assert images is None and statistics["count"] == 12 and "no image cache" in lines[0]
     monkeypatch.setattr(cache, "FREE_SHARE", 0.0)
-    figures, images, said = built(index, tmp_path / "images")
-    assert images is None and figures["count"] == 12 and "GB are free" in said[0]
+    statistics, images, lines = built(index, tmp_path / "images")
+    assert images is None and statistics["count"] == 12 and "GB are free" in lines[0]
 
 
 def test_a_folder_that_cannot_be_written_is_named_once_a_run(
@@ -231,13 +231,13 @@ def test_a_folder_that_cannot_be_written_is_named_once_a_run(
 ) -> None:
     monkeypatch.setattr("paddle_medcls.outputs.write_outputs", lambda *_: None)
     (tmp_path / "file").write_text("")
-    said: list[str] = []
-    options = Options(device="cpu", workers=0, say=said.append, image_cache=str(tmp_path / "file"))
+    lines: list[str] = []
+    options = Options(device="cpu", workers=0, say=lines.append, image_cache=str(tmp_path / "file"))
     train(recipe(model="toy", epochs=1), palm_root, tmp_path / "run", options)
-    assert sum("no image cache" in line for line in said) == 1
+    assert sum("no image cache" in line for line in lines) == 1
 
 
-def test_an_unreadable_image_is_the_scans_error_and_nothing_is_kept(index: Index, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_the_scans_error_and_leaves_no_cache(index: Index, tmp_path: Path) -> None:
     Path(index.sources[2]).write_bytes(b"x")
     with pytest.raises(DataError, match="1 of 12 train image"):
         built(index, tmp_path / "images")
@@ -255,7 +255,7 @@ def test_two_at_once_both_end_right(index: Index, tmp_path: Path) -> None:
     assert len(results) == 2
     for images in results:
         np.testing.assert_array_equal(images, expected)
-    assert len(list((tmp_path / "images").iterdir())) == 2  # one array, its figures
+    assert len(list((tmp_path / "images").iterdir())) == 2  # one array, its statistics
 
 
 @pytest.mark.parametrize("changes", [{}, {"flip": 0.5, "rotate_degrees": 10, "brightness": 0.2, "test_flips": True}])
@@ -277,7 +277,7 @@ def test_training_is_the_same_to_the_bit(
     assert others == [first, first]
 
 
-def test_random_parts_of_an_image_are_drawn_from_the_image(palm_root: Path, tmp_path: Path, monkeypatch) -> None:
+def test_random_crops_are_taken_from_the_full_image(palm_root: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("paddle_medcls.outputs.write_outputs", lambda *_: None)
     own = recipe(model="toy", epochs=1, fit="crop", resize_px=36, crop_scale=0.5)
     train(own, palm_root, tmp_path / "run", Options("cpu", 1, image_cache=tmp_path / "images", say=lambda line: None))
@@ -361,9 +361,9 @@ def test_real_images(real_data: Path) -> None:
 
 def _differs_invisibly(data: bytes, size_px: int) -> None:
     spec = Preprocessing(size_px, interpolation="area", decode="reduced")
-    whole, part = decode_image(data, "big"), decode_image(data, "big", "bgr", spec.least_px)
-    assert part.shape[0] < whole.shape[0]
-    assert np.abs(fit(part, spec).astype(float) - fit(whole, spec)).mean() < 0.5
+    full, reduced = decode_image(data, "big"), decode_image(data, "big", "bgr", spec.least_px)
+    assert reduced.shape[0] < full.shape[0]
+    assert np.abs(fit(reduced, spec).astype(float) - fit(full, spec)).mean() < 0.5
 
 
 def test_the_sidecar_carries_it_and_an_old_one_means_exact() -> None:

@@ -1,4 +1,4 @@
-"""DICOM: windows worked out by hand from the standard, kinds of pixels, faults, every door alike."""
+"""DICOM decoding: windows calculated by hand from the standard, kinds of pixels, faulty files, all commands alike."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PATIENT = "Mustermann^Erika"
 
 
 def dicom(stored: np.ndarray | bytes, syntax: str = EXPLICIT, **attributes: object) -> bytes:
-    """A DICOM file; attributes that are not given fit the stored values, None leaves one out."""
+    """A DICOM file; attributes default to those of the stored values, None omits one."""
     ds = Dataset()
     if isinstance(stored, np.ndarray):
         ds.Rows, ds.Columns = stored.shape[:2]
@@ -123,7 +123,7 @@ def test_windows_by_hand(function: str, center: int, width: int, values: list, e
     assert found == expected
 
 
-def test_linear_is_what_is_meant_without_a_name_and_the_first_window_counts() -> None:
+def test_the_default_function_is_linear_and_the_first_window_is_used() -> None:
     assert shades([-50, 0, 49], WindowCenter=[0, 500], WindowWidth=[100, 7]) == [0, 129, 255]
 
 
@@ -170,7 +170,7 @@ def test_modality_lut_and_voi_lut() -> None:
 
 
 def test_a_voi_lut_longer_than_its_entries_are_wide() -> None:
-    """1024 entries of 8 bits, as words and packed into bytes: pydicom's own lookup wraps round at 256."""
+    """1024 entries of 8 bits, as words and packed into bytes: pydicom's lookup wraps around at 256."""
     table = np.arange(1024) // 4
     for data in (table.astype("<u2").tobytes(), table.astype(np.uint8).tobytes()):
         item = Dataset()
@@ -202,7 +202,7 @@ def _stored(value: int, kind: type) -> int:
     return int(np.array(value & 0xFFFF, np.uint16).view(kind))
 
 
-def test_a_range_of_padding_holds_both_its_ends() -> None:
+def test_a_range_of_padding_includes_both_ends() -> None:
     attributes = {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1998}
     assert shades([-2000, -1999, -1998, -1997, 3], **attributes) == [0, 0, 0, 0, 255]
     attributes = {"PixelPaddingValue": 100, "PixelPaddingRangeLimit": 90}
@@ -273,7 +273,7 @@ def test_window_and_rescale_of_functional_groups(groups: dict) -> None:
 
 
 def pydicoms_files() -> list[Path]:
-    """The test files in pydicom's wheel that hold one grey picture that we read."""
+    """The test files in pydicom's wheel that contain one grey image of a supported kind."""
     from pydicom import data
 
     found = []
@@ -288,7 +288,7 @@ def pydicoms_files() -> list[Path]:
 
 
 def expected_shades(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What pydicom gives: 0..255, not rounded; and which pixels are padding, which it knows nothing of."""
+    """pydicom's result, 0..255, not rounded; and the mask of padding, which pydicom does not apply."""
     if pydicom.__version__ >= "3":
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
     else:
@@ -311,7 +311,7 @@ def expected_shades(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.filterwarnings("ignore")  # pydicom's, of oddities in its own test files
-def test_grey_pictures_are_as_pydicom_shows_them() -> None:
+def test_grey_images_equal_pydicoms() -> None:
     files = pydicoms_files()
     assert len(files) >= 8
     for path in files:
@@ -322,7 +322,7 @@ def test_grey_pictures_are_as_pydicom_shows_them() -> None:
 
 
 @pytest.mark.data
-def test_real_radiographs_are_as_pydicom_shows_them(real_data: Path) -> None:
+def test_real_radiographs_equal_pydicoms(real_data: Path) -> None:
     files = sorted((real_data / "dicom_chest").glob("*.dcm"))
     assert files
     for path in files:
@@ -422,7 +422,7 @@ def test_compressed_frames() -> None:
 
 @pytest.mark.parametrize("kind", ["YBR_FULL_422", "RGB"])
 @pytest.mark.parametrize("says", ["by Adobe's marker", "by its component numbers", "not"])
-def test_jpeg_colours_however_the_jpeg_says_what_it_holds(kind: str, says: str) -> None:
+def test_jpeg_colours_for_every_declaration_of_the_colour_space(kind: str, says: str) -> None:
     image = Image.fromarray(pixels(4, size=64))
     jpeg = saved(image, "JPEG", quality=95, keep_rgb=kind == "RGB")
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\0" if kind == "RGB" else b"\1")
@@ -445,10 +445,10 @@ def test_mode_and_size(tmp_path: Path) -> None:
     assert image_size(path.read_bytes(), "scan") == (5, 3)
 
 
-# --- every door alike ------------------------------------------------------------------------------
+# --- all commands alike ----------------------------------------------------------------------------
 
 
-def test_the_content_decides_and_folders_are_searched_for_both_names(tmp_path: Path) -> None:
+def test_the_content_decides_and_folders_are_searched_for_both_suffixes(tmp_path: Path) -> None:
     image = pixels(5)
     for name in ("a.png", "b.dcm", "c.DICOM"):
         (tmp_path / name).write_bytes(dicom(image))
@@ -491,23 +491,23 @@ PHOTO = saved(Image.fromarray(pixels(7, size=64)).convert("L"), "JPEG")
 
 
 def faults() -> dict[str, bytes]:
-    """Broken and hostile DICOM files by what is wrong with them; tests/test_hostile_table.py has them too."""
-    whole = dicom(IMAGE)
+    """Faulty and hostile DICOM files, by their fault; tests/test_hostile_table.py uses them too."""
+    valid = dicom(IMAGE)
     flat = _shape(pixels(7, size=64)[:, :, 0], PhotometricInterpretation="MONOCHROME2")
     deep = IMAGE.astype(np.uint16)
     rle = dict(_shape(IMAGE, PhotometricInterpretation="MONOCHROME2"), syntax=RLE)
     segmented = {f"{c}PaletteColorLookupTableDescriptor": [256, 0, 8] for c in ("Red", "Green", "Blue")}
     segmented |= {f"Segmented{c}PaletteColorLookupTableData": b"\1\xff\xff\xff" * 64 for c in ("Red", "Green", "Blue")}
     nested = b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 5000
-    giant = whole.replace(b"OB\0\0" + len(IMAGE.tobytes()).to_bytes(4, "little"), b"OB\0\0\xfe\xff\xff\xff")
-    assert giant != whole
+    giant = valid.replace(b"OB\0\0" + len(IMAGE.tobytes()).to_bytes(4, "little"), b"OB\0\0\xfe\xff\xff\xff")
+    assert giant != valid
     return {
         "the magic alone": bytes(128) + b"DICM",
-        "DICOM, half of it": whole[: len(whole) // 2],
-        "DICOM, 10 bytes of pixels missing": whole[:-10],
-        "DICOM, cut in the header": whole[:200],
+        "DICOM, half of it": valid[: len(valid) // 2],
+        "DICOM, 10 bytes of pixels missing": valid[:-10],
+        "DICOM, cut in the header": valid[:200],
         "DICOM whose pixels claim 4 GB": giant[:-10],
-        "DICOM with sequences nested 5,000 deep": whole[: whole.index(b"\x28\x00")] + nested,
+        "DICOM with sequences nested 5,000 deep": valid[: valid.index(b"\x28\x00")] + nested,
         "DICOM of 12 frames": dicom(np.zeros((48, 4), np.uint8), Rows=4, NumberOfFrames=12),
         "DICOM without pixel data": dicom(IMAGE, PixelData=None),
         "a DICOM report": dicom(b"", Rows=None, PhotometricInterpretation=None, PixelData=None),
@@ -567,7 +567,7 @@ def test_each_fault_is_one_error_without_the_patient(kind: str, capsys: pytest.C
         ("DICOM, JPEG lossless without a decoder", "JPEG Lossless.*[\n].*pip install pylibjpeg"),
     ],
 )
-def test_what_the_errors_say(kind: str, message: str) -> None:
+def test_error_messages(kind: str, message: str) -> None:
     if "without a decoder" in kind:
         if _can_decode(pydicom.uid.UID(LOSSLESS)):
             pytest.skip("a decoder for JPEG lossless is installed")

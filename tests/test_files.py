@@ -1,4 +1,4 @@
-"""Files are whole or not there, whatever fails while they are written."""
+"""Atomic file writing: a file is complete or absent, whatever fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paddle_medcls.errors import SetupError
 from paddle_medcls.files import atomic_write, remove_abandoned, sha256, write_csv, write_json, write_text
 
 
-def test_a_failed_write_leaves_the_file_before_and_no_rubbish(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     atomic_write(path, b"before")
 
@@ -47,7 +47,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     assert path.read_bytes() == b"a" * 5000 and os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_a_target_that_cannot_be(tmp_path: Path) -> None:
+def test_an_impossible_target(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match="cannot write"):
         write_text(tmp_path / "file" / "below.txt", "text")
@@ -88,8 +88,8 @@ def test_sha256(tmp_path: Path) -> None:
     assert sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
 
 
-def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    """A process that is killed in a write leaves its temporary file; the next start removes it, not a living one's."""
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    """The next start removes the temporary file of a killed process, but not that of a running one."""
     code = (
         "import os, sys\n"
         "from paddle_medcls.files import atomic_write\n"

@@ -1,4 +1,4 @@
-"""Transfer learning: frozen means frozen, cached features are the features, ImageNet weights are checked."""
+"""Transfer learning: frozen layers do not change, cached features equal computed ones, ImageNet weights are checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import fakes
 import numpy as np
 import pytest
 
-from paddle_medcls.augment import _random_part, random_version
+from paddle_medcls.augment import _random_crop, random_version
 from paddle_medcls.data import load_index
 from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.errors import DataError, RecipeError, WeightsError
@@ -46,7 +46,7 @@ def vgg():
     return Network("vgg16", 4).build()
 
 
-def test_parameter_counts_of_document_004(vgg) -> None:
+def test_parameter_counts_of_the_oct_tutorial(vgg) -> None:
     assert sum(parameter.size for parameter in vgg.parameters()) == 135_310_404
     freeze(vgg)
     trained = sum(parameter.size for parameter in vgg.parameters() if not parameter.stop_gradient)
@@ -61,8 +61,8 @@ def test_features_are_those_of_paddle_vision(vgg, tmp_path: Path) -> None:
     network, renamed, layout = recognise(state, "vgg")
     assert (network, layout) == (Network("vgg16", 1000), "paddle.vision")
     save_weights(theirs, tmp_path / "vgg16.pdparams")
-    said = load_pretrained(vgg, Network("vgg16", 4), tmp_path / "vgg16.pdparams")
-    assert "without its last layers (1000 outputs; 4 wanted)" in said
+    message = load_pretrained(vgg, Network("vgg16", 4), tmp_path / "vgg16.pdparams")
+    assert "without its last layers (1000 outputs; 4 wanted)" in message
     x = paddle.to_tensor(np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype("float32"))
     for model in (vgg, theirs):
         model.eval()
@@ -71,7 +71,7 @@ def test_features_are_those_of_paddle_vision(vgg, tmp_path: Path) -> None:
         np.testing.assert_allclose(vgg.embed(x).numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_torchvision_linear_weights_are_turned() -> None:
+def test_torchvision_linear_weights_are_transposed() -> None:
     rng = np.random.default_rng(0)
     state = {f"features.{n}.weight": rng.normal(size=(2, 3, 3, 3)) for n in (0, 28)}
     state["classifier.0.weight"] = np.broadcast_to(np.float32(0), (4096, 25088))  # (out, in): torch
@@ -93,7 +93,7 @@ def small_model():
     return model
 
 
-def test_what_is_frozen_has_no_gradient_and_stands_still() -> None:
+def test_frozen_layers_have_no_gradient_and_do_not_change() -> None:
     model = small_model()
     before = {name: value.numpy().copy() for name, value in model.state_dict().items()}
     optimizer = paddle.optimizer.Adam(0.1, parameters=[p for p in model.parameters() if not p.stop_gradient])
@@ -166,16 +166,16 @@ def test_features_of_other_pixels_of_the_same_size_and_time_are_not_used(palm_ro
     assert np.abs(found[0] - found[1]).max() > 1e-3 and len(list(folder.iterdir())) == 2
 
 
-def test_a_folder_that_cannot_be_written_leaves_a_run_without_kept_features(palm_root: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_writable_feature_folder_is_the_same_run(palm_root: Path, tmp_path: Path) -> None:
     (tmp_path / "features").write_text("a file, where the folder of the features would be")
-    said: list[str] = []
-    train(frozen_recipe(), palm_root, tmp_path / "run", Options(device="cpu", workers=0, say=said.append))
-    assert sum("features are not kept for later runs" in line for line in said) == 1
+    lines: list[str] = []
+    train(frozen_recipe(), palm_root, tmp_path / "run", Options(device="cpu", workers=0, say=lines.append))
+    assert sum("features are not kept for later runs" in line for line in lines) == 1
     train(frozen_recipe(), palm_root, tmp_path / "elsewhere" / "run", QUIET)
     assert read_run(tmp_path / "run") == read_run(tmp_path / "elsewhere" / "run")
 
 
-def test_hash_sees_what_is_frozen_and_not_the_head() -> None:
+def test_the_hash_covers_all_but_the_head() -> None:
     model = small_model()
     first = frozen_hash(model)
     model.fc.bias.set_value(model.fc.bias + 1)
@@ -214,13 +214,13 @@ def test_cache_without_freeze_is_refused() -> None:
         frozen_recipe(freeze=False)
 
 
-# --- document 004's augmentation and loss ----------------------------------------------------------
+# --- augmentation and loss of the OCT transfer-learning tutorial -----------------------------------
 
 
-def test_random_parts_have_the_area_and_the_aspect() -> None:
+def test_random_crops_have_the_area_and_the_aspect_ratio() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
-        top, left, height, width = _random_part(496, 768, 0.8, rng)
+        top, left, height, width = _random_crop(496, 768, 0.8, rng)
         assert 0 <= top <= 496 - height and 0 <= left <= 768 - width
         assert 0.79 < height * width / (496 * 768) <= 1
         assert height == 496 and width == 768 or 0.74 < width / height < 1.35

@@ -1,4 +1,4 @@
-"""The decoder and the preprocessing, against hand-made files and the tutorials' own lines."""
+"""Image decoding and preprocessing, against hand-made files and the code of the tutorials."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-# --- what the decoder gives ------------------------------------------------------------------------
+# --- decoded images --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
@@ -51,7 +51,7 @@ def test_pure_red_stays_in_its_channel(kind: str) -> None:
     assert (decode_image(data, "red", "bgr") == (0, 0, 255)).all()
 
 
-def test_bgr_is_what_the_notebooks_read(tmp_path: Path) -> None:
+def test_bgr_equals_cv2_imread(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.jpg", pixels(1, size=48))
     np.testing.assert_array_equal(read_image(path), cv2.imread(str(path)))
     np.testing.assert_array_equal(read_image(path, "rgb"), cv2.imread(str(path))[:, :, ::-1])
@@ -133,11 +133,11 @@ def test_the_name_does_not_decide_the_format(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "b.png"), read_image(tmp_path / "a.jpg"))
 
 
-# --- what the decoder refuses ----------------------------------------------------------------------
+# --- refused files ---------------------------------------------------------------------------------
 
 
 def with_thumbnail(jpeg: bytes, thumbnail: bytes) -> bytes:
-    """A JPEG with an EXIF segment that holds another whole JPEG, end marker included."""
+    """A JPEG with an EXIF segment that holds another complete JPEG, end marker included."""
     entries = struct.pack("<HHII", 0x0201, 4, 1, 8 + 6 + 2 + 24 + 4) + struct.pack(
         "<HHII", 0x0202, 4, 1, len(thumbnail)
     )
@@ -159,7 +159,7 @@ JPEGS = {
 
 
 @pytest.mark.parametrize("kind", JPEGS)
-def test_truncated_jpeg_is_refused_and_the_whole_one_is_not(kind: str) -> None:
+def test_a_truncated_jpeg_is_refused_and_a_complete_one_is_not(kind: str) -> None:
     data = JPEGS[kind]
     assert decode_image(data, "whole").shape == (64, 64, 3)
     assert decode_image(data + b"\0" * 100, "whole, with a tail as some cameras write it").shape == (64, 64, 3)
@@ -217,8 +217,8 @@ def test_a_damaged_jpeg_is_refused_in_every_orientation(orientation: int) -> Non
 @pytest.mark.parametrize("options", [{}, {"optimize": True}, {"progressive": True}, {"restart_marker_rows": 1}])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("level", [0, 127, 128, 255])
-def test_a_whole_jpeg_that_looks_damaged_is_not_refused(level: int, mode: str, options: dict) -> None:
-    """Even pictures, black ones with runs of zeros in the scan among them, and grey at the end."""
+def test_an_intact_jpeg_that_looks_damaged_is_accepted(level: int, mode: str, options: dict) -> None:
+    """Uniform images, black ones with runs of zeros in the scan, and images that end in grey."""
     even = Image.new("RGB", (803, 601), (level,) * 3).convert(mode)
     assert decode_image(saved(even, "JPEG", **options), "even").shape == (601, 803, 3)
     even.paste(Image.fromarray(noise(300, 803)).convert(mode))
@@ -226,7 +226,7 @@ def test_a_whole_jpeg_that_looks_damaged_is_not_refused(level: int, mode: str, o
 
 
 @pytest.mark.data
-def test_real_jpegs_are_whole_and_halves_of_them_are_found(real_data: Path) -> None:
+def test_real_jpegs_are_accepted_and_halves_of_them_refused(real_data: Path) -> None:
     paths = [*(real_data / "palm").rglob("*.jpg")][::20] + [*(real_data / "oct2017").rglob("*.jpeg")]
     assert len(paths) > 50
     for path in paths:
@@ -238,7 +238,7 @@ def test_real_jpegs_are_whole_and_halves_of_them_are_found(real_data: Path) -> N
 
 
 def test_opencv_imread_alone_would_return_half_an_image(tmp_path: Path) -> None:
-    """Why files go through `read_image`: this fails when OpenCV has learnt to refuse them itself."""
+    """Why files go through `read_image`: this test fails once OpenCV refuses them itself."""
     (tmp_path / "half.jpg").write_bytes(JPEGS["baseline"][:3000])
     assert cv2.imread(str(tmp_path / "half.jpg")) is not None
     with pytest.raises(DataError, match="truncated"):
@@ -270,7 +270,7 @@ def test_damaged_png_is_refused() -> None:
         (b"\x89PNG\r\n\x1a\n", "not an image|truncated"),
     ],
 )
-def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "scan.png"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
@@ -286,7 +286,7 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
 
 
 def grey_png(side: int, rows_a_block: int) -> bytes:
-    """A whole black PNG of side x side, by hand: one compressed block of rows, repeated.
+    """A valid black PNG of side x side, by hand: one compressed block of rows, repeated.
 
     The checksum of n zero bytes is known (Adler-32: a = 1, b = n mod 65521), so nothing large is made.
     """
@@ -342,26 +342,26 @@ def deep(bits: int, suffix: str, channels: int = 1) -> bytes:
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("wanted", ["rgb", "gray"])
-def test_few_bits_in_a_file_of_sixteen_are_refused(suffix: str, channels: int, wanted: str) -> None:
+@pytest.mark.parametrize("requested", ["rgb", "gray"])
+def test_few_bits_in_a_file_of_sixteen_are_refused(suffix: str, channels: int, requested: str) -> None:
     """12 bits would become 0 to 15 of 255; from 15 bits on the picture is at most half as bright as it may be."""
     for bits in (8, 10, 12, 14):
         with pytest.raises(DataError, match=f"largest value is {2**bits - 1} of 65535") as caught:
-            decode_image(deep(bits, suffix, channels), "deep", wanted)
+            decode_image(deep(bits, suffix, channels), "deep", requested)
         assert f"multiply its values by {2 ** (16 - bits)} if they have {bits} bits" in str(caught.value)
     for bits in (15, 16):
-        assert decode_image(deep(bits, suffix, channels), "deep", wanted).max() > 60
+        assert decode_image(deep(bits, suffix, channels), "deep", requested).max() > 60
     black = cv2.imencode(suffix, np.zeros((9, 9, channels), np.uint16))[1].tobytes()
-    assert decode_image(black, "black", wanted).max() == 0
+    assert decode_image(black, "black", requested).max() == 0
     dark = cv2.imencode(suffix, np.full((9, 9, channels), 15, np.uint8))[1].tobytes()
-    assert decode_image(dark, "8 bits", wanted).max() == 15
+    assert decode_image(dark, "8 bits", requested).max() == 15
 
 
 # --- preprocessing ---------------------------------------------------------------------------------
 
 
 def palm_notebook(image: np.ndarray) -> np.ndarray:
-    """Document 001: resize, channels first, to -1..1."""
+    """PALM myopia tutorial: resize, channels first, to -1..1."""
     x = np.transpose(cv2.resize(image, (224, 224)), (2, 0, 1)).astype("float32")
     return x / 255.0 * 2.0 - 1.0
 
@@ -375,7 +375,7 @@ def test_palm_preprocessing_is_the_notebooks(shape: tuple[int, int]) -> None:
 
 
 def test_covid_preprocessing_is_the_notebooks() -> None:
-    """Document 003: float32, then Paddle's Resize(224), ToTensor (no division by 255) and Normalize."""
+    """COVID-19 radiography tutorial: float32, Paddle's Resize(224), ToTensor (no division by 255), Normalize."""
     from paddle_medcls.runtime import paddle
 
     t = paddle.vision.transforms
@@ -442,7 +442,7 @@ def test_preprocessing_survives_json() -> None:
     assert Preprocessing.from_json({**spec.to_json(), "mean": list(spec.mean)}) == spec
 
 
-# --- maps back onto the image ----------------------------------------------------------------------
+# --- heat maps on the image ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(60, 100), (100, 60), (64, 64)])
@@ -460,7 +460,7 @@ def test_unfit_puts_a_point_back_where_it_was(size: tuple[int, int], how: str) -
     np.testing.assert_allclose(centre(back), centre(image[:, :, 0].astype(float)), atol=0.6)
 
 
-def test_unfit_is_zero_where_the_crop_saw_nothing() -> None:
+def test_unfit_is_zero_outside_the_crop() -> None:
     """100 x 60 pixels become 67 x 40, of which the middle 32 x 32 are seen."""
     back = unfit(np.ones((32, 32), np.float32), (60, 100), Preprocessing(32, 40, "crop"))
     assert back[30, 50] == 1 and not back[:4].any() and not back[:, :24].any() and not back[:, -24:].any()
@@ -487,7 +487,7 @@ def test_an_input_size_out_of_range_is_refused(size_px: float) -> None:
 # --- names in messages -----------------------------------------------------------------------------
 
 
-def test_a_file_name_cannot_steer_the_terminal(tmp_path: Path) -> None:
+def test_escape_sequences_of_a_file_name_are_not_printed(tmp_path: Path) -> None:
     """Escape sequences, line ends and writing directions of a name are shown as escapes, in every part of a message."""
     hostile = "a\x1b[2J\x9b1m\r\n\u202egpj\u2028.png"
     shown = "a\\x1b[2J\\x9b1m\\r\\n\\u202egpj\\u2028.png"

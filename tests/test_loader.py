@@ -1,4 +1,4 @@
-"""Batches: their order, the same with any number of threads, and errors that come through."""
+"""Batches: their order, the same bits with any number of threads, and errors that reach the caller."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_same_bits_with_any_number_of_threads(palm_root: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("faulty", [0, 6, 11])  # first, middle, last: Paddle's own loader hangs on each
-def test_errors_come_through(palm_root: Path, workers: int, faulty: int) -> None:
+def test_errors_reach_the_caller(palm_root: Path, workers: int, faulty: int) -> None:
     index = load_index("palm", palm_root, "train")
     index.sources[faulty].write_bytes(b"<html>")
     seen: list[int] = []
@@ -76,12 +76,12 @@ def test_errors_come_through(palm_root: Path, workers: int, faulty: int) -> None
 
     with pytest.raises(DataError, match=index.sources[faulty].name):
         within(20, read)
-    assert seen == [4] * (faulty // 4)  # what came before was given
+    assert seen == [4] * (faulty // 4)  # the batches before the faulty image
     assert no_readers_left()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_any_exception_comes_through(workers: int) -> None:
+def test_any_exception_reaches_the_caller(workers: int) -> None:
     class Broken(ImageDataset):
         def __getitem__(self, row: int) -> tuple:
             raise ZeroDivisionError(f"row {row}")
@@ -131,11 +131,11 @@ def test_augmentation_does_not_depend_on_the_batch(size: int) -> None:
     index = replace(numbered(23).index, sources=images)
     dataset = ImageDataset(index, SPEC, every, seed=5, epoch=2)
     assert dataset.whole_batches
-    whole = dataset.batch(range(23)).x
+    full = dataset.batch(range(23)).x
     order = epoch_order(23, 0, 0)
     for batch in load_batches(dataset, cut(order, size), 0):
-        assert np.array_equal(batch.x, whole[batch.rows])
-    assert not np.array_equal(whole, ImageDataset(index, SPEC, every, seed=5, epoch=3).batch(range(23)).x)
+        assert np.array_equal(batch.x, full[batch.rows])
+    assert not np.array_equal(full, ImageDataset(index, SPEC, every, seed=5, epoch=3).batch(range(23)).x)
     assert (
         len(
             {

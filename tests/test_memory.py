@@ -1,4 +1,4 @@
-"""Statistics and evaluation in memory that does not grow with the number of images."""
+"""The memory of statistics and evaluation does not grow with the number of images."""
 
 from __future__ import annotations
 

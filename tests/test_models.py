@@ -1,4 +1,4 @@
-"""The networks: golden parameter counts, strides, gradients, and Paddle's own ResNet beside them."""
+"""The networks: known parameter counts, strides, gradients, and comparison with Paddle's own ResNet."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_trainable_parameters(name: str) -> None:
     assert trainable(Network(name, 1000).build()) == COUNTS[name]
 
 
-def test_covid_network_has_the_documents_size() -> None:
-    """Document 003's summary: 23,569,348 with batch-norm statistics; of them 53,120 are statistics."""
+def test_covid_network_has_the_tutorials_size() -> None:
+    """COVID-19 radiography tutorial: 23,569,348 with batch-norm statistics, of which there are 53,120."""
     model = Network("resnet50", 4).build()
     assert sum(int(np.prod(p.shape)) for p in model.parameters()) == 23_569_348
     assert trainable(model) == 23_516_228
@@ -112,7 +112,7 @@ def shapes_of(model: paddle.nn.Layer, size: int) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_the_stride_sits_in_the_3x3_convolution(name: str) -> None:
+def test_the_stride_is_in_the_3x3_convolution(name: str) -> None:
     model = Network(name, 2).build()
     strided = {
         path: layer._kernel_size[0]
@@ -135,8 +135,8 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
             assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, path
 
 
-def test_last_layer_starts_in_the_documents_range() -> None:
-    """Document 001: Uniform(-1/sqrt(2048), 1/sqrt(2048)); of 2048 draws the largest comes near the bound."""
+def test_last_layer_starts_in_the_tutorials_range() -> None:
+    """PALM myopia tutorial: Uniform(-1/sqrt(2048), 1/sqrt(2048)); the largest of 2048 draws is near the bound."""
     weight = Network("resnet50", 1).build().fc.weight.numpy()
     bound = 1 / np.sqrt(2048)
     assert 0.98 * bound < np.abs(weight).max() <= bound and abs(weight.mean()) < 0.1 * bound
@@ -144,7 +144,7 @@ def test_last_layer_starts_in_the_documents_range() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_logits_equal_paddles_own_network(name: str) -> None:
-    """The same weights, after batches that moved the batch-norm statistics off 0 and 1."""
+    """The same weights, after batches that changed the batch-norm statistics from 0 and 1."""
     theirs = getattr(paddle.vision.models, name)(num_classes=7)
     rng = np.random.default_rng(0)
     for _ in range(2):

@@ -39,11 +39,11 @@ def operators() -> Operators:
     return Operators()
 
 
-def error(found: object, wanted: object) -> float:
+def error(found: object, expected: object) -> float:
     """Relative, in the Euclidean norm."""
-    found, wanted = (np.asarray(a.numpy() if hasattr(a, "numpy") else a, np.float64) for a in (found, wanted))
-    assert found.shape == wanted.shape
-    return float(np.linalg.norm(found - wanted) / (np.linalg.norm(wanted) or 1.0))
+    found, expected = (np.asarray(a.numpy() if hasattr(a, "numpy") else a, np.float64) for a in (found, expected))
+    assert found.shape == expected.shape
+    return float(np.linalg.norm(found - expected) / (np.linalg.norm(expected) or 1.0))
 
 
 def nchw(array: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def shapes_of(network: Network, side: int, kind: type) -> list[tuple]:
     model, found = network.build(), {}
     for layer in model.sublayers():
         if isinstance(layer, kind):
-            layer.register_forward_post_hook(lambda layer, given, _: found.setdefault(shape(layer, given[0])))
+            layer.register_forward_post_hook(lambda layer, inputs, _: found.setdefault(shape(layer, inputs[0])))
     model.eval()
     with paddle.no_grad():
         model(paddle.zeros([1, network.in_channels, side, side]))
@@ -92,7 +92,7 @@ def test_convolutions(name: str, operators: Operators) -> None:
         dy = paddle.randn(y.shape)
         y.backward(dy)
 
-        inside, way_back = operators.enter(x), operators.enter(dy)
+        inside, way_back = operators.to_nhwc(x), operators.to_nhwc(dy)
         assert error(nchw(operators.conv(inside, weight, stride, padding)), y) < 1e-5, case
         dw = paddle.empty(weight.shape)
         operators.conv_weight_gradient(way_back, inside, dw, stride, padding)
@@ -125,11 +125,11 @@ def test_batch_norm(name: str, training: bool, relu: bool, operators: Operators)
         dy = paddle.randn(y.shape) * (straight.abs() > 1e-3).astype("float32")
         y.backward(dy)
 
-        inside = operators.enter(x)
+        inside = operators.to_nhwc(x)
         found, state = operators.batch_norm(inside, ours, relu, training, keep=True)
         assert error(nchw(found), y) < 1e-5
         scale, shift = paddle.empty([channels]), paddle.empty([channels])
-        dx = operators.batch_norm_backward(operators.enter(dy), state, scale, shift)
+        dx = operators.batch_norm_backward(operators.to_nhwc(dy), state, scale, shift)
         assert error(nchw(dx), x.grad) < 1e-5
         assert error(scale, theirs.weight.grad) < 1e-5 and error(shift, theirs.bias.grad) < 1e-5
         assert error(ours._mean, theirs._mean) < 1e-5 and error(ours._variance, theirs._variance) < 1e-5
@@ -147,18 +147,18 @@ def test_add_relu_pool_and_mean(operators: Operators) -> None:
     mean.backward(dy)
 
     turned = a.transpose([0, 1, 3, 2])  # other strides, which Paddle may keep as a view
-    assert error(nchw(operators.enter(turned)), turned) == 0.0
-    inside = operators.add(operators.enter(a), operators.enter(b), relu=True)
+    assert error(nchw(operators.to_nhwc(turned)), turned) == 0.0
+    inside = operators.add(operators.to_nhwc(a), operators.to_nhwc(b), relu=True)
     assert error(nchw(inside), total) == 0.0
     found, chosen = operators.max_pool(inside, 3, 2, 1)
     assert error(nchw(found), pooled) == 0.0
-    assert error(operators.leave(found), mean) < 1e-6
-    back = operators.max_pool_backward(operators.leave_backward(dy.numpy(), found.shape), inside.shape, 3, 2, 1, chosen)
+    assert error(operators.mean(found), mean) < 1e-6
+    back = operators.max_pool_backward(operators.mean_backward(dy.numpy(), found.shape), inside.shape, 3, 2, 1, chosen)
     assert error(nchw(operators.relu_backward(back, inside)), a.grad) < 1e-6
-    assert error(nchw(operators.add(operators.enter(a), operators.enter(b))), a + b) == 0.0
+    assert error(nchw(operators.add(operators.to_nhwc(a), operators.to_nhwc(b))), a + b) == 0.0
 
 
-# --- whole networks --------------------------------------------------------------------------------
+# --- networks --------------------------------------------------------------------------------------
 
 
 def step(layer, model, x, labels) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -180,12 +180,12 @@ def test_a_network(network: Network, side: int, training: bool, operators: Opera
     x, labels = paddle.randn([6, network.in_channels, side, side]), paddle.arange(6) % 3
     for model in (theirs, ours):
         model.train() if training else model.eval()
-    logits, wanted = step(theirs, theirs, x, labels)
+    logits, expected = step(theirs, theirs, x, labels)
     found, gradients = step(Accelerated(ours, operators), ours, x, labels)
     assert error(found, logits) < 1e-3
-    assert gradients.keys() == wanted.keys()
-    assert all(error(gradients[name], wanted[name]) < 0.15 for name in wanted)
-    assert error(gradients["fc.weight"], wanted["fc.weight"]) < 1e-3
+    assert gradients.keys() == expected.keys()
+    assert all(error(gradients[name], expected[name]) < 0.15 for name in expected)
+    assert error(gradients["fc.weight"], expected["fc.weight"]) < 1e-3
     for name, value in theirs.state_dict().items():
         assert error(ours.state_dict()[name], value) < 1e-3, name
     ours.eval()
@@ -221,11 +221,11 @@ def gradient_errors(network: Network, side: int, training: bool, operators: Oper
     ours.set_state_dict(theirs.state_dict())
     for model in (theirs, ours):
         model.train() if training else model.eval()
-    logits, wanted = step(theirs, theirs, x, labels)
+    logits, expected = step(theirs, theirs, x, labels)
     found, gradients = step(Accelerated(ours, operators), ours, x, labels)
-    least = 1e-3 * max(np.linalg.norm(value) for value in wanted.values())
+    least = 1e-3 * max(np.linalg.norm(value) for value in expected.values())
     errors = {"logits": error(found, logits)}
-    for name, value in wanted.items():  # a shift before another batch norm has no effect: its gradient is rounding
+    for name, value in expected.items():  # a shift before another batch norm has no effect: its gradient is rounding
         size = max(np.linalg.norm(value), least)
         errors[name] = float(np.linalg.norm(gradients[name] - value)) / size
     return errors
@@ -309,7 +309,7 @@ def test_all_that_onednn_makes_is_destroyed(monkeypatch: pytest.MonkeyPatch) -> 
     own.close()
     assert not any(live().values()), live()
     with pytest.raises(SetupError, match="failed with status"):
-        own.enter(x)
+        own.to_nhwc(x)
 
 
 def test_frozen_parameters_and_repeats(operators: Operators) -> None:
@@ -317,16 +317,16 @@ def test_frozen_parameters_and_repeats(operators: Operators) -> None:
     paddle.seed(5)
     model = SMALL.build()
     layer, x, labels = Accelerated(model, operators), paddle.randn([5, 1, 16, 16]), paddle.arange(5) % 3
-    logits, whole = step(layer, model, x, labels)
+    logits, full = step(layer, model, x, labels)
     for part in (model.conv, model.block[0], model.block[3].conv1[0]):
         for parameter in part.parameters():
             parameter.stop_gradient = True
     again, rest = step(layer, model, x, labels)
     assert again.tobytes() == logits.tobytes()
-    assert whole.keys() - rest.keys() == {name for name in whole if name.startswith(("conv.", "block.0."))} | {
+    assert full.keys() - rest.keys() == {name for name in full if name.startswith(("conv.", "block.0."))} | {
         "block.3.conv1.0.weight"
     }
-    assert all(rest[name].tobytes() == whole[name].tobytes() for name in rest)
+    assert all(rest[name].tobytes() == full[name].tobytes() for name in rest)
 
 
 def test_memory_does_not_grow(operators: Operators) -> None:
@@ -356,37 +356,37 @@ def test_bfloat16_is_near(operators: Operators) -> None:
     paddle.seed(6)
     model = SMALL.build()
     x, labels = paddle.randn([8, 1, 20, 20]), paddle.arange(8) % 3
-    logits, wanted = step(Accelerated(model, operators), model, x, labels)
+    logits, expected = step(Accelerated(model, operators), model, x, labels)
     found, gradients = step(Accelerated(model, Operators(bf16=True)), model, x, labels)
     assert 0 < error(found, logits) < 0.1
-    assert 0 < error(gradients["fc.weight"], wanted["fc.weight"]) < 0.1
+    assert 0 < error(gradients["fc.weight"], expected["fc.weight"]) < 0.1
     for name, value in gradients.items():
-        assert value.dtype == np.float32 and np.sum(value * wanted[name]) > 0, name
+        assert value.dtype == np.float32 and np.sum(value * expected[name]) > 0, name
 
 
 # --- runs ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("curves", "confusion", "roc"):
         monkeypatch.setattr(rundir.plots, name, lambda *_: None)
 
 
 def go(root: Path, run_dir: Path, resume: bool = False, **options: object) -> list[str]:
-    said: list[str] = []
+    lines: list[str] = []
     own = recipe(size_px=16, stem="small", lr=0.01, epochs=1)
-    train(own, root, run_dir, Options("cpu", 0, say=said.append, **options), resume)
-    return said
+    train(own, root, run_dir, Options("cpu", 0, say=lines.append, **options), resume)
+    return lines
 
 
 @pytest.mark.parametrize("precision", ["f32", pytest.param("bf16", marks=[needs_bf16, pytest.mark.slow])])
-def test_a_run_repeats_resumes_and_is_read(precision: str, palm_root: Path, tmp_path: Path, no_pictures: None) -> None:
+def test_a_run_repeats_resumes_and_is_read(precision: str, palm_root: Path, tmp_path: Path, no_plots: None) -> None:
     """Bit-identical with an interruption between; a resume takes the run's own operators."""
     chosen = {"kernels": "onednn", "precision": precision}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    said = go(palm_root, whole, **chosen)
-    assert sum(line.startswith("kernels: oneDNN's") for line in said) == 1
+    lines = go(palm_root, whole, **chosen)
+    assert sum(line.startswith("kernels: oneDNN's") for line in lines) == 1
     with pytest.raises(Stopped):
         go(palm_root, parts, **chosen, deadline=-1.0)
     go(palm_root, parts, resume=True)
@@ -394,22 +394,20 @@ def test_a_run_repeats_resumes_and_is_read(precision: str, palm_root: Path, tmp_
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
     assert json.loads((parts / "environment.json").read_text())["kernels"] == f"onednn {precision}"
 
-    # Whoever reads the weights sees no difference.
+    # The weight file has the same parameters as Paddle's network.
     predictor = Predictor.from_weights(whole / "PALM.pdparams")
     assert read_weights(whole / "PALM.pdparams").keys() == predictor.model.state_dict().keys()
 
 
-def test_what_cannot_be_had(
-    palm_root: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_operators(palm_root: Path, tmp_path: Path, no_plots: None, monkeypatch: pytest.MonkeyPatch) -> None:
     go(palm_root, tmp_path / "run", kernels="onednn")
 
     def fail() -> None:
         raise SetupError("this Paddle brings no oneDNN that can be called: gone")
 
     monkeypatch.setattr(accelerate, "open_library", fail)
-    said = go(palm_root, tmp_path / "auto", kernels="auto")
-    assert [line for line in said if "Paddle's own" in line and "gone" in line]
+    lines = go(palm_root, tmp_path / "auto", kernels="auto")
+    assert [line for line in lines if "Paddle's own" in line and "gone" in line]
     assert json.loads((tmp_path / "auto" / "environment.json").read_text())["kernels"] == "paddle"
     with pytest.raises(SetupError, match="gone"):
         go(palm_root, tmp_path / "asked", kernels="onednn")
@@ -445,7 +443,7 @@ def test_a_refusal_of_the_library_is_an_error(operators: Operators) -> None:
         operators.conv(np.zeros((1, 8, 8, 3), np.float32), paddle.zeros([4, 5, 3, 3]), 1, 1)  # 3 channels, not 5
 
 
-def test_a_resume_takes_no_operators(capsys: pytest.CaptureFixture) -> None:
+def test_a_resume_refuses_the_option_kernels(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         train_command.main(["--resume", "run", "--kernels", "paddle"])
     assert "run's own" in capsys.readouterr().err
@@ -462,8 +460,8 @@ def test_a_grid_keeps_its_precision(palm_root: Path, tmp_path: Path) -> None:
     assert "onednn bf16 then, auto f32 now" in str(fault.value)
 
 
-def test_operators_do_not_announce_themselves() -> None:
-    """One known line is left out; whatever else a library prints goes to standard error."""
+def test_one_line_of_output_is_removed() -> None:
+    """One known line is removed; all other output of a library goes to standard error."""
     code = (
         "import os, sys, ctypes\n"
         "from paddle_medcls.engines import stdout_to_stderr\n"

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, lines in a log, nothing left behind."""
+"""Progress: a bar on a terminal, lines in a log, and no remains after an error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_log_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3 of 3" in log.getvalue() and log.getvalue().isascii() and "\r" not in log.getvalue()
 
 
-def test_a_log_has_nothing_of_what_is_done_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_has_no_lines_of_short_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     log = standard_error(monkeypatch, terminal=False)
     assert list(progress(range(3), "reading palm", 3, "image")) == [0, 1, 2]
     assert log.getvalue() == ""

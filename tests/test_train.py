@@ -885,7 +885,7 @@ def test_a_disk_that_is_really_full(palm_root: Path, tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 1 and "SetupError: cannot write" in done.stderr, done.stderr
-    assert "unexpected" not in done.stderr and "an earlier file of this name is unharmed" in done.stderr
+    assert "unexpected" not in done.stderr and "an earlier file of this name is unchanged" in done.stderr
     assert (tmp_path / "run" / STATE).read_bytes() == before
     assert os.listdir(tmp_path / "run" / "last") == ["state.safetensors"]
 

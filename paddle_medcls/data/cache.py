@@ -1,9 +1,9 @@
-"""Arrays that are computed once and kept on the disk, under a name that says what they were computed from.
+"""Disk cache of decoded images, and the keys of all disk caches.
 
-A file is named by a hash of all that it depends on, the bytes of every image among it, so it is never stale and
-serves later runs. Names, sizes and times would not do: archives, `cp -p` and `rsync` give other bytes the same ones.
-It is written beside its place and renamed: two processes that write the same one both end with a whole one. Caches
-of earlier versions have other names, and are not read.
+A file is named by a hash of everything that it depends on, including the bytes of every image, so it never becomes
+stale and later runs can use it. Names, sizes and times of files would not do: archives, `cp -p` and `rsync` give
+different files the same ones. Files are written atomically, so several processes may build the same cache. Caches of
+version 0.1 have other names and are not read.
 """
 
 from __future__ import annotations
@@ -28,23 +28,21 @@ from paddle_medcls.errors import DataError, SetupError
 from paddle_medcls.files import atomic_write, folder_error, sha256, write_json
 from paddle_medcls.images import Preprocessing
 
-FREE_SHARE = 0.5  # of the free disk, what a cache of images may take
+FREE_SHARE = 0.5  # largest fraction of the free disk space for one cache of images
 GEOMETRY = ("size_px", "resize_px", "fit", "channels", "interpolation", "decode")
-"""Preprocessing that a scaled image depends on; mean and std come after it."""
-
+"""Fields of `Preprocessing` that a cached image depends on; mean and std are applied later."""
 
 DECODERS = ("pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm")
-"""Packages beside OpenCV that may decode an image."""
+"""Packages other than OpenCV that may decode an image."""
 
 
 def content_key(index: Index, workers: int) -> str:
-    """sha256 over the list, the labels, the bytes of every image, and the versions of all that decodes them.
+    """sha256 of the split: file names, labels, the bytes of every image, and the versions of the decoders.
 
-    It costs one reading of the files at the start of a run (0.7 GB/s a core where they are in the system's memory; a
-    disk is slower), which is a small part of what decoding them takes.
+    All files are read once, at 0.7 GB/s per core if the system has them in memory; decoding takes much longer.
 
     Raises:
-        OSError: a file is gone.
+        OSError: a file is missing.
     """
     digest = hashlib.sha256(f"{__version__} {cv2.__version__} {index.fingerprint()}".encode())
     for name in DECODERS:
@@ -63,11 +61,11 @@ def content_key(index: Index, workers: int) -> str:
 
 
 def refuse_changed(index: Index, key: str, workers: int) -> None:
-    """Refuses images that were replaced since `content_key` was asked."""
+    """Raises DataError if images were replaced since `content_key` returned `key`."""
     if content_key(index, workers) != key:
         raise DataError(
             f"{index.dataset}: images of the {index.split} split changed while they were read",
-            do="start again when nothing writes to their folder any more",
+            do="start again when no other program writes to their folder",
         )
 
 
@@ -79,60 +77,60 @@ def _file_hash(path: str | Path) -> str:
 
 @lru_cache(maxsize=1 << 18)
 def _known_hash(path: str, *_status: int) -> str:
-    """sha256 of a file; within a process it is read again only when its status changes, its change time among it."""
+    """sha256 of a file; within a process it is read again only if its size, times or inode change."""
     return sha256(path)
 
 
 def keyed_file(folder: Path, key: list) -> Path:
-    """The file in a folder for a key of JSON values."""
+    """The cache file in a folder for a key of JSON values."""
     return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npy"
 
 
 def mapped(path: Path) -> np.memmap:
-    """An array on the disk, of which only what is used is read."""
+    """A memory-mapped array: only the used parts are read from disk."""
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def scan_cached(
     index: Index, spec: Preprocessing, workers: int, folder: Path | None, say: Callable[[str], None]
 ) -> tuple[dict, np.memmap | None]:
-    """`statistics.scan`, and in the same pass every image scaled to the network's size, kept for the epochs.
+    """Runs `statistics.scan` and, in the same pass, stores every image scaled to the network's size.
 
-    Where the files are those of an earlier run, byte for byte, nothing is decoded.
+    If an earlier run has read the same files, byte for byte, nothing is decoded.
 
     Args:
-        folder: of the cache; None: none.
-        say: is told why there is none after all, and what it takes.
+        folder: of the cache; None: no cache.
+        say: prints one line: the size of the cache, or why there is none.
 
     Returns:
-        The figures, and uint8 (N, size_px, size_px, C), memory-mapped; None without a cache, which is
-        also so for images in memory and for inputs that are no uint8 (`resize_dtype="float32"`).
+        The statistics, and the images, uint8 (N, size_px, size_px, C), memory-mapped. The images are None without a
+        cache; there is none for images in memory and for float32 inputs (`resize_dtype="float32"`).
     """
     workers = max(1, workers)
     if folder is None or isinstance(index.sources, np.ndarray) or spec.resize_dtype != "uint8":
         return scan(index, workers, spec.channels, spec), None
     try:
         content = content_key(index, workers)
-    except OSError:  # a file is gone: the scan says which
+    except OSError:  # a file is missing: the scan's error names it
         return scan(index, workers, spec.channels, spec), None
     path = keyed_file(folder, [content, [getattr(spec, name) for name in GEOMETRY]])
     shape = (len(index), spec.size_px, spec.size_px, spec.num_channels)
-    known = _known(path, shape)
-    if known is not None:
-        return known
+    earlier = _read_cache(path, shape)
+    if earlier is not None:
+        return earlier
     error = folder_error(folder)
     if error:
         say(f"no image cache: {folder}: {error}")
         return scan(index, workers, spec.channels, spec), None
     size = int(np.prod(shape, dtype=np.int64))
-    figures: dict = {}
+    statistics: dict = {}
 
     def write(target: str) -> None:
         with open(target, "wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            # Written and not mapped: on a full disk a write is an error, a mapped page the end of the process.
-            figures.update(scan(index, workers, spec.channels, spec, lambda image: file.write(image.tobytes())))
+            # Not memory-mapped: on a full disk a write raises OSError, a mapped page kills the process (SIGBUS).
+            statistics.update(scan(index, workers, spec.channels, spec, lambda image: file.write(image.tobytes())))
         refuse_changed(index, content, workers)
 
     try:
@@ -141,20 +139,20 @@ def scan_cached(
             say(f"no image cache of {index.split}: {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {folder}")
             return scan(index, workers, spec.channels, spec), None
         atomic_write(path, write)
-        write_json(path.with_suffix(".json"), figures)
+        write_json(path.with_suffix(".json"), statistics)
     except (SetupError, OSError) as error:
         say(f"no image cache of {index.split}: {str(error).splitlines()[0]}")
-        return figures or scan(index, workers, spec.channels, spec), None
+        return statistics or scan(index, workers, spec.channels, spec), None
     say(f"image cache of {index.split}: {size / 1e6:.0f} MB in {folder}")
-    return figures, mapped(path)
+    return statistics, mapped(path)
 
 
-def _known(path: Path, shape: tuple[int, ...]) -> tuple[dict, np.memmap] | None:
-    """Figures and images of an earlier run; None where there are none or they are not whole."""
+def _read_cache(path: Path, shape: tuple[int, ...]) -> tuple[dict, np.memmap] | None:
+    """Statistics and images of an earlier run; None if they are missing or incomplete."""
     try:
         images = mapped(path)
-        figures = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        statistics = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError, EOFError):
         return None
-    whole = images.shape == shape and images.dtype == np.uint8 and isinstance(figures, dict)
-    return (figures, images) if whole and {"classes", "per_image"} <= figures.keys() else None
+    complete = images.shape == shape and images.dtype == np.uint8 and isinstance(statistics, dict)
+    return (statistics, images) if complete and {"classes", "per_image"} <= statistics.keys() else None

@@ -1,11 +1,11 @@
-"""Batches of an index: threads decode ahead while the network computes.
+"""Batches of images, read ahead by threads while the network computes.
 
-Images in memory that are of the network's size, or enlarged by a whole number, are cut out,
-augmented and normalised a batch at a time (MedMNIST); every other image on its own.
+Images in memory that have the network's size, or are enlarged by an integer factor, are read, augmented and normalised
+a batch at a time (MedMNIST); all others image by image.
 
-Paddle's own DataLoader hangs for ever when a reader raises without workers, hides the true error
-with workers, and leaves processes and shared memory behind when it is killed. Decoding and resizing
-release Python's lock, so threads are as fast here, and errors simply come through.
+Paddle's own DataLoader hangs if a reader without workers raises, hides the error if there are workers, and leaves
+processes and shared memory behind if it is killed. Decoding and resizing release Python's lock, so threads are as
+fast here, and their exceptions reach the caller.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class ImageDataset(paddle.io.Dataset):
     """An index as a Paddle data set: item -> (x float32 (C, S, S), label).
 
     Args:
-        index: what to read.
+        index: the images and labels.
         spec: preprocessing.
         augmentation: random changes, for training; None for evaluation.
         seed, epoch: with the row, they seed each image's augmentation.
-        fitted: the images decoded and scaled already, see `data.cache`.
+        cached_pixels: the decoded and scaled images, uint8 (N, S, S, C), see `data.cache`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ImageDataset(paddle.io.Dataset):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         epoch: int = 0,
-        fitted: np.ndarray | None = None,
+        cached_pixels: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.index = index
@@ -52,7 +52,7 @@ class ImageDataset(paddle.io.Dataset):
         self.augmentation = augmentation if augmentation is not None and augmentation.active else None
         self.seed = seed
         self.epoch = epoch
-        self.fitted = fitted
+        self.cached_pixels = cached_pixels
         self.enlarge = _enlargement(index, spec)
         self.draws = draw_epoch(len(index), seed, epoch) if self.enlarge and self.augmentation else None
 
@@ -61,13 +61,13 @@ class ImageDataset(paddle.io.Dataset):
 
     @property
     def whole_batches(self) -> bool:
-        """Whether `batch` serves, which is faster than image by image."""
+        """Whether `batch` can be used, which is faster than image by image."""
         return self.enlarge > 0
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([self.seed, self.epoch, row])
-        if self.fitted is not None:
-            image = np.array(self.fitted[row])
+        if self.cached_pixels is not None:
+            image = np.array(self.cached_pixels[row])
             image = image if self.augmentation is None else augment(image, self.augmentation, rng)
         else:
             image = self.index.read(row, self.spec.channels, self.spec.least_px)
@@ -79,7 +79,7 @@ class ImageDataset(paddle.io.Dataset):
         return normalize(image, self.spec), self.index.labels[row]
 
     def batch(self, rows: range | np.ndarray) -> Batch:
-        """A whole batch at once; only where `whole_batches`."""
+        """Reads a whole batch at once; only if `whole_batches`."""
         rows = np.asarray(rows)
         images = self.index.read_rows(rows, self.spec.channels)
         if self.enlarge > 1:
@@ -90,18 +90,18 @@ class ImageDataset(paddle.io.Dataset):
 
 
 def _enlargement(index: Index, spec: Preprocessing) -> int:
-    """By what whole number images in memory are enlarged to the network's size; 0: read one by one."""
+    """Integer factor that enlarges images in memory to the network's size; 0 if they have to be read one by one."""
     if not isinstance(index.sources, np.ndarray) or spec.fit != "stretch":
         return 0
     height, width = index.sources.shape[1:3]
     factor, rest = divmod(spec.size_px, height)
-    whole = height == width and rest == 0 and (factor == 1 or spec.interpolation == "nearest")
-    return factor if whole else 0
+    integer = height == width and rest == 0 and (factor == 1 or spec.interpolation == "nearest")
+    return factor if integer else 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x: float32 (N, C, S, S); labels: int64 (N,) or (N, L); rows: the index's rows, in order."""
+    """Network input x, float32 (N, C, S, S); labels, int64 (N,) or (N, L); rows of the index, in the batch's order."""
 
     x: np.ndarray
     labels: np.ndarray
@@ -109,34 +109,36 @@ class Batch:
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The shuffled rows of one epoch: a function of seed and epoch alone, so that a resume repeats it."""
+    """The shuffled rows of one epoch; they depend on seed and epoch alone, so that a resume repeats them."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def cut(order: Rows, batch_size: int) -> list[Rows]:
-    """Rows of each batch; the last one may be smaller."""
+    """Divides rows into batches; the last one may be smaller."""
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def load_batches(dataset, batches: Sequence[range | np.ndarray], workers: int) -> Generator[Batch, None, None]:
-    """Yields the batches in order, two of them read ahead by `workers` threads (0: none ahead).
+    """Yields the batches in order, with two batches read ahead.
 
     Args:
-        dataset: an `ImageDataset`, or what has its `whole_batches` and `batch` (`frozen.FeatureDataset`).
+        dataset: an `ImageDataset`, or another class with its `whole_batches` and `batch` (`frozen.FeatureDataset`).
+        batches: the rows of each batch.
+        workers: reading threads; 0: each batch is read when it is needed.
     """
     whole = dataset.whole_batches
     if workers == 0:
-        for now in batches:
-            yield dataset.batch(now) if whole else _stack([dataset[row] for row in now], now)
+        for rows in batches:
+            yield dataset.batch(rows) if whole else _stack([dataset[row] for row in rows], rows)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
     waiting: deque = deque()
     remaining = iter(batches)
     try:
         while True:
-            while len(waiting) < 3 and (rows := next(remaining, None)) is not None:
-                jobs = [(dataset.batch, rows)] if whole else [(dataset.__getitem__, row) for row in rows]
-                waiting.append((rows, [pool.submit(*job) for job in jobs]))
+            while len(waiting) < 3 and (ahead := next(remaining, None)) is not None:
+                jobs = [(dataset.batch, ahead)] if whole else [(dataset.__getitem__, row) for row in ahead]
+                waiting.append((ahead, [pool.submit(*job) for job in jobs]))
             if not waiting:
                 return
             rows, futures = waiting.popleft()

@@ -1,8 +1,8 @@
-"""A ResNet on oneDNN's operators: the same parameters, running statistics and gradients, computed faster.
+"""Runs a ResNet on oneDNN's operators: the same parameters, running statistics and gradients, computed faster.
 
-The network stays as `resnet` has built it, and with it names, weight files, optimizer state and Grad-CAM. Only
-the pass of a batch through its convolutions is carried out here. Every operator gives its output and, as a
-function, the way back: gradient of the output -> gradient of the input.
+The network remains the one that `resnet` builds, so names, weight files, optimizer state and Grad-CAM are unaffected.
+Only the forward and backward passes of its convolutional part run here. Every operator returns its output and its
+backward function: gradient of the output -> gradient of the input.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from paddle_medcls.models.onednn import Operators
 from paddle_medcls.models.resnet import ResNet
 from paddle_medcls.runtime import paddle
 
-Back = Callable[[np.ndarray], np.ndarray]
+Backward = Callable[[np.ndarray], np.ndarray]
 
 
 def obstacle(model, device: str) -> str:
-    """Why oneDNN's operators cannot be used here; "" if they can."""
+    """Why oneDNN's operators cannot be used; "" if they can."""
     if not device.startswith("cpu"):
         return f"they need a CPU; this run is on the {device}"
     if not isinstance(model, ResNet):
-        return f"they are for whole ResNets, not for a {type(model).__name__}"
+        return f"they support complete ResNets only, not {type(model).__name__}"
     try:
         open_library()
     except SetupError as error:
@@ -34,7 +34,7 @@ def obstacle(model, device: str) -> str:
 
 
 class Accelerated(paddle.nn.Layer):
-    """Computes what the network does: x (N, C, H, W) float32 -> logits (N, outputs).
+    """The network on oneDNN's operators: x (N, C, H, W) float32 -> logits (N, outputs).
 
     Args:
         model: a ResNet on the CPU.
@@ -49,60 +49,60 @@ class Accelerated(paddle.nn.Layer):
 
     def forward(self, x):
         head = {id(parameter) for parameter in self.model.head.parameters()}
-        wanted = [p for p in self.model.parameters() if not p.stop_gradient and id(p) not in head]
-        if wanted and paddle.is_grad_enabled():
-            return self.model.head(_Features.apply(self, x, *wanted))
+        trainable = [p for p in self.model.parameters() if not p.stop_gradient and id(p) not in head]
+        if trainable and paddle.is_grad_enabled():
+            return self.model.head(_Features.apply(self, x, *trainable))
         return self.model.head(paddle.to_tensor(_Pass(self, keep=False).forward(x)))
 
 
 class _Features(paddle.autograd.PyLayer):
-    """All but the head, as one function of x and the parameters that want a gradient."""
+    """Everything before the head, as one differentiable function of x and the trainable parameters."""
 
     @staticmethod
-    def forward(ctx, layer: Accelerated, x, *wanted):
-        ctx.work, ctx.wanted = _Pass(layer, keep=True), wanted
-        return paddle.to_tensor(ctx.work.forward(x))
+    def forward(ctx, layer: Accelerated, x, *trainable):
+        ctx.batch, ctx.trainable = _Pass(layer, keep=True), trainable
+        return paddle.to_tensor(ctx.batch.forward(x))
 
     @staticmethod
     def backward(ctx, dy):
-        work, ctx.work = ctx.work, None  # its activations are gone after one way back
-        work.backward(dy.numpy())
-        return (None, *(work.gradients[id(parameter)] for parameter in ctx.wanted))
+        batch, ctx.batch = ctx.batch, None  # frees the activations: one backward pass consumes them
+        batch.backward(dy.numpy())
+        return (None, *(batch.gradients[id(parameter)] for parameter in ctx.trainable))
 
 
 class _Pass:
-    """One batch on its way through the network.
+    """Forward and backward pass of one batch.
 
     Args:
-        keep: activations, for the way back.
+        keep: whether to keep activations for the backward pass.
     """
 
     def __init__(self, layer: Accelerated, keep: bool) -> None:
         self.model, self.operators, self.keep = layer.model, layer.operators, keep
-        self.ways: list[Back] = []
+        self.backwards: list[Backward] = []
         self.gradients: dict[int, object] = {}
 
     def forward(self, x) -> np.ndarray:
         """x (N, C, H, W), a tensor -> features (N, channels) float32."""
-        self.operators.shapes_are(tuple(x.shape))
-        y = self.operators.enter(x)
+        self.operators.set_batch_shape(tuple(x.shape))
+        y = self.operators.to_nhwc(x)
         steps = [(self.conv_bn, self.model.conv), (self.max_pool, self.model.max_pool)]
         steps += [(self.block, block) for block in self.model.block]
         for step, layer in steps:
             y, back = step(layer, y)
             if self.keep:
-                self.ways.append(back)
+                self.backwards.append(back)
         shape = y.shape
-        self.ways.append(lambda dy: self.operators.leave_backward(dy, shape))
-        return self.operators.leave(y)
+        self.backwards.append(lambda dy: self.operators.mean_backward(dy, shape))
+        return self.operators.mean(y)
 
     def backward(self, dy: np.ndarray) -> None:
-        """The gradient of the features (N, channels) -> those of the parameters, in `gradients`."""
-        while self.ways:
-            dy = self.ways.pop()(dy)
+        """Gradient of the features (N, channels) -> `gradients` of the parameters."""
+        while self.backwards:
+            dy = self.backwards.pop()(dy)
 
-    def conv_bn(self, layer, x: np.ndarray) -> tuple[np.ndarray, Back]:
-        """ConvBNLayer: convolution, batch normalisation and, where it has one, ReLU."""
+    def conv_bn(self, layer, x: np.ndarray) -> tuple[np.ndarray, Backward]:
+        """ConvBNLayer: convolution, batch normalisation and, if it has one, ReLU."""
         operators, conv, norm, relu = self.operators, layer[0], layer[1], len(layer) == 3
         weight, window, training = conv.weight, (conv._stride[0], conv._padding), norm.training
         z = operators.conv(x, weight, *window)
@@ -117,7 +117,7 @@ class _Pass:
 
         return y, back
 
-    def max_pool(self, layer, x: np.ndarray) -> tuple[np.ndarray, Back]:
+    def max_pool(self, layer, x: np.ndarray) -> tuple[np.ndarray, Backward]:
         """The stem's max-pool; the small stem has none."""
         if isinstance(layer, paddle.nn.Sequential):
             return x, lambda dy: dy
@@ -125,27 +125,27 @@ class _Pass:
         shape = x.shape
         return y, lambda dy: self.operators.max_pool_backward(dy, shape, 3, 2, 1, chosen)
 
-    def block(self, layer, x: np.ndarray) -> tuple[np.ndarray, Back]:
+    def block(self, layer, x: np.ndarray) -> tuple[np.ndarray, Backward]:
         """BasicBlock or BottleneckBlock."""
         branch, shortcut, y, z = [], [], x, x
         for name in ("conv1", "conv2", "conv3"):
             if hasattr(layer, name):
-                y, back = self.conv_bn(getattr(layer, name), y)
-                branch.append(back)
+                y, step_back = self.conv_bn(getattr(layer, name), y)
+                branch.append(step_back)
         if len(layer.shortcut):
-            z, back = self.conv_bn(layer.shortcut, x)
-            shortcut.append(back)
+            z, step_back = self.conv_bn(layer.shortcut, x)
+            shortcut.append(step_back)
         total = self.operators.add(y, z, relu=True)
 
-        def whole(dy):
+        def back(dy):
             dy = dx = self.operators.relu_backward(dy, total)
-            for back in shortcut:
-                dx = back(dx)
+            for shortcut_back in shortcut:
+                dx = shortcut_back(dx)
             while branch:
                 dy = branch.pop()(dy)
             return self.operators.add(dy, dx)
 
-        return total, whole
+        return total, back
 
     def gradient_of(self, parameter):
         """An empty tensor for the gradient of a parameter."""

@@ -1,9 +1,9 @@
-"""oneDNN through ctypes: the library inside Paddle's wheel, its layouts, its memory, and calls into it.
+"""oneDNN through ctypes: the library inside Paddle's wheel, its memory layouts, its memory, and calls of its functions.
 
-Its C interface is stable within a major version. Sizes are in oneDNN's order (N, C, H, W), whatever the layout.
+Its C interface is stable within a major version. Shapes are in oneDNN's order (N, C, H, W), whatever the layout.
 
-Nothing here is safe for several threads at once: an operator keeps its arguments between setting and using them, and
-the lists of free memory are shared. Each thread needs an `Engine` of its own.
+Not thread-safe: an operator stores its arguments between setting and using them, and the lists of free memory are
+shared. Each thread needs its own `Engine`.
 
 Source: oneDNN 3.x, include/oneapi/dnnl/dnnl.h and dnnl_types.h, for the names and numbers here and in `onednn`.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from paddle_medcls.errors import SetupError
 from paddle_medcls.runtime import paddle
 
-MAJOR = 3  # of oneDNN: names and numbers are its
+MAJOR = 3  # version of oneDNN that the names and numbers are from
 BF16, F32 = 2, 3  # data types
 SRC, DST = 1, 17  # arguments of an operator
 Shape = tuple[int, ...]
@@ -37,10 +37,10 @@ class _Argument(ctypes.Structure):
 
 
 def open_library() -> ctypes.CDLL:
-    """oneDNN as Paddle brings it.
+    """Opens the oneDNN library inside Paddle's wheel.
 
     Raises:
-        SetupError: this Paddle brings none, or one of another generation.
+        SetupError: there is none, or another major version.
     """
     path = Path(paddle.__file__).parent / "libs" / "libdnnl.so.3"
     try:
@@ -58,9 +58,9 @@ def open_library() -> ctypes.CDLL:
 
 
 class Engine:
-    """oneDNN's engine, with the layouts, prepared operators and memory that are used again.
+    """oneDNN's engine, with layouts, prepared operators and memory for reuse, for one thread.
 
-    All that it had oneDNN make is destroyed with it, or by `close`; it is for one thread.
+    All objects that it created in oneDNN are destroyed with it, or by `close`.
 
     Args:
         bf16: activations are bfloat16.
@@ -75,7 +75,7 @@ class Engine:
         self.engine, self.stream = c_void_p(), c_void_p()
         self._made: list[tuple[str, c_void_p]] = []
         self._destroy = weakref.finalize(self, _destroy, self.library, self._made)
-        self._destroy.atexit = False  # the process's end does it
+        self._destroy.atexit = False  # the end of the process frees everything
         self.make("engine", "dnnl_engine_create", self.engine, c_int(1), c_size_t(0))
         self.make("stream", "dnnl_stream_create", self.stream, self.engine, c_uint(1))
         self._layouts: dict[tuple, c_void_p] = {}
@@ -84,7 +84,7 @@ class Engine:
         self._shape: Shape = ()
 
     def _layout(self, shape: Shape, kind: int, strides: Shape | None = None) -> c_void_p:
-        """Sizes in oneDNN's order (N, C, H, W), with strides; without: the layout is oneDNN's choice."""
+        """Memory descriptor of a shape (N, C, H, W) with these strides; None: oneDNN chooses the layout."""
         key = (shape, kind, strides)
         if key not in self._layouts:
             made, start = c_void_p(), (c_int(len(shape)), dims(*shape), c_int(kind))
@@ -102,23 +102,23 @@ class Engine:
         return self._layout(shape, F32, (i * h * w, h * w, w, 1))
 
     def _array(self, shape: Shape) -> np.ndarray:
-        """An activation, not initialised."""
+        """An uninitialised activation."""
         kind = np.dtype(np.float32 if self.type == F32 else np.uint16)
         return self._bytes(int(np.prod(shape)) * kind.itemsize).view(kind).reshape(shape)
 
     def _bytes(self, size: int) -> np.ndarray:
-        """Memory that comes back for the next of its size as soon as nothing refers to it.
+        """Uninitialised memory; when nothing refers to it any more, it is reused for the next array of its size.
 
-        Fresh pages from the system would cost as much time as some of the operators.
+        New pages from the system would take as long as some of the operators.
         """
         free = self._free[size]
         block = free.pop() if free else _aligned(size)
-        lent = np.frombuffer(block.data, np.uint8)  # views of it refer to it, not to the block
+        lent = np.frombuffer(block.data, np.uint8)  # views refer to this array, not to the block
         weakref.finalize(lent, free.append, block).atexit = False
         return lent
 
-    def shapes_are(self, shape: Shape) -> None:
-        """Gives kept memory back where another batch size needs other sizes."""
+    def set_batch_shape(self, shape: Shape) -> None:
+        """Frees the memory for reuse if the shape of the batch has changed."""
         if shape != self._shape:
             self._shape = shape
             for blocks in self._free.values():
@@ -135,21 +135,22 @@ class Engine:
         return target
 
     def _describe(self, name: str, *arguments: object) -> c_void_p:
+        """Creates a primitive descriptor."""
         made = c_void_p()
         self.make("primitive_desc", name, made, self.engine, *arguments)
         return made
 
     def make(self, kind: str, name: str, made: c_void_p, *arguments: object) -> None:
-        """Has a function of oneDNN make an object, which is destroyed with the engine."""
+        """Calls a function of oneDNN that creates an object; it is destroyed with the engine."""
         self.call(name, byref(made), *arguments)
         self._made.append((f"dnnl_{kind}_destroy", made))
 
     def call(self, name: str, *arguments: object) -> None:
-        """A function of oneDNN; a status other than success is an error."""
+        """Calls a function of oneDNN; see the function `call`."""
         call(self.library, name, *arguments)
 
     def close(self) -> None:
-        """Destroys all that was made; what is asked of the engine afterwards is refused."""
+        """Destroys all objects; later calls raise SetupError."""
         self._prepared.clear()
         self._layouts.clear()
         self._destroy()
@@ -157,14 +158,14 @@ class Engine:
 
 
 def call(library: ctypes.CDLL, name: str, *arguments: object) -> None:
-    """A function of oneDNN; a status other than success is an error."""
+    """Calls a function of oneDNN; raises SetupError for a status other than success."""
     status = getattr(library, name)(*arguments)
     if status != 0:
         raise SetupError(f"oneDNN: {name} failed with status {status}", do="use --kernels paddle")
 
 
 def _destroy(library: ctypes.CDLL, made: list[tuple[str, c_void_p]]) -> None:
-    while made:  # the newest first: each may need those made before it
+    while made:  # the newest first: an object may need older ones
         name, handle = made.pop()
         getattr(library, name)(handle)
 
@@ -173,9 +174,9 @@ class Prepared:
     """An operator for one shape.
 
     Args:
-        engine: whose stream it uses.
+        engine: its stream runs the operator.
         description: oneDNN's primitive descriptor.
-        layouts: of each argument; None: as the descriptor chose.
+        layouts: layout of each argument; None: the descriptor's choice.
     """
 
     def __init__(self, engine: Engine, description: c_void_p, layouts: Mapping[int, c_void_p | None]) -> None:
@@ -195,19 +196,19 @@ class Prepared:
         return c_void_p(self.library.dnnl_primitive_desc_query_md(self.description, c_int(query), c_int(index)))
 
     def size(self, index: int) -> int:
-        """Bytes of an argument; 0 where the operator does without it."""
+        """Bytes of an argument; 0 if the operator does not use it."""
         return self.library.dnnl_memory_desc_get_size(self.layouts[index])
 
-    def __call__(self, given: dict) -> None:
+    def __call__(self, tensors: dict) -> None:
         for index, memory in self.memories.items():
-            self.library.dnnl_memory_set_data_handle(memory, _address(given[index]))
+            self.library.dnnl_memory_set_data_handle(memory, _address(tensors[index]))
         count = c_int(len(self.arguments))
         call(self.library, "dnnl_primitive_execute", self.primitive, self.stream, count, self.arguments)
         call(self.library, "dnnl_stream_wait", self.stream)
 
 
 def floats(tensor) -> np.ndarray:
-    """The memory of a float32 tensor on the CPU: what is written here is in the tensor."""
+    """A view of a float32 tensor's memory on the CPU: writing to it changes the tensor."""
     return np.ctypeslib.as_array((c_float * tensor.size).from_address(tensor.data_ptr()))
 
 
@@ -216,12 +217,12 @@ def _address(array) -> int:
 
 
 def _aligned(size: int) -> np.ndarray:
-    """Uninitialised bytes that start at a cache line."""
+    """Uninitialised bytes, aligned to a cache line (64 bytes)."""
     block = np.empty(size + 64, np.uint8)
     start = -block.ctypes.data % 64
     return block[start : start + size]
 
 
 def dims(*sizes: int):
-    """dnnl_dims_t."""
+    """Sizes as oneDNN's type dnnl_dims_t."""
     return (c_int64 * 12)(*sizes)

@@ -1,11 +1,11 @@
-"""oneDNN's operators for a ResNet, called in the library that comes inside Paddle's wheel.
+"""oneDNN operators for a ResNet, called in the library inside Paddle's wheel.
 
-Paddle's own operators on a CPU are slow: convolution is im2col and a matrix product, batch norm and ReLU are
-plain loops. oneDNN has good ones, also in bfloat16, but dygraph Paddle uses them nowhere. Nothing is installed
-or compiled for them: `dnnl` reaches them through ctypes.
+Paddle's own CPU operators are slow: convolution is im2col and a matrix product, batch norm and ReLU are plain loops.
+oneDNN has fast ones, also in bfloat16, but Paddle's dygraph mode does not use them. Nothing has to be installed or
+compiled: `dnnl` calls them through ctypes.
 
-Activations are NumPy arrays (N, H, W, C), float32 or, as bit patterns in uint16, bfloat16. Weights, their
-gradients and batch-norm statistics are Paddle's own float32 tensors, read and written in place.
+Activations are NumPy arrays (N, H, W, C), float32 or, as bit patterns in uint16, bfloat16. Weights, their gradients
+and batch-norm statistics are Paddle's float32 tensors, read and written in place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from paddle_medcls.models.dnnl import BF16, DST, F32, SRC, Engine, Prepared, Sha
 from paddle_medcls.runtime import paddle
 
 TRAINING, INFERENCE, BACKWARD = 64, 96, 128
-CONVOLUTION, MAX_POOL, ADD, RELU = 0x1, 0x1FF, 0x1FFF0, 0x100  # RELU: whose gradient is told by its output
+CONVOLUTION, MAX_POOL, ADD, RELU = 0x1, 0x1FF, 0x1FFF0, 0x100  # RELU: gradient from the output
 GLOBAL_STATISTICS, SCALE_AND_SHIFT, FUSED_RELU = 1, 2 | 4, 8
 SRC_1, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 2, 33, 49, 50, 51, 52, 64
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_SCALE, DIFF_SHIFT = 129, 145, 161, 255, 256
@@ -36,45 +36,43 @@ class NormState(NamedTuple):
 
 
 class Operators(Engine):
-    """Forward and backward operators of a ResNet.
-
-    What oneDNN prepares for a shape is kept and used again, and so is the memory of activations.
+    """Forward and backward operators of a ResNet; prepared operators and the memory of activations are reused.
 
     Args:
-        bf16: activations and the products of convolutions in bfloat16; their sums, all statistics and
-            the gradients of parameters stay float32.
+        bf16: activations and the products of convolutions are bfloat16; sums, statistics and the gradients of
+            parameters are float32.
     """
 
     # --- operators -------------------------------------------------------------------------------
 
-    def enter(self, x) -> np.ndarray:
-        """x (N, C, H, W) float32, a tensor -> (N, H, W, C)."""
-        x = x.astype("float32").contiguous()  # what follows reads its memory
+    def to_nhwc(self, x) -> np.ndarray:
+        """Tensor (N, C, H, W) -> activation (N, H, W, C)."""
+        x = x.astype("float32").contiguous()  # oneDNN reads its memory
         n, c, h, w = x.shape
         y = self._array((n, h, w, c))
         return self._reorder(x, self._layout((n, c, h, w), F32, (c * h * w, h * w, w, 1)), y, self._nhwc(y.shape))
 
-    def leave(self, x: np.ndarray) -> np.ndarray:
+    def mean(self, x: np.ndarray) -> np.ndarray:
         """The mean over H and W: (N, H, W, C) -> (N, C) float32."""
         if self.type == BF16:
             x = (x.astype(np.uint32) << 16).view(np.float32)
         return x.mean(axis=(1, 2))
 
-    def leave_backward(self, dy: np.ndarray, shape: Shape) -> np.ndarray:
-        """Gradient of `leave`: (N, C) float32 -> (N, H, W, C)."""
+    def mean_backward(self, dy: np.ndarray, shape: Shape) -> np.ndarray:
+        """Gradient of `mean`: (N, C) float32 -> (N, H, W, C)."""
         n, h, w, c = shape
         even = np.ascontiguousarray(np.broadcast_to((dy / (h * w))[:, None, None], shape), np.float32)
         return self._reorder(even, self._nhwc(shape, F32), self._array(shape), self._nhwc(shape))
 
     def conv(self, x: np.ndarray, weight, stride: int, padding: int) -> np.ndarray:
-        """x (N, H, W, C), weight (O, C, K, K) -> (N, H', W', O)."""
+        """Convolution of x (N, H, W, C) with weight (O, C, K, K) -> (N, H', W', O)."""
         work = self._conv("forward", x.shape, tuple(weight.shape), stride, padding)
         y = self._array(_after(x.shape, weight.shape[0], weight.shape[2], stride, padding))
         work({SRC: x, WEIGHTS: self._blocked(weight, work), DST: y})
         return y
 
     def conv_data_gradient(self, dy: np.ndarray, shape: Shape, weight, stride: int, padding: int) -> np.ndarray:
-        """The gradient of x, whose shape is given."""
+        """The gradient of x, which has this shape."""
         work = self._conv("data", shape, tuple(weight.shape), stride, padding)
         dx = self._array(shape)
         work({DIFF_DST: dy, WEIGHTS: self._blocked(weight, work), DIFF_SRC: dx})
@@ -88,14 +86,14 @@ class Operators(Engine):
         self._reorder(blocked, work.layouts[DIFF_WEIGHTS], dw, self._oihw(tuple(dw.shape)))
 
     def batch_norm(self, x: np.ndarray, norm, relu: bool, training: bool, keep: bool) -> tuple[np.ndarray, NormState]:
-        """Batch normalisation and, if wanted, ReLU.
+        """Batch normalisation and, if `relu`, ReLU.
 
-        In training the running statistics of `norm` move, as Paddle has it: by the biased variance.
+        In training it updates the running statistics of `norm`, with the biased variance like Paddle.
 
         Args:
             norm: paddle.nn.BatchNorm2D.
-            training: normalise by the batch's own statistics.
-            keep: whether a gradient will be asked for.
+            training: normalise by the batch's statistics.
+            keep: prepare for `batch_norm_backward`.
 
         Returns:
             (N, H, W, C), and the argument `state` of `batch_norm_backward`.
@@ -105,12 +103,12 @@ class Operators(Engine):
         running = norm._mean, norm._variance
         mean, variance = (np.empty(x.shape[3], np.float32) for _ in running) if training else map(floats, running)
         mask = self._bytes(work.size(WORKSPACE))
-        given = {SRC: x, SCALE: norm.weight, SHIFT: norm.bias, DST: y, MEAN: mean, VARIANCE: variance, WORKSPACE: mask}
-        work(given)
+        saved = {MEAN: mean, VARIANCE: variance, WORKSPACE: mask}
+        work({SRC: x, SCALE: norm.weight, SHIFT: norm.bias, DST: y, **saved})
         if training:
             for old, new in zip(map(floats, running), (mean, variance)):
                 old[:] = old * np.float32(norm._momentum) + new * np.float32(1 - norm._momentum)
-        return y, NormState(x, norm, relu, training, {MEAN: mean, VARIANCE: variance, WORKSPACE: mask})
+        return y, NormState(x, norm, relu, training, saved)
 
     def batch_norm_backward(self, dy: np.ndarray, state: NormState, dscale, dshift) -> np.ndarray:
         """The gradient of x; those of scale and shift are written to the float32 tensors (C,)."""
@@ -122,7 +120,7 @@ class Operators(Engine):
         return dx
 
     def add(self, a: np.ndarray, b: np.ndarray, relu: bool = False) -> np.ndarray:
-        """a + b, and ReLU if wanted; written to `a`."""
+        """a + b and, if `relu`, ReLU; written to `a`."""
         self._add(a.shape, relu)({SRC: a, SRC_1: b, DST: a})
         return a
 
@@ -132,7 +130,7 @@ class Operators(Engine):
         return dy
 
     def max_pool(self, x: np.ndarray, kernel: int, stride: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pooled activation, and what `max_pool_backward` needs."""
+        """The pooled activation, and the argument `chosen` of `max_pool_backward`."""
         work = self._max_pool("forward", x.shape, kernel, stride, padding)
         y = self._array(_after(x.shape, x.shape[3], kernel, stride, padding))
         chosen = self._bytes(work.size(WORKSPACE))
@@ -142,13 +140,13 @@ class Operators(Engine):
     def max_pool_backward(
         self, dy: np.ndarray, shape: Shape, kernel: int, stride: int, padding: int, chosen: np.ndarray
     ) -> np.ndarray:
-        """The gradient of x, whose shape is given."""
+        """The gradient of x, which has this shape."""
         work = self._max_pool("backward", shape, kernel, stride, padding)
         dx = self._array(shape)
         work({DIFF_DST: dy, DIFF_SRC: dx, WORKSPACE: chosen})
         return dx
 
-    # --- what oneDNN prepares for a shape --------------------------------------------------------
+    # --- operators prepared for a shape ----------------------------------------------------------
 
     def _conv(self, part: str, shape: Shape, weight: Shape, stride: int, padding: int) -> Prepared:
         key = ("conv", part, shape, weight, stride, padding)
@@ -240,12 +238,12 @@ class Operators(Engine):
         return self._prepared[key]
 
     def _blocked(self, weight, work: Prepared) -> np.ndarray:
-        """A weight in the layout and type that a convolution works with."""
+        """A weight in the layout and type that the convolution has chosen."""
         blocked = self._bytes(work.size(WEIGHTS))
         return self._reorder(weight, self._oihw(tuple(weight.shape)), blocked, work.layouts[WEIGHTS])
 
 
 def _after(shape: Shape, channels: int, kernel: int, stride: int, padding: int) -> Shape:
-    """(N, H', W', channels) of a window that moves over (N, H, W, C)."""
+    """Output shape (N, H', W', channels) of a sliding window over (N, H, W, C)."""
     n, h, w, _ = shape
     return (n, *((side + 2 * padding - kernel) // stride + 1 for side in (h, w)), channels)

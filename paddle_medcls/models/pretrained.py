@@ -1,4 +1,4 @@
-"""ImageNet weights as Paddle publishes them; fetched once, checked, read without running code."""
+"""Download of the ImageNet weights that Paddle publishes, checked by MD5."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ MD5 = {
     "vgg16": "89bbffc0f87d260be9b8cdc169c991c4",
 }
 FOLDER = Path.home() / ".cache/paddle/hapi/weights"
-"""Where paddle.vision keeps them too: a file that it has fetched is used."""
+"""The cache of paddle.vision, so that its downloads are used too."""
 
 
 def pretrained_file(source: str, model: str) -> Path:
     """The weight file of `--pretrained`.
 
     Args:
-        source: "imagenet", or the path of a file.
+        source: "imagenet", or the path of a weight file.
         model: name of the network.
 
     Raises:
         WeightsError: no ImageNet weights are published for this network.
-        DataError: they cannot be fetched; the message says how to do it by hand.
+        DataError: the download failed; the message says how to do it by hand.
     """
     if source != "imagenet":
         return Path(source)

@@ -1,8 +1,10 @@
-"""ResNet (He et al. 2015), of ConvBNLayer, BasicBlock and BottleneckBlock.
+"""ResNet (He et al. 2015) of ConvBNLayer, BasicBlock and BottleneckBlock.
 
-Parameter names are those of document 003 (`conv.0`, `block.<k>.conv<j>.0`, `fc`), so its weight
-files load unchanged; other layouts are renamed in `weights`. The stride sits in the 3x3
-convolution, as in both documents and in paddle.vision.
+Parameter names are those of the COVID-19 radiography tutorial (`conv.0`, `block.<k>.conv<j>.0`, `fc`), so its weight
+files load unchanged; other layouts are renamed in `weights`. The stride is in the 3x3 convolution, as in the
+tutorials and in paddle.vision.
+
+Source: He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385.
 """
 
 from __future__ import annotations
@@ -68,13 +70,13 @@ class ResNet(nn.Layer):
     Args:
         depths: blocks of each stage.
         block: BasicBlock or BottleneckBlock.
-        network: outputs, input channels and stem. `project_first` puts a projection in the first
-            block even where shapes agree, as PaddleClas has it in its ResNet-18 and -34
-            (11,693,736 parameters instead of 11,689,512 at 1000 classes).
+        network: outputs, input channels and stem. `project_first` puts a projection in the first block even
+            if the shapes agree, like PaddleClas in its ResNet-18 and -34 (11,693,736 parameters instead of
+            11,689,512 at 1000 classes).
     """
 
     head_name = "fc"
-    maps_name = "block"  # whose parts give the maps of Grad-CAM
+    maps_name = "block"  # its sublayers give the feature maps of Grad-CAM
 
     def __init__(self, depths: tuple[int, ...], block: type[BasicBlock] | type[BottleneckBlock], network: Network):
         super().__init__()
@@ -92,16 +94,17 @@ class ResNet(nn.Layer):
                 channels = out_channels
         self.block = nn.Sequential(*blocks)
         self.avg_pool = nn.AdaptiveAvgPool2D(1)
-        bound = 1 / math.sqrt(channels)  # document 001's last layer: Uniform(-1/sqrt(2048), 1/sqrt(2048))
+        bound = 1 / math.sqrt(channels)  # last layer of the PALM myopia tutorial: Uniform(-1/sqrt(2048), 1/sqrt(2048))
         self.fc = nn.Linear(channels, network.num_outputs, weight_attr=nn.initializer.Uniform(-bound, bound))
 
     @property
     def head(self):
-        """The last layer, of which `embed` is the input."""
+        """The last layer; `embed` computes its input."""
         return self.fc
 
     def embed(self, x):  # (N, C, H, W)
-        x = self.max_pool(self.conv(x))  # (N, 64, H/4, W/4); H, W kept by the small stem
+        """Features (N, 512 or 2048) of images (N, C, H, W)."""
+        x = self.max_pool(self.conv(x))  # (N, 64, H/4, W/4); the small stem keeps H, W
         x = self.block(x)  # (N, 512 or 2048, H/32, W/32)
         return paddle.flatten(self.avg_pool(x), 1)  # (N, 512 or 2048)
 

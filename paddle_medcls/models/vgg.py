@@ -1,8 +1,10 @@
-"""VGG-16 (Simonyan and Zisserman 2014) with the head of document 004.
+"""VGG-16 (Simonyan and Zisserman 2014) with the head of the OCT transfer-learning tutorial.
 
-Parameter names are those of paddle.vision (`features.<n>`, `classifier.<n>`), so its ImageNet weights
-load. The last layer is replaced by Linear(4096, 256), ReLU, Dropout, Linear(256, classes): 135,310,404
-parameters for four classes, of which the head has 1,049,860.
+Parameter names are those of paddle.vision (`features.<n>`, `classifier.<n>`), so its ImageNet weights load. The last
+layer is replaced by Linear(4096, 256), ReLU, Dropout, Linear(256, classes): 135,310,404 parameters for four classes,
+of which the head has 1,049,860.
+
+Source: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, arXiv:1409.1556.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolu
 class VGG(nn.Layer):
     """Thirteen 3x3 convolutions, two hidden layers of 4096, and the head.
 
-    `embed` is everything before the head: with frozen features its output never changes.
+    `embed` computes everything before the head; with frozen features its output never changes.
     """
 
     head_name = "classifier.6"
-    maps_name = "features"  # whose parts give the maps of Grad-CAM
+    maps_name = "features"  # its sublayers give the feature maps of Grad-CAM
 
     def __init__(self, network: Network):
         super().__init__()
@@ -50,10 +52,11 @@ class VGG(nn.Layer):
 
     @property
     def head(self):
-        """The last layers, of which `embed` is the input."""
+        """The last layers; `embed` computes their input."""
         return self.classifier[6]
 
     def embed(self, x):  # (N, C, H, W)
+        """Features (N, 4096) of images (N, C, H, W)."""
         x = paddle.flatten(self.avgpool(self.features(x)), 1)  # (N, 25088), in C, H, W order
         return self.classifier[:6](x)  # (N, 4096)
 
