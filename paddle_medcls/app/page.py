@@ -150,9 +150,14 @@ def _uploaded_model(t: Words) -> Model | None:
         return Model(digest, _unpack(digest, stem, parts)[0], "")
 
 
+def _engine() -> str | None:
+    """That of `predict.py`, so that both show the same digits; on a GPU the network in Paddle."""
+    return "auto" if paddle.get_device() == "cpu" else None
+
+
 @st.cache_resource(max_entries=3, show_spinner=False)
 def _load(file: str, stamp: str) -> Predictor:
-    return Predictor.from_weights(file)
+    return Predictor.from_weights(file, engine=_engine())
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
@@ -163,7 +168,7 @@ def _unpack(digest: str, _stem: str, _parts: dict[str, bytes]) -> tuple[Predicto
         for suffix, data in _parts.items():
             Path(folder.name, f"{_stem}{suffix}").write_bytes(data)
         weights = next(suffix for suffix in _parts if suffix != ".json")
-        return Predictor.from_weights(Path(folder.name, f"{_stem}{weights}")), folder
+        return Predictor.from_weights(Path(folder.name, f"{_stem}{weights}"), engine=_engine()), folder
     except Exception as error:
         folder.cleanup()
         raise WeightsError(sentence(error).replace(f"{folder.name}{os.sep}", "")) from None
