@@ -34,6 +34,7 @@ _HELPERS = {
     "index",
     "loader",
     "medmnist_cards",
+    "reading",
     "sample",
     "splits",
     "statistics",

@@ -1,6 +1,6 @@
-"""Downloads that can be interrupted: https alone, resumed where they stopped, checked before they count.
+"""Downloads files over https: resumed after an interruption, and verified before they get their final name.
 
-A file under its final name is complete and has the right checksum; until then it is `<name>.part`.
+A file with its final name is complete and has the right checksum; until then its name is `<name>.part`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from paddle_medcls.progress import progress
 
 SCHEMES = ("https",)
 TIMEOUT_SECONDS = 60
-MAX_BYTES = 64 * 2**30  # where neither we nor the server know the size
+MAX_BYTES = 64 * 2**30  # the limit where the size is unknown
 BLOCK = 1 << 18
 
 
-def download(url: str, target: Path, size: int = 0, md5: str = "", sha256: str = "") -> Path:
-    """Fetches one file; a partly fetched one is gone on with.
+def download(url: str, target: Path, size: int = 0, md5: str = "") -> Path:
+    """Downloads one file; resumes a partial download.
 
     Args:
         url: https, also after redirections.
-        target: where the file goes; one that is there already is checked, and never replaced.
-        size: its bytes, 0 where not known.
-        md5, sha256: its checksums, "" where not known; at least one is needed.
+        target: path of the file; an existing file is verified, and never replaced.
+        size: expected bytes, 0 if unknown.
+        md5: expected checksum.
 
     Returns:
         `target`.
@@ -37,10 +37,10 @@ def download(url: str, target: Path, size: int = 0, md5: str = "", sha256: str =
     Raises:
         DataError: no network, another size or checksum; the message holds the steps to do it by hand.
     """
-    assert md5 or sha256, "a download without a checksum proves nothing"
-    by_hand = f"fetch {url} by other means, save it as {target}; {checksum_text(md5, sha256)}"
+    assert md5, "a download needs a checksum"
+    by_hand = f"download {url} by other means, save it as {target}; {checksum_text(md5)}"
     if target.exists():
-        _check(target, size, md5, sha256, f"keep it, or move it away and download again; {checksum_text(md5, sha256)}")
+        _verify(target, size, md5, f"keep it, or move it away and download again; {checksum_text(md5)}")
         return target
     part = target.with_name(target.name + ".part")
     try:
@@ -48,19 +48,19 @@ def download(url: str, target: Path, size: int = 0, md5: str = "", sha256: str =
         _fetch(url, part, size)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        kept = f"; {part.stat().st_size:,} bytes are kept in {part.name}" if part.exists() else ""
+        partial = f"; {part.stat().st_size:,} bytes are kept in {part.name}" if part.exists() else ""
         raise DataError(
-            f"{target.name} cannot be downloaded: {reason}{kept}",
+            f"{target.name} cannot be downloaded: {reason}{partial}",
             where=url,
             expected="a connection to the internet",
-            do=f"run it again to go on, or {by_hand}",
+            do=f"run it again to resume, or {by_hand}",
         ) from None
     except OSError as error:
         raise DataError(
-            f"{part} cannot be written: {error.strerror or error}", do="make room and run it again"
+            f"{part} cannot be written: {error.strerror or error}", do="free some space and run it again"
         ) from None
     try:
-        _check(part, size, md5, sha256, f"run it again (it starts afresh), or {by_hand}")
+        _verify(part, size, md5, f"run it again (it starts from zero), or {by_hand}")
     except DataError:
         part.unlink()
         raise
@@ -68,22 +68,22 @@ def download(url: str, target: Path, size: int = 0, md5: str = "", sha256: str =
     return target
 
 
-def checksum_text(md5: str, sha256: str = "") -> str:
-    return f"its md5 is {md5}" if md5 else f"its sha256 is {sha256}"
+def checksum_text(md5: str) -> str:
+    """The end of a message that tells how to get a file by hand."""
+    return f"its md5 is {md5}"
 
 
-def _check(path: Path, size: int, md5: str, sha256: str, do: str) -> None:
-    found = path.stat().st_size
-    if size and found != size:
-        raise DataError(f"{path.name} has another size", where=path, expected=f"{size:,} bytes, found {found:,}", do=do)
-    for name, expected, digest in (("md5", md5, files.md5), ("sha256", sha256, files.sha256)):
-        if expected and (actual := digest(path)) != expected:
-            text = f"{expected}, found {actual}"
-            raise DataError(f"{path.name} has another {name}", where=path, expected=text, do=do)
+def _verify(path: Path, size: int, md5: str, fix: str) -> None:
+    length = path.stat().st_size
+    if size and length != size:
+        text = f"{size:,} bytes, found {length:,}"
+        raise DataError(f"{path.name} has another size", where=path, expected=text, do=fix)
+    if (digest := files.md5(path)) != md5:
+        raise DataError(f"{path.name} has another md5", where=path, expected=f"{md5}, found {digest}", do=fix)
 
 
 class _SameSchemes(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but never out of https."""
+    """Follows redirections to https addresses only."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         try:
@@ -100,11 +100,11 @@ def _check_scheme(url: str) -> None:
 
 
 def _fetch(url: str, part: Path, size: int) -> None:
-    """Writes the body of `url` to `part`, from where an earlier attempt stopped."""
+    """Appends the missing bytes of `url` to `part`."""
     _check_scheme(url)
     start = part.stat().st_size if part.exists() else 0
     if size and start >= size:
-        return  # complete, or too long: the check decides
+        return  # complete, or too long: the verification decides
     headers = {"User-Agent": "paddle_medcls", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -115,9 +115,9 @@ def _fetch(url: str, part: Path, size: int) -> None:
         error.close()
         if error.code != 416 or not start:
             raise
-        return  # nothing after what we have: the check decides
+        return  # the server has no further bytes: the verification decides
     with response:
-        if start and not _goes_on(response, start):
+        if start and not _is_resumed(response, start):
             start = 0  # the server sends the whole file
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else size
@@ -127,7 +127,7 @@ def _fetch(url: str, part: Path, size: int) -> None:
             _copy(response, file, start, total, part.stem)
 
 
-def _goes_on(response, start: int) -> bool:
+def _is_resumed(response, start: int) -> bool:
     return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
 
 

@@ -1,12 +1,12 @@
-"""One pass over a split: is every image readable, how large are they, what are mean and std.
+"""Statistics of a split in one pass: unreadable images, image sizes, mean and standard deviation.
 
-Two readings of mean and std, in units of pixel values, per channel:
+Mean and standard deviation are computed in two ways, in units of pixel values (0 to 255), per channel:
 
-- `per_image`: the average over images of each image's own mean and standard deviation, as document
-  003 does it (129.909 and 59.018 on the full COVID set);
+- `per_image`: the average over images of each image's own mean and standard deviation, as in the COVID-19 radiography
+  tutorial (129.909 and 59.018 on the complete COVID set);
 - `per_pixel`: over all pixels of all images.
 
-Images are streamed, on all cores; memory does not grow with their number.
+Images are streamed with several threads; memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from paddle_medcls.data.index import Index
-from paddle_medcls.errors import DataError
+from paddle_medcls.data.reading import map_images, refuse_unreadable
 from paddle_medcls.files import write_json
 from paddle_medcls.images import Preprocessing, fit
-from paddle_medcls.progress import progress
 
-VERSION = 2  # of the cached figures; raised when their meaning changes
+VERSION = 2  # of the cached statistics; raised when their meaning changes
 
 
 def scan(
@@ -37,11 +35,14 @@ def scan(
     spec: Preprocessing | None = None,
     keep: Callable[[np.ndarray], object] | None = None,
 ) -> dict:
-    """Decodes every image of an index once.
+    """Decodes every image of an index once, and computes the statistics of the split.
 
     Args:
-        spec: decodes as this preprocessing does, which may be at reduced scale.
-        keep: with `spec`, is given each image scaled to the network's size, in order.
+        index: the split.
+        workers: number of threads.
+        channels: "rgb", "bgr" or "gray".
+        spec: decode as this preprocessing does, which may be at reduced scale.
+        keep: with `spec`, called with each image scaled to the network's size, in order.
 
     Returns:
         `count`, `classes` (images a class), `sizes` ([width, height, images], most frequent first),
@@ -58,46 +59,36 @@ def scan(
     modes: Counter = Counter()
     pixels, unreadable = 0, []
 
-    def read(row: int) -> tuple | str:
-        try:
-            image = index.read(row, channels, spec.least_px if spec else 0)
-        except DataError as error:
-            return str(error).splitlines()[0]
+    def read(index: Index, row: int) -> tuple:
+        image = index.read(row, channels, spec.least_px if spec else 0)
         mean, std = cv2.meanStdDev(image)  # accumulates in double
-        fitted = fit(image, spec) if spec and keep else None
-        return (image.shape[1], image.shape[0]), index.mode(row), mean[:, 0], std[:, 0], fitted
+        scaled = fit(image, spec) if spec and keep else None
+        return (image.shape[1], image.shape[0]), index.mode(row), mean[:, 0], std[:, 0], scaled
 
-    with ThreadPoolExecutor(workers) as pool:
-        groups = (range(start, min(start + 512, len(index))) for start in range(0, len(index), 512))
-        results = (result for rows in groups for result in pool.map(read, rows))  # all at once would fill the memory
-        for result in progress(results, f"reading {index.dataset} {index.split}", len(index), "image"):
-            if isinstance(result, str):
-                unreadable.append(result)
-                continue
-            size, mode, mean, std, fitted = result
-            if keep:
-                keep(fitted)
-            area = size[0] * size[1]
-            sums += [mean, std, mean * area, (std**2 + mean**2) * area]
-            pixels += area
-            sizes[size] += 1
-            modes[mode] += 1
-    if unreadable:
-        raise DataError(
-            f"{index.dataset}: {len(unreadable)} of {len(index)} {index.split} image(s) cannot be read",
-            items=unreadable,
-            do="copy or download these files again; nothing is skipped",
-        )
-    return _figures(index, channels, sums, pixels, sizes, modes)
+    places = [(index, row) for row in range(len(index))]
+    for result in map_images(places, read, workers, f"reading {index.dataset} {index.split}"):
+        if isinstance(result, str):
+            unreadable.append(result)
+            continue
+        size, mode, mean, std, scaled = result
+        if keep:
+            keep(scaled)
+        area = size[0] * size[1]
+        sums += [mean, std, mean * area, (std**2 + mean**2) * area]
+        pixels += area
+        sizes[size] += 1
+        modes[mode] += 1
+    refuse_unreadable(index, unreadable)
+    return _summary(index, channels, sums, pixels, sizes, modes)
 
 
 def _scan_memory(index: Index, channels: str) -> dict:
-    """`scan` of images that are in memory already, hundreds at a time."""
+    """`scan` of an index whose images are in memory, in blocks of rows."""
     assert isinstance(index.sources, np.ndarray)
     height, width = index.sources.shape[1:3]
     area = height * width
     sums = np.zeros((4, 1 if channels == "gray" else 3))
-    step = max(1, 2**22 // area)  # some 100 MB of float64
+    step = max(1, 2**22 // area)  # about 100 MB of float64
     for start in range(0, len(index), step):
         rows = np.arange(start, min(start + step, len(index)))
         pixels = index.read_rows(rows, channels).astype(np.float64)
@@ -105,10 +96,11 @@ def _scan_memory(index: Index, channels: str) -> dict:
         for k, values in enumerate((mean, std, mean * area, (std**2 + mean**2) * area)):
             sums[k] += values.sum(axis=0)
     sizes, modes = Counter({(width, height): len(index)}), Counter({index.mode(0): len(index)})
-    return _figures(index, channels, sums, area * len(index), sizes, modes)
+    return _summary(index, channels, sums, area * len(index), sizes, modes)
 
 
-def _figures(index: Index, channels: str, sums: np.ndarray, pixels: int, sizes: Counter, modes: Counter) -> dict:
+def _summary(index: Index, channels: str, sums: np.ndarray, pixels: int, sizes: Counter, modes: Counter) -> dict:
+    """The result of `scan` from `sums` (4, C): of image means, of image deviations, of pixels, of squared pixels."""
     mean = sums[2] / pixels
     return {
         "version": VERSION,
@@ -123,20 +115,20 @@ def _figures(index: Index, channels: str, sums: np.ndarray, pixels: int, sizes: 
 
 
 def file_key(index: Index, channels: str) -> str:
-    """Changes whenever the list, a label, a file's place, size, number or times change."""
+    """A sha256 that changes with the ids, the labels, and each file's path, size, inode number and times."""
     digest = hashlib.sha256(f"{VERSION} {channels} {index.fingerprint()}".encode())
     if isinstance(index.sources, np.ndarray):
         digest.update(np.ascontiguousarray(index.sources).data)
     else:
         for path in index.sources:
             status = Path(path).stat()
-            times = f"{status.st_mtime_ns} {status.st_ctime_ns}"  # the second cannot be set, as archives do the first
+            times = f"{status.st_mtime_ns} {status.st_ctime_ns}"  # programs can set mtime (archives do), but not ctime
             digest.update(f"{Path(path).resolve()} {status.st_size} {times} {status.st_ino}\n".encode())
     return digest.hexdigest()
 
 
 def read_cache(path: Path) -> dict:
-    """Cached scans by split; an unreadable cache counts as none."""
+    """The cached results of `scan` by split; empty for an unreadable file."""
     try:
         cached = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -145,7 +137,7 @@ def read_cache(path: Path) -> dict:
 
 
 def cached_scan(index: Index, workers: int, path: Path, channels: str = "rgb") -> dict:
-    """`scan`, unless `path` holds the figures of exactly these files; the caller stores the result."""
+    """The result of `scan`, from the cache `path` if it holds these same files; the caller stores the result."""
     key = file_key(index, channels)
     known = read_cache(path).get(index.split)
     if isinstance(known, dict) and known.get("key") == key:
@@ -154,14 +146,14 @@ def cached_scan(index: Index, workers: int, path: Path, channels: str = "rgb") -
 
 
 def scan_splits(indexes: Sequence[Index], workers: int, cache: Path) -> dict[str, dict]:
-    """`cached_scan` of several splits of a data set, by split; the figures are written to `cache` (JSON)."""
+    """`cached_scan` of several splits of a data set, by split; the results are written to `cache` (JSON)."""
     found = {index.split: cached_scan(index, workers, cache) for index in indexes}
     write_json(cache, {**read_cache(cache), **found})
     return found
 
 
 def examples_of_classes(index: Index, count: int = 6) -> dict[str, list[int]]:
-    """Up to `count` rows of each class, spread over the index."""
-    member = index.labels if index.labels.ndim == 2 else index.labels[:, None] == np.arange(len(index.classes))
-    rows = [np.flatnonzero(column) for column in np.transpose(member)]
+    """Up to `count` rows of each class, by class name, spread evenly over the index."""
+    is_member = index.labels if index.labels.ndim == 2 else index.labels[:, None] == np.arange(len(index.classes))
+    rows = [np.flatnonzero(column) for column in np.transpose(is_member)]
     return {name: found[:: max(1, len(found) // count)][:count].tolist() for name, found in zip(index.classes, rows)}
