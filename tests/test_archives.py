@@ -153,7 +153,7 @@ def test_two_candidates_are_refused_and_named(tmp_path, capsys):
     assert prepare_from(tmp_path / "data", tmp_path / "downloads", "oct") == 0
     other = tmp_path / "data/archive/oct2017/OCT2017 /test/CNV/CNV-1000-1.jpeg"
     other.write_bytes(other.read_bytes() + b"x")
-    with pytest.raises(DataError, match="test is there 2 times, with different content") as caught:
+    with pytest.raises(DataError, match="test was found 2 times, with different content") as caught:
         load_index("oct", tmp_path / "data", "test")
     assert "archive/OCT2017 /test" in str(caught.value) and "archive/oct2017/OCT2017 /test" in str(caught.value)
     assert len(load_index("oct", tmp_path / "data", "train")) == 36

@@ -1,4 +1,4 @@
-"""The duplicate and leak check, on made images and on the real ones."""
+"""The check for duplicates and leaks, on synthetic and on real images."""
 
 import json
 import os

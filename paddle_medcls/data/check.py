@@ -1,11 +1,10 @@
-"""Faults of a data set that inflate its figures: the same image twice, in two splits, in two classes.
+"""Finds faults of a data set that inflate its results: duplicate images, within and between splits and classes.
 
-Two images are the same when their pixels agree, whatever their files are called. They are nearly the same
-when their thumbnails correlate at `MIN_CORRELATION` or more, after each is brought to mean 0 and deviation 1
-and the mean of the training images is subtracted (else any two fundus photographs would do): copies that were
-rescaled, recompressed, brightened or slightly cropped. The two images themselves are left out of that mean, so
-a pair is judged by the training split alone, whatever else is compared; without other training images nothing is
-subtracted.
+Two images are exact duplicates if their pixels are equal. They are near duplicates (rescaled, recompressed, brightened
+or slightly cropped copies) if their thumbnails correlate at `MIN_CORRELATION` or more, after each is scaled to mean 0
+and norm 1 and the mean of the training images is subtracted: without that, any two fundus photographs would correlate.
+The mean leaves the two images out, so that the result for a pair depends on the training split alone; without other
+training images nothing is subtracted.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,19 +20,25 @@ import cv2
 import numpy as np
 
 from paddle_medcls.data.index import Index
-from paddle_medcls.errors import DataError
-from paddle_medcls.progress import progress
+from paddle_medcls.data.reading import map_images
 
 MIN_CORRELATION = 0.96
-"""On 1,592 COVID radiographs all 15 pairs above it are copies to the eye; PALM has 5, and the next is at 0.952."""
+"""By eye, all 15 pairs above it among 1,592 COVID radiographs are copies; PALM has 5, and the next pair is at 0.952."""
 THUMBNAIL = 32  # pixels
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images that are the same: exactly, or with this `correlation` of their thumbnails."""
+    """Two duplicate images.
 
-    a: tuple[str, str]  # (split, id)
+    Attributes:
+        a, b: (split, id) of each.
+        exact: whether all pixels are equal.
+        correlation: of the thumbnails; 1 for exact duplicates.
+        same_label: whether the labels are equal.
+    """
+
+    a: tuple[str, str]
     b: tuple[str, str]
     exact: bool
     correlation: float
@@ -42,13 +46,21 @@ class Pair:
 
     @property
     def leak(self) -> bool:
-        """Whether one of them is in the training split and the other is not."""
+        """Whether exactly one of the two images is in the training split."""
         return (self.a[0] == "train") != (self.b[0] == "train")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; `suspicious` and `unreadable` are one line an image, `patients` one a patient in two splits."""
+    """The faults of a data set.
+
+    Attributes:
+        images: number of images that were compared.
+        unreadable: a line for each image that cannot be read.
+        suspicious: a line for each image without content, of an unusual size or mode, or with another class's name.
+        pairs: the duplicates.
+        patients: a line for each patient in several splits.
+    """
 
     images: int
     unreadable: list[str]
@@ -57,21 +69,21 @@ class Report:
     patients: list[str]
 
     def record(self) -> dict:
-        """All of it as plain values, for a file."""
+        """The report as plain values, for a JSON file."""
         return {**vars(self), "pairs": [{**vars(pair), "leak": pair.leak} for pair in self.pairs]}
 
     def leaked(self, split: str) -> set[str]:
-        """Images of this split that are in the training split as well."""
+        """Ids of this split's images with a duplicate in the training split."""
         ends = [end for pair in self.pairs if pair.leak for end in (pair.a, pair.b)]
         return {name for where, name in ends if where == split}
 
 
 @dataclass(frozen=True)
-class _Print:
-    """What is kept of one image: 1 kB, whatever its size."""
+class _Fingerprint:
+    """A summary of one image, of about 1 kB."""
 
-    pixels: bytes
-    thumbnail: np.ndarray
+    digest: bytes  # sha256 of the pixels
+    thumbnail: np.ndarray  # uint8 (THUMBNAIL, THUMBNAIL)
     size: tuple[int, int]
     mode: str
     constant: bool
@@ -80,40 +92,35 @@ class _Print:
 def check(indexes: Sequence[Index], workers: int) -> Report:
     """Reads every image of some splits of a data set and compares each with all others."""
     places = [(index, row) for index in indexes for row in range(len(index))]
-
-    def take(place: tuple[Index, int]) -> _Print | str:
-        index, row = place
-        try:
-            return _fingerprint(index.read(row, "rgb"), index.mode(row))
-        except DataError as error:
-            return str(error).splitlines()[0]
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        results = pool.map(take, places)
-        prints = list(progress(results, f"checking {indexes[0].dataset}", len(places), "image"))
-    good = [k for k, found in enumerate(prints) if isinstance(found, _Print)]
-    unreadable = [found for found in prints if isinstance(found, str)]
-    kept: list[_Print] = [prints[k] for k in good]
-    names = [(places[k][0].split, places[k][0].ids[places[k][1]]) for k in good]
+    results = list(map_images(places, _fingerprint, workers, f"checking {indexes[0].dataset}"))
+    readable = [k for k, result in enumerate(results) if isinstance(result, _Fingerprint)]
+    prints: list[_Fingerprint] = [results[k] for k in readable]
+    names = [(places[k][0].split, places[k][0].ids[places[k][1]]) for k in readable]
+    labels = [places[k][0].labels[places[k][1]] for k in readable]
     in_training = np.array([split == "train" for split, _ in names], bool)
-    in_training |= not in_training.any()  # without a training split: all that is compared
-    labels = [places[k][0].labels[places[k][1]] for k in good]
+    in_training |= not in_training.any()  # without a training split, the mean of all images is subtracted
     pairs = [
-        Pair(names[i], names[j], kept[i].pixels == kept[j].pixels, correlation, bool(np.all(labels[i] == labels[j])))
-        for i, j, correlation in _same(kept, in_training)
+        Pair(
+            names[i], names[j], prints[i].digest == prints[j].digest, correlation, bool(np.all(labels[i] == labels[j]))
+        )
+        for i, j, correlation in _duplicates(prints, in_training)
     ]
     return Report(
-        len(places), unreadable, _suspicious(kept, names) + _misnamed(indexes), pairs, _torn_patients(indexes)
+        images=len(places),
+        unreadable=[result for result in results if isinstance(result, str)],
+        suspicious=_suspicious(prints, names) + _misnamed(indexes),
+        pairs=pairs,
+        patients=_patients_in_two_splits(indexes),
     )
 
 
 def not_leaked(train: Index, other: Index, workers: int) -> list[int]:
-    """Rows of a split whose image is not, nearly or exactly, in the training split."""
+    """Rows of the split `other` whose images have no duplicate in the training split, exact or near."""
     leaked = check([train, other], workers).leaked(other.split)
     return [row for row, name in enumerate(other.ids) if name not in leaked]
 
 
-def _torn_patients(indexes: Sequence[Index]) -> list[str]:
+def _patients_in_two_splits(indexes: Sequence[Index]) -> list[str]:
     splits: dict[str, list[str]] = {}
     for index in indexes:
         for patient in sorted(set(index.groups)):
@@ -121,44 +128,48 @@ def _torn_patients(indexes: Sequence[Index]) -> list[str]:
     return [f"patient {patient}: {', '.join(where)}" for patient, where in splits.items() if len(where) > 1]
 
 
-def _fingerprint(image: np.ndarray, mode: str) -> _Print:
+def _fingerprint(index: Index, row: int) -> _Fingerprint:
+    image = index.read(row, "rgb")
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     thumbnail = cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
-    return _Print(digest, thumbnail, (image.shape[1], image.shape[0]), mode, bool(gray.std() < 1))
+    return _Fingerprint(digest, thumbnail, (image.shape[1], image.shape[0]), index.mode(row), bool(gray.std() < 1))
 
 
-def _same(prints: Sequence[_Print], in_training: np.ndarray) -> Iterator[tuple[int, int, float]]:
-    """Rows (i, j) with i < j of images that are the same or nearly so, and their correlation.
+def _duplicates(prints: Sequence[_Fingerprint], in_training: np.ndarray) -> Iterator[tuple[int, int, float]]:
+    """Rows i < j of exact and near duplicates, and the correlation of their thumbnails.
 
     Args:
+        prints: of all N readable images.
         in_training: bool (N,), the images whose mean is subtracted.
     """
     if not prints:
         return
-    x = np.stack([found.thumbnail for found in prints]).reshape(len(prints), -1).astype(np.float32)
+    x = np.stack([image.thumbnail for image in prints]).reshape(len(prints), -1).astype(np.float32)
     x -= x.mean(axis=1, keepdims=True)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
     mean = x[in_training].sum(axis=0) / max(1, in_training.sum())
-    pixels: dict[bytes, list[int]] = {}
+    rows_of_digest: dict[bytes, list[int]] = {}
     for start in range(0, len(x), 512):  # a block of rows at a time bounds the memory
         block = _correlations(x, slice(start, start + 512), in_training, mean)
         for i in range(start, start + len(block)):
-            twins = pixels.setdefault(prints[i].pixels, [])
+            equal = rows_of_digest.setdefault(prints[i].digest, [])
             near = np.flatnonzero(block[i - start, :i] >= MIN_CORRELATION).tolist()
-            for j in sorted({*twins, *near}):
-                yield j, i, 1.0 if j in twins else float(block[i - start, j])
-            twins.append(i)
+            for j in sorted({*equal, *near}):
+                yield j, i, 1.0 if j in equal else float(block[i - start, j])
+            equal.append(i)
 
 
 def _correlations(x: np.ndarray, rows: slice, in_training: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Correlation of some images with all, after the mean of the training images other than the two is subtracted.
+    """Correlations of some images with all, after the mean of the training images except the two is subtracted.
 
-    With that mean m of a pair, (xi - m)(xj - m) is written out in the products that a matrix product gives at once.
+    With m that mean for the pair i, j, the product (xi - m)(xj - m) is expanded into terms of one matrix product.
 
     Args:
-        x: (N, D), each row of mean 0 and norm 1 (0 for an image of one colour, which correlates with none).
-        in_training: bool (N,); mean: (D,), of the rows of `x` in the training split.
+        x: (N, D), each row of mean 0 and norm 1; 0 for an image of one colour, which correlates with no other.
+        rows: of the images to compare with all.
+        in_training: bool (N,).
+        mean: (D,), of the rows of `x` in the training split.
 
     Returns:
         float32 (rows, N).
@@ -176,16 +187,15 @@ def _correlations(x: np.ndarray, rows: slice, in_training: np.ndarray, mean: np.
     xi_m, xj_m, m_m = (np.where(alone, np.float32(0), value) for value in (xi_m, xj_m, m_m))
     norms = np.sqrt(np.maximum(1 - 2 * xi_m + m_m, 1e-9) * np.maximum(1 - 2 * xj_m + m_m, 1e-9))
     blank = ~x.any(axis=1)
-    found = (products - xi_m - xj_m + m_m) / norms
-    return np.where(blank[rows, None] | blank[None, :], np.float32(0), found)
+    return np.where(blank[rows, None] | blank[None, :], np.float32(0), (products - xi_m - xj_m + m_m) / norms)
 
 
-def _suspicious(prints: Sequence[_Print], names: Sequence[tuple[str, str]]) -> list[str]:
-    """Images without content, and those of another size or mode than at least nine in ten of all."""
-    lines = [f"{name}: all pixels are the same" for found, (_, name) in zip(prints, names) if found.constant]
+def _suspicious(prints: Sequence[_Fingerprint], names: Sequence[tuple[str, str]]) -> list[str]:
+    """Images without content, and images of another size or mode than at least 90% of all images."""
+    lines = [f"{name}: all pixels are the same" for image, (_, name) in zip(prints, names) if image.constant]
     traits = {
-        "size": [f"{found.size[0]}x{found.size[1]}" for found in prints],
-        "mode": [f"stored as {found.mode}" for found in prints],
+        "size": [f"{image.size[0]}x{image.size[1]}" for image in prints],
+        "mode": [f"stored as {image.mode}" for image in prints],
     }
     for values in traits.values():
         usual, count = Counter(values).most_common(1)[0] if values else ("", 0)
@@ -199,15 +209,15 @@ def _suspicious(prints: Sequence[_Print], names: Sequence[tuple[str, str]]) -> l
 
 
 def _misnamed(indexes: Sequence[Index]) -> list[str]:
-    """Images whose file name begins with another class than the one they are labelled with."""
+    """Images whose file name begins with the name of another class than their label's."""
     lines = []
     for index in indexes:
         plain = [_plain(name) for name in index.classes]
         for name, label in zip(index.ids, index.labels):
             letters = _plain(re.split(r"\d", Path(name).stem)[0])  # "Viral Pneumonia-1004" -> "viralpneumonia"
-            said = [k for k, known in enumerate(plain) if letters == known]
-            if said and np.ndim(label) == 0 and int(label) not in said:
-                lines.append(f"{name}: the name says {index.classes[said[0]]}, the label {index.classes[int(label)]}")
+            named = [k for k, known in enumerate(plain) if letters == known]
+            if named and np.ndim(label) == 0 and int(label) not in named:
+                lines.append(f"{name}: the name says {index.classes[named[0]]}, the label {index.classes[int(label)]}")
     return lines
 
 

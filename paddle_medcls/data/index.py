@@ -1,4 +1,4 @@
-"""What the data are, before any pixel is read."""
+"""The list of a split's images with labels and patients (`Index`), and the search for image files."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import numpy as np
 from paddle_medcls.errors import DataError, printable
 from paddle_medcls.images import SUFFIXES, image_mode, read_image
 
-DEPTH = 6  # of the folders that readers look through: <archive>/<archive inside>/<its top folder>/<set>/<split>/<class>
+DEPTH = 6  # of the search for folders: <archive>/<archive inside>/<its top folder>/<set>/<split>/<class>
 MAX_FOLDERS = 2000
 
 DRAWN_MARK = "DRAWN.txt"
-"""A data root with this file holds images that the project drew; every output says so."""
+"""A data root with this file holds synthetic images; every output says so."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """One split of one data set: parallel sequences, one entry an image.
+    """The images of one split of a data set: parallel sequences with one entry for each image.
 
     Attributes:
-        dataset: name of the data set, as `--dataset` takes it.
+        dataset: name of the data set, as in `--dataset`.
         split: "train", "val" or "test".
         ids: unique names; for files the path relative to the data root.
         sources: paths of the images, or an uint8 array (N, H, W, C) or (N, H, W) in RGB order.
         labels: int64 (N,) class numbers; (N, L) of 0 and 1 for a multi-label task.
         classes: class names, in class order.
         task: "binary", "multi-class", "ordinal" or "multi-label".
-        groups: the patient of each image, where the data set tells; else empty.
-        drawn: whether the images are drawn by the project, not taken from patients.
-        note: what every output must say about the files, as that they are not the published ones.
+        groups: the patient of each image; empty if the data set does not name patients.
+        drawn: whether the images are synthetic.
+        note: a remark on the files that every output repeats, such as an unexpected checksum; else "".
     """
 
     dataset: str
@@ -64,20 +64,24 @@ class Index:
         return self.read_rows(np.array([row]), channels)[0]
 
     def read_rows(self, rows: Sequence[int] | np.ndarray, channels: str) -> np.ndarray:
-        """Several images of an index in memory at once: uint8 (n, H, W, C)."""
+        """Several images of an index in memory: uint8 (n, H, W, C), for n `rows`.
+
+        Raises:
+            DataError: colour images for a network that takes grey ones.
+        """
         assert isinstance(self.sources, np.ndarray), "images in files are read one by one"
         images = self.sources[rows]
         if images.ndim == 3:
             images = images[..., None]
-        wanted = 1 if channels == "gray" else 3
-        if images.shape[3] == 1 and wanted == 3:
+        expected = 1 if channels == "gray" else 3
+        if images.shape[3] == 1 and expected == 3:
             return np.repeat(images, 3, axis=3)
-        if images.shape[3] != wanted:
-            raise DataError(f"{self.dataset}: images have {images.shape[3]} channels, the network takes {wanted}")
+        if images.shape[3] != expected:
+            raise DataError(f"{self.dataset}: images have {images.shape[3]} channels, the network takes {expected}")
         return images[..., ::-1] if channels == "bgr" else images
 
     def mode(self, row: int) -> str:
-        """How image `row` is stored: "L" (grey), "RGB", "I;16", … as Pillow names it."""
+        """Pillow's mode of image `row` as stored: "L" (grey), "RGB", "I;16", …"""
         if isinstance(self.sources, np.ndarray):
             return "RGB" if self.sources.ndim == 4 and self.sources.shape[3] == 3 else "L"
         return image_mode(self.sources[row])
@@ -85,52 +89,53 @@ class Index:
     def subset(self, rows: Sequence[int]) -> Index:
         """The images of these rows, in this order."""
         chosen = np.asarray(rows, np.int64)
-        known = self.sources
-        sources = known[chosen] if isinstance(known, np.ndarray) else [known[int(row)] for row in chosen]
+        images = self.sources
+        sources = images[chosen] if isinstance(images, np.ndarray) else [images[row] for row in chosen]
         groups = tuple(self.groups[row] for row in chosen) if self.groups else ()
         ids = tuple(self.ids[row] for row in chosen)
         return replace(self, ids=ids, sources=sources, labels=self.labels[chosen], groups=groups)
 
     def counts(self) -> dict[str, int]:
-        """Images of each class (of each label, for a multi-label task)."""
+        """Number of images of each class (of each label, for a multi-label task), by name."""
         if self.labels.ndim == 2:
             return dict(zip(self.classes, self.labels.sum(axis=0).tolist()))
         return dict(zip(self.classes, np.bincount(self.labels, minlength=len(self.classes)).tolist()))
 
     def fingerprint(self) -> str:
-        """sha256 over ids and labels: two runs with the same one saw the same list."""
+        """sha256 of ids and labels: equal for two runs on the same images with the same labels."""
         digest = hashlib.sha256("\n".join(self.ids).encode())
         digest.update(np.ascontiguousarray(self.labels, dtype="<i8").tobytes())
         return digest.hexdigest()
 
 
 def is_drawn(root: Path) -> bool:
+    """Whether a data root holds synthetic images."""
     return (root / DRAWN_MARK).exists()
 
 
 def subfolders(root: Path, depth: int = DEPTH) -> list[Path]:
-    """`root` and the folders below it, nearest first, sorted by name; hidden ones and __MACOSX are left out.
+    """`root` and the folders below it, nearest first, sorted by name; without hidden ones and __MACOSX.
 
     Raises:
         DataError: more than MAX_FOLDERS, as a home directory has.
     """
     if not root.is_dir():
         return []
-    found, level = [root], [root]
-    seen = {_identity(root)}  # a link to a folder above would be walked again and again
+    folders, level = [root], [root]
+    seen = {_identity(root)}  # a link to a parent folder would be searched without end
     for _ in range(depth):
         inside = [Path(entry.path) for parent in level for entry in os.scandir(parent) if _is_visible_folder(entry)]
         level = [folder for folder in sorted(inside) if _identity(folder) not in seen]
         seen.update(map(_identity, level))
-        found += level
-        if len(found) > MAX_FOLDERS:
+        folders += level
+        if len(folders) > MAX_FOLDERS:
             raise DataError(
-                f"more than {MAX_FOLDERS} folders to look through",
+                f"more than {MAX_FOLDERS} folders to search",
                 where=root,
-                expected="a folder that holds the data set and little else",
+                expected="a folder that holds little more than the data set",
                 do="point --data-root at the folder of the data set itself",
             )
-    return found
+    return folders
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -143,13 +148,13 @@ def _is_visible_folder(entry: os.DirEntry) -> bool:
 
 
 def image_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """The images of one folder by their names, sorted; hidden files are left out (macOS keeps its own beside images).
+    """The image files of one folder, sorted by name; without hidden files, which macOS adds.
 
     Raises:
-        DataError: a folder, pipe, device or broken link among them; a name with a line end, another control
-            character, bytes that are not UTF-8, or a blank at an end: lists and tables could not hold it.
+        DataError: a folder, pipe, device or broken link with an image's suffix; a name with a line end, another
+            control character, bytes that are not UTF-8, or a blank at an end: split files and tables cannot hold it.
     """
-    found, faults = [], []
+    images, faults = [], []
     for entry in os.scandir(folder):
         path = Path(entry.path)
         if entry.name.startswith(".") or path.suffix.strip().lower() not in suffixes:
@@ -157,26 +162,26 @@ def image_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
         if entry.name != printable(entry.name) or entry.name != entry.name.strip():
             faults.append(f"{entry.name!r}: a name with a control character, a blank at an end, or not in UTF-8")
         elif not entry.is_file():
-            faults.append(f"{entry.name!r}: no file, but a folder, a pipe, a device or a broken link")
-        found.append(path)
+            faults.append(f"{entry.name!r}: not a file, but a folder, a pipe, a device or a broken link")
+        images.append(path)
     if faults:
         raise DataError(
-            f"{len(faults)} of {len(found)} image(s) cannot be used",
+            f"{len(faults)} of {len(images)} image(s) cannot be used",
             items=sorted(faults),
             where=folder,
             do="rename or remove them",
         )
-    return sorted(found)
+    return sorted(images)
 
 
 def only_copy(places: Sequence[Path], files: Callable[[Path], list[Path]] = image_files) -> Path:
-    """The first of several places of the same part of a data set, which must all hold the same.
+    """The first of several copies of the same file or folder of a data set.
 
-    Some archives hold the set twice (Kaggle's of OCT2017). Single files are compared by their bytes, folders by
-    the names and sizes of their files.
+    Some archives hold the data set twice (Kaggle's OCT2017). Files are compared byte by byte, folders by the names and
+    sizes of their `files`.
 
     Raises:
-        DataError: they differ; all are named.
+        DataError: the copies differ; all are listed.
     """
 
     def same(a: Path, b: Path) -> bool:
@@ -187,7 +192,7 @@ def only_copy(places: Sequence[Path], files: Callable[[Path], list[Path]] = imag
 
     if not all(same(places[0], place) for place in places[1:]):
         raise DataError(
-            f"{places[0].name} is there {len(places)} times, with different content",
+            f"{places[0].name} was found {len(places)} times, with different content",
             items=[str(place) for place in places],
             do="point --data-root at one of them, or remove the others",
         )
