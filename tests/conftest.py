@@ -42,7 +42,7 @@ def palm_root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def covid_root(tmp_path: Path) -> Path:
-    """A COVID folder in the tutorial's layout with list files: 8, 4 and 4 images of 32 px."""
+    """A COVID folder in the tutorial's layout with split files: 8, 4 and 4 images of 32 px."""
     return fakes.covid_tree(tmp_path / "covid")
 
 

@@ -64,7 +64,7 @@ def covid_images(root: Path, layout: str = "tutorial", count: int = 4) -> Path:
 
 
 def covid_tree(root: Path) -> Path:
-    """The COVID set with its list files: of each class two images for training, one for each other split."""
+    """The COVID set with its split files: of each class two images for training, one for each other split."""
     covid_images(root)
     for split, numbers in {"train": (1, 2), "val": (3,), "test": (4,)}.items():
         lines = [

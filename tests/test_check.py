@@ -162,13 +162,13 @@ def test_palm_has_the_five_known_pairs():
 @pytest.mark.skipif(not REAL, reason="MEDCLS_TEST_DATA is not set")
 def test_covid_has_fifteen_pairs(tmp_path):
     """One exact and fourteen near ones, each looked at; their file numbers."""
-    from paddle_medcls.data.covid import find_images, make_lists
+    from paddle_medcls.data.covid import find_images, make_split_files
 
     root = Path(REAL or "") / "covid19_radiography"
     assert sum(map(len, find_images(root).values())) == 1592
     for name in root.iterdir():
         (tmp_path / name.name).symlink_to(name)
-    for split, text in make_lists(tmp_path, 0).items():
+    for split, text in make_split_files(tmp_path, 0).items():
         (tmp_path / f"{split}.txt").write_text(text)
     found = check([load_index("covid", tmp_path, split) for split in ("train", "val", "test")], 2)
     numbers = {tuple(sorted(int(Path(end[1]).stem.split("-")[1]) for end in (pair.a, pair.b))) for pair in found.pairs}

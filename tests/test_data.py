@@ -69,7 +69,7 @@ def test_splits_are_disjoint_and_ids_unique(name: str, palm_root: Path, covid_ro
     assert len(set(seen)) == len(seen)
 
 
-def test_drawn_images_are_marked(palm_root: Path) -> None:
+def test_synthetic_images_are_marked(palm_root: Path) -> None:
     assert not load_index("palm", palm_root, "train").drawn
     (palm_root / DRAWN_MARK).write_text("")
     assert load_index("palm", palm_root, "train").drawn
@@ -237,7 +237,7 @@ def test_palm_real(real_data: Path) -> None:
 
 
 def test_the_tutorials_counts_of_the_full_set() -> None:
-    """3616, 6012, 10192 and 1345 images at the cut points 0.7 and 0.9: 14,814 / 4,232 / 2,119 (document 003)."""
+    """3616, 6012, 10192 and 1345 images at the cut points 0.7 and 0.9: 14,814 / 4,232 / 2,119."""
     counts = (3616, 6012, 10192, 1345)
     parts = [split_by_class(count, CUTS, (0, label)) for label, count in enumerate(counts)]
     assert [sum(len(part[split]) for part in parts) for split in range(3)] == [14814, 4232, 2119]
@@ -267,7 +267,7 @@ def test_covid_layouts(tmp_path: Path, layout: str, nested: bool) -> None:
     assert list(found) == ["COVID", "LungOpacity", "Normal", "ViralPneumonia"]
     assert [len(names) for names in found.values()] == [10] * 4
     assert not any("masks" in name for names in found.values() for name in names)
-    for split, text in covid.make_lists(tmp_path, 0).items():
+    for split, text in covid.make_split_files(tmp_path, 0).items():
         (tmp_path / f"{split}.txt").write_text(text, encoding="utf-8")
     for split, count in (("train", 7), ("val", 2), ("test", 1)):  # 7:2:1 of 10 in each class
         index = load_index("covid", tmp_path, split)
@@ -277,25 +277,25 @@ def test_covid_layouts(tmp_path: Path, layout: str, nested: bool) -> None:
         assert all(path.is_file() for path in index.sources)
 
 
-def test_covid_lists_twice_are_the_same_and_by_seed(tmp_path: Path) -> None:
+def test_covid_split_files_are_deterministic_and_depend_on_the_seed(tmp_path: Path) -> None:
     covid_images(tmp_path, count=10)
-    assert covid.make_lists(tmp_path, 0) == covid.make_lists(tmp_path, 0)
-    assert covid.make_lists(tmp_path, 0) != covid.make_lists(tmp_path, 1)
+    assert covid.make_split_files(tmp_path, 0) == covid.make_split_files(tmp_path, 0)
+    assert covid.make_split_files(tmp_path, 0) != covid.make_split_files(tmp_path, 1)
 
 
-def test_covid_lists_do_not_depend_on_the_order_of_the_disk(tmp_path: Path) -> None:
+def test_covid_split_files_do_not_depend_on_the_order_of_the_disk(tmp_path: Path) -> None:
     covid_images(tmp_path / "a", count=10)
     names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.png"))
     for name in reversed(names):
         (tmp_path / "b" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "b" / name).write_bytes(b"not read")
-    assert covid.make_lists(tmp_path / "a", 0) == covid.make_lists(tmp_path / "b", 0)
+    assert covid.make_split_files(tmp_path / "a", 0) == covid.make_split_files(tmp_path / "b", 0)
 
 
 @pytest.mark.parametrize("above", ["covid", "COVID", "normal/archive/COVID-19_Radiography_Dataset"])
 def test_covid_below_a_folder_that_is_called_like_a_class(tmp_path: Path, above: str) -> None:
     covid_images(tmp_path / above, count=10)
-    for split, text in covid.make_lists(tmp_path, 0).items():
+    for split, text in covid.make_split_files(tmp_path, 0).items():
         (tmp_path / f"{split}.txt").write_text(text, encoding="utf-8")
     assert list(load_index("covid", tmp_path, "train").counts().values()) == [7] * 4
 
@@ -305,18 +305,18 @@ BAD_NAMES = ["line\nend.png", "next\u2028line.png", " blank.png", "blank.png ", 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 @pytest.mark.parametrize("dataset", ["covid", "palm"])
-def test_names_that_no_list_can_hold_are_refused_at_once(tmp_path: Path, name: str | bytes, dataset: str) -> None:
+def test_names_that_no_split_file_can_hold_are_refused_at_once(tmp_path: Path, name: str | bytes, dataset: str) -> None:
     folder = (covid_images(tmp_path) / "Normal") if dataset == "covid" else palm_tree(tmp_path) / "PALM-Training400"
     Path(os.fsdecode(os.path.join(os.fsencode(folder), os.fsencode(name)))).write_bytes(b"x")
     with pytest.raises(DataError, match="1 of .* cannot be used[\\s\\S]*a control character, a blank at an end"):
-        covid.make_lists(tmp_path, 0) if dataset == "covid" else load_index("palm", tmp_path, "train")
+        covid.make_split_files(tmp_path, 0) if dataset == "covid" else load_index("palm", tmp_path, "train")
 
 
 @pytest.mark.parametrize("folder", ["new\nline", "next\u2028line", "tab\x85"])
-def test_a_list_that_loading_would_refuse_is_never_written(tmp_path: Path, folder: str) -> None:
+def test_a_split_file_that_loading_would_refuse_is_never_written(tmp_path: Path, folder: str) -> None:
     covid_images(tmp_path / folder, count=10)
-    with pytest.raises(DataError, match="cannot stand in a list file"):
-        covid.make_lists(tmp_path, 0)
+    with pytest.raises(DataError, match="cannot be written to a split file"):
+        covid.make_split_files(tmp_path, 0)
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "broken link"])
@@ -326,9 +326,11 @@ def test_no_files_among_the_images(tmp_path: Path, kind: str, dataset: str) -> N
     odd = folder / "P0099.png"
     {"folder": odd.mkdir, "pipe": lambda: os.mkfifo(odd), "broken link": lambda: odd.symlink_to("nowhere")}[kind]()
     read = (
-        (lambda: covid.make_lists(tmp_path, 0)) if dataset == "covid" else lambda: load_index("palm", tmp_path, "train")
+        (lambda: covid.make_split_files(tmp_path, 0))
+        if dataset == "covid"
+        else lambda: load_index("palm", tmp_path, "train")
     )
-    with pytest.raises(DataError, match="1 of .* cannot be used[\\s\\S]*'P0099.png': no file"):
+    with pytest.raises(DataError, match="1 of .* cannot be used[\\s\\S]*'P0099.png': not a file"):
         within(20, read)
 
 
@@ -346,7 +348,7 @@ def test_covid_one_path_in_two_spellings_is_listed_twice(covid_root: Path, other
     with pytest.raises(DataError, match="is listed twice"):
         load_index("covid", covid_root, "train")
     path.write_text(f"{other} 0\n")
-    assert covid.read_list(path) == (["COVID/COVID-1.png"], [0])
+    assert covid.read_split_file(path) == (["COVID/COVID-1.png"], [0])
 
 
 def test_hidden_files_are_no_images(tmp_path: Path) -> None:
@@ -379,9 +381,9 @@ def test_covid_missing_and_doubled_classes(tmp_path: Path) -> None:
         covid.find_images(tmp_path)
 
 
-def test_covid_no_list_says_how_to_make_it(tmp_path: Path) -> None:
+def test_covid_without_split_files_names_the_command(tmp_path: Path) -> None:
     covid_images(tmp_path)
-    with pytest.raises(DataError, match="no list file val.txt") as caught:
+    with pytest.raises(DataError, match="no split file val.txt") as caught:
         load_index("covid", tmp_path, "val")
     assert "--split" in str(caught.value)
 
@@ -411,23 +413,23 @@ def test_covid_every_faulty_line_is_reported(covid_root: Path) -> None:
     path = covid_root / "train.txt"
     path.write_text("\n".join([good, *FAULTY_LINES]) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=f"{len(FAULTY_LINES)} faulty line") as caught:
-        covid.read_list(path)
+        covid.read_split_file(path)
     text = str(caught.value)
     for number in (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 17):
         assert f"line {number}:" in text, number
-    assert "leads out of the data root" in text and "is listed twice" in text
+    assert "leaves the data root" in text and "is listed twice" in text
     assert "has label 2, its folder says 0" in text and "'COVID/none.png' does not exist" in text
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe\x00", b"\xef\xbb\xbfCOVID/COVID-1.png 0\n"])
-def test_covid_faulty_list_files(covid_root: Path, content: bytes) -> None:
+def test_covid_faulty_split_files(covid_root: Path, content: bytes) -> None:
     (covid_root / "val.txt").write_bytes(content)
     with pytest.raises(DataError, match="val.txt"):
         load_index("covid", covid_root, "val")
 
 
 def test_covid_link_out_of_the_root_is_the_users_own_and_read(covid_root: Path, tmp_path: Path) -> None:
-    """People link large folders; only what a list file itself asks for is bounded."""
+    """People link large folders; only paths in the split file itself are restricted."""
     (covid_root / "Normal").rename(tmp_path / "other disk")
     (covid_root / "Normal").symlink_to(tmp_path / "other disk")
     assert len(load_index("covid", covid_root, "train")) == 8
@@ -445,11 +447,11 @@ def test_covid_windows_line_ends(covid_root: Path) -> None:
         st.binary(max_size=200), st.text(max_size=200).map(lambda text: f"COVID/{text} 0".encode("utf-8", "replace"))
     )
 )
-def test_fuzzed_list_files(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_fuzzed_split_files(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed.txt"
     path.write_bytes(content)
     with pytest.raises(DataError):
-        covid.read_list(path)
+        covid.read_split_file(path)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -474,7 +476,7 @@ def test_covid_real(real_data: Path) -> None:
     root = real_data / "covid19_radiography"
     found = covid.find_images(root)
     assert [len(names) for names in found.values()] == [398] * 4
-    lists = covid.make_lists(root, 0)
+    lists = covid.make_split_files(root, 0)
     assert [len(lists[split].splitlines()) for split in ("train", "val", "test")] == [4 * 278, 4 * 80, 4 * 40]
     listed = [line.rpartition(" ")[0] for text in lists.values() for line in text.splitlines()]
     assert sorted(listed) == sorted(name for names in found.values() for name in names)
@@ -538,7 +540,7 @@ def test_channels_of_arrays() -> None:
 
 
 def odd_sizes(root: Path) -> Index:
-    """Images of different sizes, so that the two readings of mean and std differ."""
+    """Images of different sizes, so that the two definitions of mean and std differ."""
     palm_tree(root)
     for number, size in ((1, 48), (2, 72), (3, 16)):
         write_image(root / "PALM-Training400" / f"P{number:04}.jpg", pixels(number, 50 * number, size))
@@ -580,7 +582,7 @@ def test_scan_lists_every_unreadable_image(palm_root: Path) -> None:
         assert text in str(caught.value)
 
 
-def test_cached_figures_are_used_for_the_same_files_only(palm_root: Path, tmp_path: Path) -> None:
+def test_cached_statistics_are_used_for_the_same_files_only(palm_root: Path, tmp_path: Path) -> None:
     index = load_index("palm", palm_root, "train")
     cache = tmp_path / "statistics.json"
     first = cached_scan(index, 1, cache)

@@ -174,20 +174,20 @@ def _claiming_npz(folder: Path, shape: bytes) -> None:
     load_index("breastmnist", folder, "val")
 
 
-def lists() -> Iterator[Case]:
+def split_files() -> Iterator[Case]:
     for line in test_data.FAULTY_LINES:
         yield (
             text(line) if line else "an empty line",
             lambda folder, line=line: _list(folder, f"COVID/COVID-2.png 0\n{line}\n".encode()),
         )
-    for (content,) in parameters(test_data.test_covid_faulty_list_files):
+    for (content,) in parameters(test_data.test_covid_faulty_split_files):
         yield f"the file {text(content)}" if content else text(content), lambda folder, c=content: _list(folder, c)
 
 
 def _list(folder: Path, content: bytes) -> None:
     path = covid_tree(folder) / "train.txt"
     path.write_bytes(content)
-    covid.read_list(path)
+    covid.read_split_file(path)
 
 
 def tables() -> Iterator[Case]:
@@ -285,7 +285,7 @@ def test_the_page_is_what_the_code_does(request: pytest.FixtureRequest, tmp_path
         "Images": pictures(),
         "DICOM files": dicoms(),
         "MedMNIST files (npz)": arrays(),
-        "List files": lists(),
+        "Split files": split_files(),
         "Tables (CSV)": tables(),
         "Archives": archives(),
         "Recipes": recipes(),

@@ -1,4 +1,4 @@
-"""OCT2017: folders, patients, and a validation split that keeps patients together."""
+"""OCT2017: folders, patients, and a validation split with complete patients."""
 
 import os
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_shipped_split_is_the_folder(tmp_path):
 
 def test_names_without_a_patient(tmp_path):
     assert patient_of("CNV-1016042-1.jpeg") == "1016042"
-    with pytest.raises(DataError, match="'scan.jpeg' carries no patient"):
+    with pytest.raises(DataError, match="'scan.jpeg' contains no patient"):
         patient_of("scan.jpeg")
 
 

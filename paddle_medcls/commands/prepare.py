@@ -1,4 +1,7 @@
-"""`python tools/prepare.py --dataset covid --split`: gets a data set ready."""
+"""The command `prepare`: unpacks, splits, measures and checks a data set.
+
+Example: `python tools/prepare.py --dataset covid --split`.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +11,44 @@ from pathlib import Path
 
 from paddle_medcls.commands import named, parser, run
 
-TEXT = """Gets a data set ready: unpacks its archives, writes list files, computes counts, sizes, mean
-and standard deviation, draws a sheet of sample images, looks for faults."""
+TEXT = """Prepares a data set: unpacks its archives, writes split files, computes counts, sizes, mean and
+standard deviation, plots sample images, checks for faults."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
     p = parser("prepare", TEXT)
     p.add_argument(
         "--dataset",
         required=True,
         type=named("dataset"),
-        help="palm, …, or a MedMNIST set: breastmnist, …; list: names them",
+        help="palm, …, or a MedMNIST set: breastmnist, …; list: prints all names",
     )
     p.add_argument("--data-root", type=Path, help="folder of the images (default: datasets/<dataset>)")
-    p.add_argument("--download", action="store_true", help="fetch the set (MedMNIST), size and checksum checked")
+    p.add_argument("--download", action="store_true", help="download the data set (MedMNIST) and verify it")
     p.add_argument(
         "--archives",
         type=Path,
         metavar="DIR",
-        help="unpack the archives of this folder, or this archive, into the data root",
+        help="unpack the archives in this folder, or this archive, into the data root",
     )
-    p.add_argument("--split", action="store_true", help="write list files train.txt, val.txt, test.txt (7:2:1)")
-    p.add_argument("--stats", action="store_true", help="counts, sizes, mean and std; statistics.json and pictures")
-    p.add_argument("--check", action="store_true", help="unreadable, odd and duplicate images; leaks between splits")
-    p.add_argument("--audit", action="store_true", help="what a small model gets right from the border alone; …")
-    p.add_argument("--sample", action="store_true", help="draw sample images into the data root")
+    p.add_argument("--split", action="store_true", help="write split files train.txt, val.txt, test.txt (7:2:1)")
+    p.add_argument("--stats", action="store_true", help="counts, sizes, mean and std; writes statistics.json and plots")
+    p.add_argument(
+        "--check", action="store_true", help="unreadable, unusual and duplicate images; leaks between splits"
+    )
+    p.add_argument(
+        "--audit",
+        action="store_true",
+        help="shortcut audit: accuracy of a linear model on the image border, thumbnail, …",
+    )
+    p.add_argument("--sample", action="store_true", help="generate synthetic sample images in the data root")
     p.add_argument("--seed", type=int, default=0, help="of --split and --sample")
-    p.add_argument("--labels", default="default", help="reading of the labels (palm: three)")
+    p.add_argument("--labels", default="default", help="reading of the labels (palm: three; oct: shipped)")
     p.add_argument(
         "--output",
         type=Path,
-        help="folder for files (default: for --stats the data root; --check and --audit then print alone)",
+        help="folder for files (default: the data root for --stats; none for --check and --audit)",
     )
     p.add_argument("--workers", type=int, help="threads (default: all cores)")
     args = p.parse_args(argv)
@@ -56,16 +66,16 @@ def _work(args: argparse.Namespace) -> int:
     if args.download:
         print(fetch(args.dataset, root))
     if args.archives:
-        _unpack_all(args, module, root)
+        _unpack_archives(args, module, root)
     if args.sample:
         from paddle_medcls.data.sample import draw
 
         draw(args.dataset, root, args.seed)
-        print(f"drew sample images in {root}")
+        print(f"synthetic sample images written to {root}")
     if args.split:
-        if not hasattr(module, "make_lists"):
+        if not hasattr(module, "make_split_files"):
             raise DataError(f"{args.dataset} has its own splits", expected="covid", do="leave --split out")
-        _write_lists(module, root, args.seed)
+        _write_split_files(module, root, args.seed)
     if args.stats:
         _statistics(args, module, root)
     if args.audit:
@@ -73,7 +83,7 @@ def _work(args: argparse.Namespace) -> int:
     return _check(args, module, root) if args.check else 0
 
 
-def _unpack_all(args: argparse.Namespace, module, root: Path) -> None:
+def _unpack_archives(args: argparse.Namespace, module, root: Path) -> None:
     from paddle_medcls.data.archives import put, unpack_all
 
     if hasattr(module, "file_of") and (name := module.file_of(args.dataset)):
@@ -81,19 +91,19 @@ def _unpack_all(args: argparse.Namespace, module, root: Path) -> None:
         if single.name == name and single.is_file():
             print(put(single, root / name))
             return
-    for done in unpack_all(args.archives, root):
-        print(done)
+    for result in unpack_all(args.archives, root):
+        print(result)
 
 
-def _write_lists(module, root: Path, seed: int) -> None:
+def _write_split_files(module, root: Path, seed: int) -> None:
     from paddle_medcls.files import write_text
 
-    lists = module.make_lists(root, seed)
-    for split, text in lists.items():
+    split_files = module.make_split_files(root, seed)
+    for split, text in split_files.items():
         write_text(root / f"{split}.txt", text)
-    total = sum(text.count("\n") for text in lists.values())
-    counts = " / ".join(f"{split} {text.count(chr(10))}" for split, text in lists.items())
-    print(f"{total} images: {counts}; lists written to {root}")
+    total = sum(text.count("\n") for text in split_files.values())
+    counts = " / ".join(f"{split} {text.count(chr(10))}" for split, text in split_files.items())
+    print(f"{total} images: {counts}; split files written to {root}")
 
 
 def _statistics(args: argparse.Namespace, module, root: Path) -> None:
@@ -101,38 +111,38 @@ def _statistics(args: argparse.Namespace, module, root: Path) -> None:
     from paddle_medcls.data import load_index
     from paddle_medcls.data.statistics import scan_splits
 
-    shared = hasattr(module, "NAMES")  # several sets in one folder: each has its own for the results
+    shared = hasattr(module, "NAMES")  # several data sets in one folder; each gets a folder for its results
     output = args.output or (root / args.dataset if shared else root)
     indexes = [load_index(args.dataset, root, split, args.labels) for split in module.SPLITS]
-    found = scan_splits(indexes, args.workers or usable_cores(), output / "statistics.json")
-    print(_table(found))
-    _pictures(indexes, found, output)
+    scans = scan_splits(indexes, args.workers or usable_cores(), output / "statistics.json")
+    print(_table(scans))
+    _plot(indexes, scans, output)
     print(f"statistics.json, samples.png and sizes.png written to {output}")
 
 
-def _table(found: dict) -> str:
+def _table(scans: dict[str, dict]) -> str:
     from prettytable import PrettyTable
 
-    classes = list(next(iter(found.values()))["classes"])
+    classes = list(next(iter(scans.values()))["classes"])
     counts = PrettyTable(["split", "images", *classes])
-    columns = [f"{figure} of {what}" for what in ("images", "pixels") for figure in ("mean", "std")]
-    figures = PrettyTable(["split", "sizes", "modes", *columns])
+    columns = [f"{statistic} of {unit}" for unit in ("images", "pixels") for statistic in ("mean", "std")]
+    statistics = PrettyTable(["split", "sizes", "modes", *columns])
 
     def text(values: list[float]) -> str:
         return " ".join(f"{value:.3f}" for value in values)
 
-    for split, scan in found.items():
+    for split, scan in scans.items():
         counts.add_row([split, scan["count"], *scan["classes"].values()])
         sizes = ", ".join(f"{width}x{height} ({count})" for width, height, count in scan["sizes"][:3])
         more = f" and {len(scan['sizes']) - 3} more" if len(scan["sizes"]) > 3 else ""
         per_image, per_pixel = scan["per_image"], scan["per_pixel"]
         row = [per_image["mean"], per_image["std"], per_pixel["mean"], per_pixel["std"]]
         modes = ", ".join(f"{mode} ({count})" for mode, count in scan["modes"].items())
-        figures.add_row([split, sizes + more, modes, *map(text, row)])
-    return f"{counts}\n{figures}\nmean and std: red, green, blue, in units of pixel values (0 to 255)"
+        statistics.add_row([split, sizes + more, modes, *map(text, row)])
+    return f"{counts}\n{statistics}\nmean and std: red, green, blue, in units of pixel values (0 to 255)"
 
 
-def _pictures(indexes: list, found: dict, output: Path) -> None:
+def _plot(indexes: list, scans: dict[str, dict], output: Path) -> None:
     from paddle_medcls import plots
     from paddle_medcls.data.statistics import examples_of_classes
     from paddle_medcls.report import DRAWN_NOTICE
@@ -141,7 +151,7 @@ def _pictures(indexes: list, found: dict, output: Path) -> None:
     note = DRAWN_NOTICE if index.drawn else ""
     rows = [(name, [index.read(row, "rgb") for row in rows]) for name, rows in examples_of_classes(index).items()]
     plots.sheet(output / "samples.png", rows, f"{index.dataset}, {index.split}", note)
-    sizes = [size for scan in found.values() for size in scan["sizes"]]
+    sizes = [size for scan in scans.values() for size in scan["sizes"]]
     plots.sizes(output / "sizes.png", sizes, f"{index.dataset}: sizes of all images", note)
 
 
@@ -153,44 +163,44 @@ def _audit(args: argparse.Namespace, module, root: Path) -> None:
     from paddle_medcls.report import DRAWN_NOTICE, audit_table
 
     train, scored = (load_index(args.dataset, root, module.SPLITS[k], args.labels) for k in (0, -1))
-    found = audit(train, scored, args.workers or usable_cores())
+    result = audit(train, scored, args.workers or usable_cores())
     if train.drawn:
         print(DRAWN_NOTICE)
-    print(audit_table(found))
+    print(audit_table(result))
     if args.output:
-        write_json(args.output / "audit.json", found)
-    _say_where(args.output, ["audit.json"])
+        write_json(args.output / "audit.json", result)
+    _print_written(args.output, ["audit.json"])
 
 
 def _check(args: argparse.Namespace, module, root: Path) -> int:
-    """Prints what was found; exit code 1 when an image cannot be read."""
+    """Prints the report; returns exit code 1 if an image cannot be read."""
     from paddle_medcls.cpu import usable_cores
     from paddle_medcls.data import load_index
     from paddle_medcls.data.check import check
     from paddle_medcls.files import write_json
 
     indexes = [load_index(args.dataset, root, split, args.labels) for split in module.SPLITS]
-    found = check(indexes, args.workers or usable_cores())
-    for title, lines in (("cannot be read", found.unreadable), ("suspicious", found.suspicious)):
-        print(f"{len(lines)} of {found.images} images {title}")
+    report = check(indexes, args.workers or usable_cores())
+    for title, lines in (("cannot be read", report.unreadable), ("suspicious", report.suspicious)):
+        print(f"{len(lines)} of {report.images} images {title}")
         _print_lines(lines, args.output)
     if any(index.groups for index in indexes):
-        print(f"{len(found.patients)} patients in two splits")
-        _print_lines(found.patients, args.output)
-    leaks = sum(pair.leak for pair in found.pairs)
-    print(f"{len(found.pairs)} pairs of the same image, {leaks} of them between training and another split")
-    if found.pairs:
-        print(_pair_table(found.pairs))
+        print(f"{len(report.patients)} patients in two splits")
+        _print_lines(report.patients, args.output)
+    leaks = sum(pair.leak for pair in report.pairs)
+    print(f"{len(report.pairs)} pairs of the same image, {leaks} of them between training and another split")
+    if report.pairs:
+        print(_pair_table(report.pairs))
     if args.output:
-        write_json(args.output / "check.json", found.record())
-        if found.pairs:
-            _sheet_of_pairs(indexes, found.pairs[:12], args.output / "duplicates.png")
-    _say_where(args.output, ["check.json", *["duplicates.png"][: len(found.pairs)]])
-    return 1 if found.unreadable else 0
+        write_json(args.output / "check.json", report.record())
+        if report.pairs:
+            _sheet_of_pairs(indexes, report.pairs[:12], args.output / "duplicates.png")
+    _print_written(args.output, ["check.json", *["duplicates.png"][: len(report.pairs)]])
+    return 1 if report.unreadable else 0
 
 
 def _print_lines(lines: list[str], output: Path | None) -> None:
-    """All of them, or the first 20 where a file holds the rest."""
+    """Prints all lines, or the first 20 if a file holds the rest."""
     from paddle_medcls.errors import printable
 
     shown = lines[:20] if output else lines
@@ -199,7 +209,7 @@ def _print_lines(lines: list[str], output: Path | None) -> None:
         print(f"  … and {len(lines) - len(shown)} more, in check.json")
 
 
-def _say_where(output: Path | None, files: list[str]) -> None:
+def _print_written(output: Path | None, files: list[str]) -> None:
     names = " and ".join(files)
     print(f"{names} written to {output}" if output else f"no file written: --output DIR writes {names}")
 

@@ -1,15 +1,16 @@
-"""Data sets: one module each, found by its name.
+"""The data sets, one module for each; a module is found by its name.
 
-A module `data/<name>.py` offers
+A module `data/<name>.py` defines
 
-- `SPLITS`: the splits it has, in order;
+- `SPLITS`: its splits, in order;
 - `WEIGHTS_NAME`: stem of its weight files ("PALM" for `PALM.pdparams`); without it, the set's name;
-- `NAMES`, where it reads several sets of one kind (MedMNIST): their names; its own is then none;
+- `NAMES`, only where it reads several data sets (MedMNIST): their names;
 - `describe(name, labels)`: class names and task;
 - `load(name, root, split, labels)`: an `Index`;
-- `ABOUT`, `KNOWN_FAULTS`: what model cards repeat about the data, as in `datasets/<name>/README.md`;
-- `fetch(name, root)`, where a program may download the set;
-- `file_of(name)`, where a set is one file: its name.
+- `ABOUT`, `KNOWN_FAULTS`: the text about the data for model cards, as in `datasets/<name>/README.md`;
+- `fetch(name, root)`, if a program may download the data set;
+- `file_of(name)`, if a data set is one file: the name of the file;
+- `make_split_files(root, seed)`, if the split is written by `prepare --split`: the text of each split file.
 
 To add a data set, add a module, and a recipe in `recipes/`. Nothing else is edited.
 """
@@ -53,12 +54,16 @@ def _modules() -> dict[str, ModuleType]:
 
 
 def dataset_names() -> list[str]:
-    """Names that `--dataset` takes."""
+    """The names for `--dataset`, sorted."""
     return sorted(_modules())
 
 
 def dataset_module(name: str) -> ModuleType:
-    """The module of a data set; an unknown name is an error with the nearest ones."""
+    """The module of a data set.
+
+    Raises:
+        DataError: an unknown name; the message suggests the nearest one.
+    """
     modules = _modules()
     if name not in modules:
         hint = did_you_mean(name, modules)
@@ -72,22 +77,26 @@ def weights_name(name: str) -> str:
 
 
 def default_root(name: str) -> Path:
-    """Where a data set's images are looked for: datasets/<its module's name>."""
+    """The default data root of a data set: datasets/<its module's name>."""
     return Path("datasets") / dataset_module(name).__name__.rpartition(".")[2]
 
 
 def how_to_get(name: str) -> str:
-    """Where a data set comes from, and the command that puts it into its place."""
+    """Where to get a data set, and the command that puts it into its data root."""
     module = dataset_module(name)
     prepare = f"{command('prepare')} --dataset {name}"
     if hasattr(module, "fetch"):
         return f"{prepare} --download"
-    lists = " --split" if hasattr(module, "make_lists") else ""
+    lists = " --split" if hasattr(module, "make_split_files") else ""
     return f"get the archives from {module.ABOUT['from']}; then: {prepare} --archives DIR{lists}"
 
 
 def fetch(name: str, root: str | Path) -> str:
-    """Downloads a data set into its root, where a program may; returns what was done."""
+    """Downloads a data set into its data root; returns a message for the user.
+
+    Raises:
+        DataError: a data set that needs a registration; see also `download.download`.
+    """
     module = dataset_module(name)
     if not hasattr(module, "fetch"):
         raise DataError(
@@ -99,16 +108,16 @@ def fetch(name: str, root: str | Path) -> str:
 
 
 def load_index(name: str, root: str | Path, split: str, labels: str = "default") -> Index:
-    """Lists one split of a data set, without reading a pixel.
+    """The images and labels of one split of a data set; no image is decoded.
 
     Args:
         name: "palm", "covid", …
         root: the data root.
         split: one of the data set's splits.
-        labels: reading of the labels, where the data set offers several.
+        labels: reading of the labels, for data sets with several.
 
     Raises:
-        DataError: unknown name or split, missing folder, or files that disagree with their labels.
+        DataError: unknown name or split, missing folder, or images and labels that disagree.
     """
     module = dataset_module(name)
     if split not in module.SPLITS:
@@ -118,11 +127,11 @@ def load_index(name: str, root: str | Path, split: str, labels: str = "default")
         raise DataError(
             f"{name}: the data root does not exist",
             where=root,
-            do=f"{how_to_get(name)}; or pass --data-root, where you have them",
+            do=f"{how_to_get(name)}; or pass --data-root with the folder that holds it",
         )
     return module.load(name, root, split, labels)
 
 
 def dataset_classes(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
-    """Class names and task of a data set, without its images."""
+    """Class names and task of a data set; its images need not be there."""
     return dataset_module(name).describe(name, labels)

@@ -90,7 +90,7 @@ class Index:
         """The images of these rows, in this order."""
         chosen = np.asarray(rows, np.int64)
         images = self.sources
-        sources = images[chosen] if isinstance(images, np.ndarray) else [images[row] for row in chosen]
+        sources = images[chosen] if isinstance(images, np.ndarray) else [images[int(row)] for row in chosen]
         groups = tuple(self.groups[row] for row in chosen) if self.groups else ()
         ids = tuple(self.ids[row] for row in chosen)
         return replace(self, ids=ids, sources=sources, labels=self.labels[chosen], groups=groups)

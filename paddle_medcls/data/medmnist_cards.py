@@ -1,11 +1,11 @@
-"""MedMNIST v2, the twelve two-dimensional sets: what each file must hold. Data, no code.
+"""The twelve two-dimensional data sets of MedMNIST v2: task, classes, number of images and checksums.
 
-Facts from `medmnist/info.py` of MedMNIST 3.0.2 and the record 10519652 on zenodo.org, which holds
-the 28-pixel files and those of MedMNIST+ (64, 128 and 224 pixels).
+Sources: `medmnist/info.py` of MedMNIST 3.0.2, and record 10519652 on zenodo.org, which has the 28-pixel files and those
+of MedMNIST+ (64, 128 and 224 pixels).
 
-`flips` are the mirrorings that leave an image anatomically possible: a microscope's and a
-dermatoscope's field has no up or down; a mirrored eye or breast is that of the other side; a
-mirrored chest has its heart on the wrong side, and in the organ sets left and right are classes.
+`flips` are the mirrorings that keep an image anatomically possible: images of a microscope or dermatoscope have no
+orientation; a mirrored eye or breast is one of the other side; a mirrored chest has its heart on the wrong side, and in
+the organ sets left and right are classes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,19 @@ SIZES = (28, 64, 128, 224)
 
 @dataclass(frozen=True)
 class Card:
-    """One set; `md5` by image size in pixels, `counts` of train, val and test.
+    """The properties of one MedMNIST set.
 
-    `num_bytes` is the length of the 28-pixel file, 0 where we have not seen it ourselves.
+    Attributes:
+        flag: its name, and the stem of its file.
+        what: its images and their source.
+        task: "binary", "multi-class", "ordinal" or "multi-label".
+        channels: 1 or 3.
+        counts: number of images of train, val and test.
+        classes: names, in class order.
+        md5: checksum of the npz file, by image size in pixels.
+        flips: the flips that recipes may use, as fields of a recipe.
+        num_bytes: size of the 28-pixel file, 0 if unknown.
+        licence: of the images.
     """
 
     flag: str
@@ -104,7 +114,6 @@ _CARDS = (
             128: "db107e5590b27930b62dbaf558aebee3",
             224: "45bd33e6f06c3e8cdb481c74a89152aa",
         },
-        flips=(),
     ),
     Card(
         "dermamnist",
@@ -158,7 +167,6 @@ _CARDS = (
             128: "05b46931834c231683c68f40c47b2971",
             224: "d6a3c71de1b945ea11211b03746c1fe1",
         },
-        flips=(),
     ),
     Card(
         "retinamnist",
@@ -253,7 +261,6 @@ _CARDS = (
             128: "eeae80d0a227a8d099027e1b3cfd3b60",
             224: "50747347e05c87dd3aaf92c49f9f3170",
         },
-        flips=(),
     ),
     Card(
         "organcmnist",
@@ -268,7 +275,6 @@ _CARDS = (
             128: "773c1f009daa3fe5d9a2a201b2a7ed94",
             224: "050f5e875dc056f6768abf94ec9995d1",
         },
-        flips=(),
     ),
     Card(
         "organsmnist",
@@ -283,7 +289,6 @@ _CARDS = (
             128: "ded0c5fa01a95dc4978b956f613e9b8e",
             224: "b354719e553fbbb2513d5533f52a4cb1",
         },
-        flips=(),
     ),
 )
 

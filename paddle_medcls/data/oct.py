@@ -1,11 +1,11 @@
-"""OCT2017 (Kermany et al. 2018): retinal OCT scans, CNV / DME / DRUSEN / NORMAL. Document 004.
+"""OCT2017 (Kermany et al. 2018): retinal OCT scans in four classes, as in the OCT transfer-learning tutorial.
 
-Layout of Kaggle and Mendeley: `OCT2017/{train,val,test}/<class>/*.jpeg`, at the root or below. A file
-name carries the patient: `CNV-1016042-1.jpeg`.
+Layout of Kaggle and Mendeley: `OCT2017/{train,val,test}/<class>/*.jpeg`, in the data root or a folder below it. A file
+name contains the patient: `CNV-1016042-1.jpeg`.
 
-The shipped `val` has 8 images a class, too few to choose weights by. By default a tenth of the patients
-of each class is taken out of `train` for validation, whole patients at a time; `labels="shipped"` takes
-the tutorial's `val` folder instead.
+The `val` folder has 8 images of each class, too few to choose weights. By default a tenth of the patients of each class
+is held out of `train` for validation, with all their images; `labels="shipped"` uses the `val` folder, as the tutorial
+does.
 """
 
 from __future__ import annotations
@@ -34,36 +34,44 @@ ABOUT = {
     "to cite": "Kermany, Goldbaum et al., Cell 172:1122 (2018)",
     "licence": "CC BY 4.0",
 }
-"""What a model card repeats about the data: the table of `datasets/oct/README.md`."""
+"""The table of `datasets/oct/README.md`, for model cards."""
 KNOWN_FAULTS = (
-    "The shipped `val` has 8 scans a class, too few to choose weights by. The recipe `oct` takes a tenth of the "
-    "patients out of `train` instead, whole patients at a time; `oct_shipped` uses the folder.",
-    "Scans of one patient look alike. A split that tears patients apart inflates the accuracy by 5 to 30 points "
-    "(Tampu et al., Scientific Data 2022); `--check` lists patients that stand in two splits.",
+    "The `val` folder has 8 scans of each class, too few to choose weights. The recipe `oct` holds out a tenth of the "
+    "patients of `train` instead, with all their scans; `oct_shipped` uses the folder.",
+    "Scans of one patient look alike. A split with scans of one patient on both sides inflates the accuracy by 5 to 30 "
+    "points (Tampu et al., Scientific Data 2022); `--check` lists patients in two splits.",
 )
-"""The section of this name of `datasets/oct/README.md`."""
+"""The section "Known faults" of `datasets/oct/README.md`, for model cards."""
 
 
 def describe(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
-    """Class names and task."""
+    """Class names and task; `labels`: "default" (patients held out of `train`) or "shipped" (the folder `val`).
+
+    Raises:
+        DataError: another reading of the labels.
+    """
     if labels not in READINGS:
         raise DataError(f"oct has no labels {labels!r}", expected=", ".join(READINGS))
     return CLASSES, "multi-class"
 
 
 def patient_of(file_name: str) -> str:
-    """ "CNV-1016042-1.jpeg" -> "1016042"; the class in front does not matter, one patient may have two."""
-    found = re.fullmatch(r"[A-Za-z]+-(\d+)-\d+", Path(file_name).stem)
-    if not found:
-        raise DataError(f"oct: {file_name!r} carries no patient", expected="a name like CNV-1016042-1.jpeg")
-    return found[1]
+    """ "CNV-1016042-1.jpeg" -> "1016042"; without the class, since one patient may have scans of two.
+
+    Raises:
+        DataError: a name without a patient.
+    """
+    match = re.fullmatch(r"[A-Za-z]+-(\d+)-\d+", Path(file_name).stem)
+    if not match:
+        raise DataError(f"oct: {file_name!r} contains no patient", expected="a name like CNV-1016042-1.jpeg")
+    return match[1]
 
 
 def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
-    """The scans of one split."""
+    """The scans of one split; `labels` as in `describe`."""
     classes, task = describe(name, labels)
-    own_folder = split == "test" or labels == "shipped"
-    paths, numbers = _scans(root, split if own_folder else "train")
+    has_folder = split == "test" or labels == "shipped"
+    paths, numbers = _scans(root, split if has_folder else "train")
     index = Index(
         dataset=name,
         split=split,
@@ -75,14 +83,17 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
         groups=tuple(patient_of(path.name) for path in paths),
         drawn=is_drawn(root),
     )
-    if own_folder:
+    if has_folder:
         return index
     train, val = split_groups(index.labels, index.groups, HELD_OUT)
     return index.subset(train if split == "train" else val)
 
 
 def _scans(root: Path, split: str) -> tuple[list[Path], list[int]]:
-    # NORMAL alone does not tell: the chest films beside the scans in ZhangLabData.zip have such a folder as well
+    """Paths and labels of the scans in the folder `split`.
+
+    NORMAL alone does not identify that folder: the chest radiographs in ZhangLabData.zip have one of this name, too.
+    """
     folders = [folder for folder in subfolders(root) if folder.name == split]
     folders = [folder for folder in folders if any((folder / name).is_dir() for name in CLASSES[:3])]
     if not folders:

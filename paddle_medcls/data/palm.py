@@ -1,12 +1,12 @@
-"""PALM (iChallenge-PM): fundus photographs, pathologic myopia or not. Document 001.
+"""PALM (iChallenge-PM): fundus photographs with and without pathologic myopia, as in the PALM myopia tutorial.
 
-Training labels are the first letter of the file name: P pathologic; H high myopia and N normal are
-not pathologic. Validation labels come from `labels.csv` (ID,imgName,Label,Fovea_X,Fovea_Y) or from
-the original `PM_Label_and_Fovea_Location.xlsx`.
+Training labels are the first letter of the file name: P is pathologic; H (high myopia) and N (normal) are not.
+Validation labels come from `labels.csv` (ID,imgName,Label,Fovea_X,Fovea_Y) or from the original
+`PM_Label_and_Fovea_Location.xlsx`.
 
-The three-class reading (`labels="three"`: normal, high myopia, pathologic) exists for training files
-alone, since the validation labels do not tell normal from high myopia: a fifth of the training
-files, chosen by a fixed seed within each class, is held out for validation.
+The three-class reading (`labels="three"`: normal, high myopia, pathologic) exists for training files alone, since the
+validation labels do not distinguish normal from high myopia: a fifth of the training files of each class, chosen with
+a fixed seed, is held out for validation.
 """
 
 from __future__ import annotations
@@ -43,32 +43,36 @@ ABOUT = {
     "to cite": "Fang et al., Scientific Data 11:99 (2024), doi 10.1038/s41597-024-02911-2",
     "licence": "research and education; read the terms where you download it",
 }
-"""What a model card repeats about the data: the table of `datasets/palm/README.md`."""
+"""The table of `datasets/palm/README.md`, for model cards."""
 KNOWN_FAULTS = (
     "The same photograph under two names: P0014 = P0072, V0107 = V0160, V0268 = V0320, and across the splits "
     "P0056 = V0163 and P0057 = V0252 (2 of 400 validation images are in the training set).",
     "There is no labelled test set here. The tutorials choose their weights on the validation images and report "
-    "the accuracy on the same ones, which is optimistic; so do the figures of this package, and they say so.",
-    "The classes differ at the edge of the picture as well: `tools/prepare.py --dataset palm --audit` on the "
-    "images at 224 pixels: a logistic regression on the outer 10% of a 40-pixel grey image is right for 87.3% of "
-    "the validation images (95% 83.6 to 90.2), on all of it for 90.8% (87.5 to 93.2); chance is 52.8%.",
+    "the accuracy on the same ones, which is optimistic; so do the results of this package, which say so.",
+    "The classes differ at the border of the image as well: `tools/prepare.py --dataset palm --audit` on the "
+    "images at 224 pixels: a logistic regression on the outer 10% of a 40-pixel grey image has an accuracy of 87.3% on "
+    "the validation images (95% 83.6 to 90.2), on the complete image 90.8% (87.5 to 93.2); chance is 52.8%.",
     "The three-class reading (`--recipe palm_three`) exists for the training files alone: a fifth of each class "
     "is held out.",
 )
-"""The section of this name of `datasets/palm/README.md`."""
+"""The section "Known faults" of `datasets/palm/README.md`, for model cards."""
 
 LABEL_FILES = ("labels.csv", "PM_Label_and_Fovea_Location.xlsx")
 
 
 def describe(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
-    """Class names and task of a reading of the labels."""
+    """Class names and task; `labels`: "default" (two classes) or "three".
+
+    Raises:
+        DataError: another reading of the labels.
+    """
     if labels not in CLASSES:
         raise DataError(f"palm has no labels {labels!r}", expected=", ".join(CLASSES))
     return CLASSES[labels], "binary" if labels == "default" else "multi-class"
 
 
 def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
-    """The training or validation images with their labels; see the module for where labels come from."""
+    """The training or validation images with their labels; the module's docstring has the source of the labels."""
     classes, task = describe(name, labels)
     if labels == "three" or split == "train":
         paths, numbers = _by_first_letter(root, LETTERS[labels])
@@ -97,11 +101,11 @@ def _images(folder: Path) -> list[Path]:
 def _by_first_letter(root: Path, letters: dict[str, int]) -> tuple[list[Path], list[int]]:
     folder = _find_folder(root, "PALM-Training400", "PHN")
     paths = _images(folder)
-    strange = [path.name for path in paths if path.name[0] not in letters]
-    if strange:
+    unknown = [path.name for path in paths if path.name[0] not in letters]
+    if unknown:
         raise DataError(
-            f"palm: {len(strange)} training file(s) with an unknown first letter",
-            items=strange,
+            f"palm: {len(unknown)} training file(s) with an unknown first letter",
+            items=unknown,
             where=folder,
             expected="P (pathologic), H (high myopia) or N (normal)",
             do="remove the files that do not belong to PALM-Training400",
@@ -129,8 +133,8 @@ def _by_label_file(root: Path) -> tuple[list[Path], list[int]]:
 
 
 def _find_folder(root: Path, name: str, letters: str) -> Path:
-    """The folder with the images: by its name, nested or not, or by what its files are called."""
-    folders = [folder for folder in subfolders(root) if _holds(folder, letters)]
+    """The folder with the images: by its own name, or else by the names of its files."""
+    folders = [folder for folder in subfolders(root) if _has_images(folder, letters)]
     named = [folder for folder in folders if folder.name == name]
     if folders:
         return only_copy(named or folders, _images)
@@ -142,16 +146,16 @@ def _find_folder(root: Path, name: str, letters: str) -> Path:
     )
 
 
-def _holds(folder: Path, letters: str) -> bool:
+def _has_images(folder: Path, letters: str) -> bool:
     names = (path.name for path in folder.iterdir() if path.suffix.lower() in IMAGES)
     return any(name[0] in letters and name[1:5].isdigit() for name in names)
 
 
 def _find_label_file(root: Path) -> Path:
     for name in LABEL_FILES:
-        found = [folder / name for folder in subfolders(root) if (folder / name).is_file()]
-        if found:
-            return only_copy(found)
+        copies = [folder / name for folder in subfolders(root) if (folder / name).is_file()]
+        if copies:
+            return only_copy(copies)
     raise DataError(
         "palm: no validation labels",
         where=root,
@@ -168,7 +172,7 @@ def _read_labels(path: Path) -> list[tuple[int, str, int]]:
         table = pandas.read_csv(path, dtype=str) if path.suffix == ".csv" else pandas.read_excel(path, dtype=str)
     except ImportError as error:
         raise DataError(f"palm: {path.name} needs openpyxl: {error}", do="pip install openpyxl") from None
-    except Exception as error:  # pandas raises many kinds for broken files
+    except Exception as error:  # pandas raises many types for broken files
         raise DataError(f"palm: {path.name} cannot be read: {error}", where=path) from None
     if not {"imgName", "Label"} <= set(table.columns):
         raise DataError(
@@ -188,6 +192,6 @@ def _read_labels(path: Path) -> list[tuple[int, str, int]]:
         )
     names = [name for _, name, _ in rows]
     if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise DataError(f"palm: {path.name} lists images twice", items=twice, where=path)
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(f"palm: {path.name} lists images twice", items=duplicates, where=path)
     return [(number, name, int(label)) for number, name, label in rows]

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from paddle_medcls.data.covid import CLASSES, make_lists
+from paddle_medcls.data.covid import CLASSES, make_split_files
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.medmnist import NAMES, SPLITS, card_of, file_of
 from paddle_medcls.data.oct import CLASSES as OCT_CLASSES
@@ -102,7 +102,7 @@ def _write_covid(root: Path, seed: int) -> None:
     for name in CLASSES:
         for number in range(1, 61):
             _write_image(root / name / f"{name}-{number}.png", radiograph(rng, name))
-    for split, text in make_lists(root, seed).items():
+    for split, text in make_split_files(root, seed).items():
         write_text(root / f"{split}.txt", text)
 
 
