@@ -1,4 +1,4 @@
-"""Errors that a user can act on: what went wrong, where, what was expected, how to fix it."""
+"""Errors with a message for the user: what happened, where, what was expected, how to fix it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (writing direct
 
 
 def printable(text: object) -> str:
-    """A file's name, or other text from outside, as one line that a terminal only prints.
+    """Text from outside, such as a file name, as one line without control characters.
 
     Escape sequences, line ends and bytes that are not UTF-8 become escapes such as `\\x1b`; the rest is unchanged.
     """
@@ -22,29 +22,37 @@ def printable(text: object) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], n: int = 1) -> str:
-    """The end of a message about an unknown name: "; did you mean 'palm'?", or nothing where no name is near."""
+    """The end of a message about an unknown name, "; did you mean 'palm'?", or "" if no known name is similar.
+
+    Args:
+        name: the unknown name.
+        known: the names to choose from.
+        n: the largest number of names to offer.
+    """
     by_lower = {other.lower(): other for other in known}
     near = [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=n, cutoff=0.5)]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def command(name: str) -> str:
-    """How this process's user calls a command: "python tools/train.py", or "medcls train"."""
-    own = Path(sys.argv[0])
+    """The start of a command line, as the user called this process: "python tools/train.py" or "medcls train"."""
+    program = Path(sys.argv[0])
     return (
-        f"python tools/{name}.py" if own.suffix == ".py" and own.resolve().parent.name == "tools" else f"medcls {name}"
+        f"python tools/{name}.py"
+        if program.suffix == ".py" and program.resolve().parent.name == "tools"
+        else f"medcls {name}"
     )
 
 
 class MedclsError(Exception):
-    """Base of the errors that the commands print as one message, without a traceback.
+    """Base of all errors that the commands print as one message, without a traceback.
 
     Args:
-        what: the fault in one line, with the value that was received.
-        where: the file, folder or field looked at.
-        expected: what would have been right.
-        do: what the user can do now.
-        items: further lines, one for each faulty thing; the first 20 are shown.
+        what: the fault in one line, with the faulty value.
+        where: the file, folder or field with the fault.
+        expected: a description of correct input.
+        do: how to fix it.
+        items: further lines, such as one per faulty file; the first 20 are shown.
     """
 
     def __init__(
@@ -68,18 +76,18 @@ class MedclsError(Exception):
 
     @classmethod
     def retold(cls, text: str) -> MedclsError:
-        """The error whose whole message, of several lines, another process of ours has written."""
+        """The error with this complete message, of several lines, which another process has printed."""
         error = cls(text.partition("\n")[0])
         error.args = (text,)
         return error
 
 
 class DataError(MedclsError):
-    """An image, label file or folder is not what the data set promises."""
+    """An image, label file or folder is missing or faulty."""
 
 
 class RecipeError(MedclsError):
-    """A recipe has an unknown field or a value out of range."""
+    """A recipe is unknown, or has an unknown field or a value out of range."""
 
 
 class WeightsError(MedclsError):
@@ -87,12 +95,12 @@ class WeightsError(MedclsError):
 
 
 class SetupError(MedclsError):
-    """The machine lacks something: Paddle, a library, a device, space on the disk."""
+    """Something is missing on this machine: Paddle, a library, a device, disk space."""
 
 
 class RunError(MedclsError):
-    """A training run cannot start, go on or be resumed."""
+    """A training run cannot be started, continued or resumed."""
 
 
 class Stopped(RunError):
-    """A training run was asked to stop, or its time was up; its state is saved."""
+    """A training run was stopped by the user or by its time budget; its state is saved."""

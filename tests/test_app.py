@@ -1,4 +1,4 @@
-"""The page: the probabilities of predict.py, users kept apart, one sentence for each fault."""
+"""The web page: same probabilities as predict.py, separate users, one sentence per error."""
 
 from __future__ import annotations
 
@@ -429,7 +429,8 @@ def test_in_a_browser(browser, address: str, trained: Path, tmp_path: Path, caps
     with page.expect_download(timeout=60_000) as download:
         page.get_by_text("Download as CSV").click()
     command = tmp_path / "command.csv"
-    assert predict.main([*map(str, files), "--weights", str(trained), "--csv", str(command), "--device", "cpu"]) == 0
+    arguments = ["--weights", str(trained), "--csv", str(command), "--device", "cpu", "--engine", "paddle"]
+    assert predict.main([*map(str, files), *arguments]) == 0
     ours, theirs = (list(csv.reader(Path(file).read_text().splitlines())) for file in (download.value.path(), command))
     assert ours[0] == theirs[0] and [row[1] for row in ours] == [row[1] for row in theirs]
     figures = [np.array([row[2:] for row in rows[1:]], float) for rows in (ours, theirs)]

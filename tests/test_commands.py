@@ -1,4 +1,4 @@
-"""The commands as users call them: exit codes, what goes to which stream, and what the messages say."""
+"""The commands as users call them: exit codes, standard output and error, messages."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def test_help_imports_nothing_heavy(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "heavy: []" in done.stdout and f"usage: medcls {name}" in done.stdout and "not for diagnosis" in done.stdout
+    assert "document 0" not in done.stdout
 
 
 def test_the_tools_answer_help_by_the_name_that_they_were_called_by() -> None:
@@ -123,7 +124,7 @@ def test_names_can_be_listed(arguments: list[str], line: str, capsys: pytest.Cap
 
 
 def test_the_argument_list_of_the_medmnist_tutorial(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """document 000: the values after --download too, and the data set's name in any case."""
+    """The MedMNIST baseline's: also with a value after --download, and the data set's name in any case."""
     arguments = ["--data_name", "BreastMNIST", "--input_root", str(tmp_path), "--output_root", str(tmp_path / "o")]
     arguments += ["--num_epoch", "1", "--download"]
     assert train.main([*arguments, "False"]) == 1
@@ -286,7 +287,7 @@ def test_gpu_on_a_cpu_build(run: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_summary_prints_the_documents_size(capsys: pytest.CaptureFixture) -> None:
-    """Document 003's table ends with 23,569,348 parameters."""
+    """The COVID-19 tutorial's table ends with 23,569,348 parameters."""
     assert train.main(["--dataset", "covid", "--summary"]) == 0
     assert "Total params: 23,569,348" in capsys.readouterr().out
 
@@ -386,7 +387,7 @@ def test_json_is_one_object_a_line_and_nothing_else(run: Path, capsys: pytest.Ca
 
 
 def test_predictions_are_those_of_eval(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """The same probabilities through both doors, for the validation images."""
+    """`predict` and `eval` give the same probabilities for the validation images."""
     val = load_index("covid", run.parent / "covid", "val")
     arguments = ["--weights", str(run / "COVID.pdparams"), *map(str, val.sources), "--csv", str(tmp_path / "p.csv")]
     assert predict.main([*arguments, "--batch-size", "3"]) == 0

@@ -1,4 +1,4 @@
-"""The shape of the code: imports point down, and nothing names one machine."""
+"""The structure of the code: imports point down, no file names a folder of one machine, no text is run as code."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def layer(name: str) -> int:
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of the project that a file imports, anywhere in it; not what is for annotations alone."""
+    """Modules of the project that a file imports anywhere, except those for annotations only."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         id(child)
@@ -124,8 +124,8 @@ def test_readers_metrics_and_recipes_import_no_paddle() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_paddle_comes_through_one_door() -> None:
-    """`runtime` prepares what must be set before the import; elsewhere it comes from there."""
+def test_paddle_is_imported_by_runtime_only() -> None:
+    """`runtime` configures Paddle before it is imported; other modules import it from there."""
     for name, path in MODULES.items():
         if name == "runtime":
             continue
@@ -167,8 +167,18 @@ def test_no_file_names_a_folder_of_one_machine() -> None:
     assert len(project_files()) > 40 and named == []
 
 
+def test_no_text_calls_a_tutorial_by_a_number() -> None:
+    """Help texts, errors and the texts of the page use the titles of docs/tutorials.md."""
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                assert not re.search(r"documents? 00\d", node.value, re.IGNORECASE), f"{name}: {node.value}"
+
+
 def test_no_eval_and_no_foreign_loading() -> None:
-    """No file of a user's reaches pickle, numpy's pickles or paddle.load; no text is run as code."""
+    """Users' files are not read by pickle, NumPy's pickles or paddle.load, and no text is run as code."""
     forbidden = {"eval", "exec", "compile", "pickle.load", "pickle.loads", "paddle.load", "numpy.load", "np.load"}
     for name, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text())):

@@ -44,6 +44,7 @@ class Toy(nn.Layer):
 
 
 def toy(network: Network) -> Toy:
+    """A convolution, batch norm, dropout and a linear layer."""
     return Toy(network)
 
 

@@ -1,13 +1,13 @@
-"""The web page: `page.py` is the script that Streamlit runs, `texts.py` its words in English and Chinese.
+"""The web page: `page.py` is the script that Streamlit runs, `texts.py` its texts in English and Chinese.
 
-A folder of its own, because Streamlit puts the folder of its script in front of `sys.path`.
+It has its own folder because Streamlit puts the folder of its script first in `sys.path`.
 """
 
 import ipaddress
 
 
 def is_local(address: str) -> bool:
-    """Whether an address means this machine alone."""
+    """Whether an address can be reached from this machine only ("127.0.0.1", "::1", "localhost")."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:

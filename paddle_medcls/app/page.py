@@ -1,7 +1,7 @@
-"""The page: one model; images, their probabilities, the decision, the heat map. Streamlit runs it at each click.
+"""The script of the web page: a model, images, their probabilities, decisions and heat maps.
 
-Every run is a thread of Streamlit's, so nothing of a user's is kept in the module: results are in
-`st.session_state`, and models, which all users share, behind one lock (Grad-CAM hooks into the network).
+Streamlit runs the script in a new thread after every click of every user. Results of a user are in `st.session_state`.
+Models are shared by all users and used under one lock, because Grad-CAM adds hooks to the network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import streamlit as st
 
 from paddle_medcls.app import is_local
 from paddle_medcls.app.texts import LANGUAGES, words
-from paddle_medcls.app.views import STYLE, Words, bars, block, decide, plain, safe, sentence, show_card, show_table
+from paddle_medcls.app.views import STYLE, Words, bars, block, decide, plain, safe, sentence, show_model, show_table
 from paddle_medcls.commands.predict import trained_models
 from paddle_medcls.data.sample import examples
 from paddle_medcls.errors import WeightsError
@@ -32,31 +32,35 @@ from paddle_medcls.predict import Predictor
 from paddle_medcls.runtime import paddle, select_device
 from paddle_medcls.sidecar import Sidecar
 
-SHOWN_PX = 800  # longer side of the pictures on the page
-MOST_FAULTS = 20
+SHOWN_PX = 800  # longer side of the images on the page
+MAX_FAULTS = 20
 
 
 class Model(NamedTuple):
-    key: str  # changes with the files
+    """The chosen model."""
+
+    key: str  # differs when the files differ
     predictor: Predictor
     date: str  # of the weight file; "" for an upload
 
 
 class Image(NamedTuple):
+    """An uploaded or synthetic image."""
+
     key: str
     name: str
     read: Callable[[], bytes]
-    drawn: bool = False
+    synthetic: bool = False
 
 
 def page(weights: str = "", language: str = "") -> None:
     """Draws the whole page.
 
     Args:
-        weights: a weight file that is offered before those of the runs.
+        weights: path of a weight file that is listed before those of the runs; "": none.
         language: "en" or "zh"; "": the browser's.
     """
-    paddle.disable_static()  # this run may be a thread of its own, and other threads than Paddle's start static
+    paddle.disable_static()  # a new thread starts in Paddle's static mode
     select_device()
     st.set_page_config(page_title="paddle_medcls", layout="wide")
     st.html(STYLE)
@@ -76,7 +80,7 @@ def page(weights: str = "", language: str = "") -> None:
         model = _choose_model(t, weights)
     with head:
         _show_head(t, model.predictor.card if model else None)
-    work, about = st.tabs([t["predict"], t["card"]])
+    work, about = st.tabs([t["predict"], t["about"]])
     with work:
         images = _choose_images(t, model.predictor.card.dataset if model else "")
         if model:
@@ -85,21 +89,21 @@ def page(weights: str = "", language: str = "") -> None:
             st.info(t["no_model"])
     with about:
         if model:
-            show_card(t, model.predictor, model.date)
+            show_model(t, model.predictor, model.date)
         else:
             st.info(t["no_model"])
 
 
-def _show_head(t: Words, card: Sidecar | None) -> None:
-    """The title and what every view must say."""
+def _show_head(t: Words, sidecar: Sidecar | None) -> None:
+    """The title, the model, and the notices that every view shows."""
     lines = [f"<h1>{t['title']}</h1>"]
-    if card:
-        more = ", …" if len(card.classes) > 8 else ""
-        about = f"{card.dataset} · {card.network.model} · {', '.join(card.classes[:8])}{more}"
+    if sidecar:
+        more = ", …" if len(sidecar.classes) > 8 else ""
+        about = f"{sidecar.dataset} · {sidecar.network.model} · {', '.join(sidecar.classes[:8])}{more}"
         lines.append(f'<p class="soft">{safe(about)}</p>')
     lines.append(f'<p class="note"><b>{t["notice"]}</b> {t["any_picture"]}</p>')
-    if card and card.drawn:
-        lines.append(f'<p class="note">{t["drawn_model"]}</p>')
+    if sidecar and sidecar.drawn:
+        lines.append(f'<p class="note">{t["synthetic_model"]}</p>')
     block(*lines)
 
 
@@ -107,11 +111,11 @@ def _show_head(t: Words, card: Sidecar | None) -> None:
 
 
 def _choose_model(t: Words, weights: str) -> Model | None:
-    """The model that the user chose; None, and a sentence, where it cannot be used."""
+    """The model that the user chose; None if there is none, or if it cannot be used, which the page then says."""
     files = [str(path) for path in trained_models(Path("runs"))]
     files = [weights, *(file for file in files if file != weights)] if weights else files
     options = {file: file[len(f"runs{os.sep}") :] if file.startswith(f"runs{os.sep}") else file for file in files}
-    if is_local(st.get_option("server.address") or ""):  # others shall not try paths of this machine
+    if is_local(st.get_option("server.address") or ""):  # other users must not try paths of this machine
         options["typed"] = t["typed"]
     options["uploaded"] = t["uploaded"]
     choice = st.selectbox(t["model"], options, format_func=options.get, key="model")
@@ -136,6 +140,7 @@ def _choose_model(t: Words, weights: str) -> Model | None:
 
 
 def _uploaded_model(t: Words) -> Model | None:
+    """The model of the uploaded files; None before the upload."""
     kinds = ["pdparams", "safetensors", "json"]
     files = st.file_uploader(t["weights_upload"], kinds, accept_multiple_files=True, key="weights")
     st.caption(t["weights_note"])
@@ -162,7 +167,7 @@ def _load(file: str, stamp: str) -> Predictor:
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _unpack(digest: str, _stem: str, _parts: dict[str, bytes]) -> tuple[Predictor, tempfile.TemporaryDirectory]:
-    """An uploaded model, and its folder, which lives as long as the model is kept."""
+    """An uploaded model, and its temporary folder, which exists as long as the model is cached."""
     folder = tempfile.TemporaryDirectory(prefix="medcls-")
     try:
         for suffix, data in _parts.items():
@@ -176,7 +181,7 @@ def _unpack(digest: str, _stem: str, _parts: dict[str, bytes]) -> tuple[Predicto
 
 @st.cache_resource
 def _lock() -> threading.Lock:
-    """One user's network runs at a time: hooks and gradients of two would mix."""
+    """The lock of all models: hooks and gradients of two users would mix."""
     return threading.Lock()
 
 
@@ -184,27 +189,30 @@ def _lock() -> threading.Lock:
 
 
 def _choose_images(t: Words, dataset: str) -> list[Image]:
-    """Uploads, which stay while the model changes, and drawn images like those of the model's data set."""
+    """The uploaded images, and the chosen synthetic images of the model's data set."""
     kinds = sorted(suffix[1:] for suffix in SUFFIXES)
     uploads = st.file_uploader(t["images"], kinds, accept_multiple_files=True, help=t["images_help"], key="images")
     images = [Image(upload.file_id, upload.name, upload.getvalue) for upload in uploads]
-    drawn = examples(dataset)
-    if drawn:
-        for name in st.pills(t["samples"], list(drawn), selection_mode="multi", key=f"samples {dataset}") or ():
-            title = t["drawn_name"].format(name=name)
-            images.append(Image(f"drawn {dataset} {name}", title, lambda data=drawn[name]: data, True))  # type: ignore[misc]
+    synthetic = examples(dataset)
+    if synthetic:
+        for name in st.pills(t["samples"], list(synthetic), selection_mode="multi", key=f"samples {dataset}") or ():
+            title = t["synthetic_name"].format(name=name)
+            images.append(Image(f"synthetic {dataset} {name}", title, lambda data=synthetic[name]: data, True))  # type: ignore[misc]
     return images
 
 
 def _predict(t: Words, model: Model, images: Sequence[Image]) -> list[np.ndarray | str]:
-    """Probabilities (C,) of each image, or the sentence that says why there are none; each is computed once.
+    """Probabilities of each image, computed once per image and model.
 
-    One image at a time: its probabilities do not depend on its companions, and memory holds one decoded image.
+    Images are decoded and predicted one at a time, so that memory holds one decoded image.
+
+    Returns:
+        For each image an array (classes,) of probabilities, or a sentence with the error.
     """
-    known = st.session_state.get("results", {})
-    kept = {key: known[key] for key in ((model.key, image.key) for image in images) if key in known}
-    st.session_state["results"] = kept  # a click may end this run in the middle; what is done stays
-    todo = [image for image in images if (model.key, image.key) not in kept]
+    earlier = st.session_state.get("results", {})
+    results = {key: earlier[key] for key in ((model.key, image.key) for image in images) if key in earlier}
+    st.session_state["results"] = results  # stored first: a click may end this run at any time
+    todo = [image for image in images if (model.key, image.key) not in results]
     bar = st.progress(0.0) if len(todo) > 1 else None
     for number, image in enumerate(todo):
         if bar:
@@ -213,20 +221,21 @@ def _predict(t: Words, model: Model, images: Sequence[Image]) -> list[np.ndarray
             pixels = model.predictor.decode(image.read(), image.name)
             with _lock():
                 logits = model.predictor.logits([pixels], [image.name])
-                kept[model.key, image.key] = model.predictor.head.probabilities(logits)[0]
+                results[model.key, image.key] = model.predictor.head.probabilities(logits)[0]
         except Exception as error:
-            kept[model.key, image.key] = sentence(error)
+            results[model.key, image.key] = sentence(error)
     if bar:
         bar.empty()
-    return [kept[model.key, image.key] for image in images]
+    return [results[model.key, image.key] for image in images]
 
 
 def _show_results(t: Words, model: Model, images: Sequence[Image], results: Sequence[np.ndarray | str]) -> None:
+    """The errors, the table of all images, and one image in detail."""
     faults = [f"{image.name}: {r.removeprefix(f'{image.name}: ')}" for image, r in _pairs(images, results, str)]
-    for fault in faults[:MOST_FAULTS]:
+    for fault in faults[:MAX_FAULTS]:
         st.error(plain(fault))
-    if len(faults) > MOST_FAULTS:
-        st.error(t["more_faults"].format(n=len(faults) - MOST_FAULTS))
+    if len(faults) > MAX_FAULTS:
+        st.error(t["more_faults"].format(n=len(faults) - MAX_FAULTS))
     good = _pairs(images, results, np.ndarray)
     number = 0
     if len(good) > 1:
@@ -240,35 +249,37 @@ def _show_results(t: Words, model: Model, images: Sequence[Image], results: Sequ
 
 
 def _pairs(images: Sequence[Image], results: Sequence, kind: type) -> list[tuple]:
+    """Images whose result is of a type, with their results."""
     return [(image, result) for image, result in zip(images, results) if isinstance(result, kind)]
 
 
 def _show_image(t: Words, model: Model, image: Image, probs: np.ndarray) -> None:
-    card = model.predictor.card
-    yes, reason = decide(t, card, probs)
-    verdict = ", ".join(card.classes[k] for k in yes) or t["none"]
+    """One image: its decision, probabilities (classes,), and heat map."""
+    sidecar = model.predictor.card
+    yes, reason = decide(t, sidecar, probs)
+    verdict = ", ".join(sidecar.classes[k] for k in yes) or t["none"]
     left, middle, right = st.columns(3, gap="medium")
     with left:
         block(
             f'<p class="soft">{t["decision"]}</p><p class="verdict">{safe(verdict)}</p>',
             f'<p class="soft">{safe(reason)}</p>',
-            *bars(t, card, probs, yes),
+            *bars(t, sidecar, probs, yes),
         )
         likely = int(model.predictor.head.explained(probs[None])[0])
         key, numbers = f"class {model.key} {image.key}", range(len(probs))
-        k = st.selectbox(t["heat_class"], numbers, likely, format_func=lambda k: card.classes[k], key=key)
+        k = st.selectbox(t["heat_class"], numbers, likely, format_func=lambda k: sidecar.classes[k], key=key)
         opacity = st.slider(t["opacity"], 0, 100, 60, 5, format="%d%%", key="opacity")
     picture, heat = _heat_map(model, image, k)
     with middle:
         st.image(picture, width="stretch")
-        block(f'<p class="soft">{safe(image.name)}</p>', f"<p>{t['drawn_image']}</p>" if image.drawn else "")
+        block(f'<p class="soft">{safe(image.name)}</p>', f"<p>{t['synthetic_image']}</p>" if image.synthetic else "")
     with right:
         if isinstance(heat, str):
             st.info(plain(t["no_heat"].format(fault=heat)))
             return
         st.image(overlay(picture, heat, opacity / 100), width="stretch")
         block(
-            f'<p class="soft">{safe(t["heat"].format(name=card.classes[k]))}</p>',
+            f'<p class="soft">{safe(t["heat"].format(name=sidecar.classes[k]))}</p>',
             f'<p class="scale">{t["heat_least"]}<i></i>{t["heat_most"]}</p>',
             f'<p class="soft">{t["heat_note"]}</p>',
             "" if heat.any() else f"<p>{t['empty_heat']}</p>",
@@ -276,29 +287,33 @@ def _show_image(t: Words, model: Model, image: Image, probs: np.ndarray) -> None
 
 
 def _heat_map(model: Model, image: Image, k: int) -> tuple[np.ndarray, np.ndarray | str]:
-    """The picture (H, W, 3) RGB uint8 at the size of the page and its heat map (H, W), or why there is none."""
-    wanted = (model.key, image.key, k)
-    kept = st.session_state.get("heat")
-    if kept and kept[0] == wanted:
-        return kept[1:]
+    """An image for the page, and its heat map for class k.
+
+    Returns:
+        The image, RGB uint8 (H, W, 3); the heat map (H, W) in 0..1, or a sentence that says why there is none.
+    """
+    key = (model.key, image.key, k)
+    earlier = st.session_state.get("heat")
+    if earlier and earlier[0] == key:
+        return earlier[1:]
     pixels = model.predictor.decode(image.read(), image.name)
     scale = SHOWN_PX / max(pixels.shape[:2])
     size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
     heat: np.ndarray | str
     try:
         with _lock():
-            (whole,) = model.predictor.heatmaps([pixels], [k])
-        heat = cv2.resize(whole, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+            (full_size,) = model.predictor.heatmaps([pixels], [k])
+        heat = cv2.resize(full_size, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     except Exception as error:
         heat = sentence(error)
-    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST  # the pixels of a small image may be seen
+    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST  # small images keep visible pixels
     picture = cv2.resize(to_channels(pixels, "rgb"), size, interpolation=smooth)
-    st.session_state["heat"] = (wanted, picture, heat)
+    st.session_state["heat"] = (key, picture, heat)
     return picture, heat
 
 
 def main(weights: str, language: str) -> None:
-    """The page; a fault that nobody foresaw is one sentence too, and its traceback with --debug."""
+    """Shows the page; an unexpected error is one sentence, or a traceback with --debug."""
     try:
         page(weights, language)
     except Exception as error:
@@ -311,5 +326,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", default="")
     parser.add_argument("--lang", default="")
-    given = parser.parse_args()
-    main(given.weights, given.lang)
+    args = parser.parse_args()
+    main(args.weights, args.lang)

@@ -1,6 +1,6 @@
-"""How results look: bars, the table, the description of the model with its metrics.
+"""The parts of the page: probability bars, the table, the description of the model with its metrics.
 
-What comes from outside (names of files and classes, the sidecar) is shown as text, never as Markdown or HTML.
+Text from outside (names of files and classes, the sidecar) is shown as text, never as Markdown or HTML.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from paddle_medcls.sidecar import Sidecar
 
 Words = dict[str, str]
 
-MOST_BARS = 16
+MAX_BARS = 16
 STYLE = """<style>
 .mc { font-size: .95rem; line-height: 1.5; overflow-wrap: anywhere; }
 .mc h1 { font-size: 1.75rem; font-weight: 650; padding: 0; margin: 0; }
@@ -54,68 +54,80 @@ def _number(value: object) -> str:
 
 
 def safe(value: object) -> str:
-    """Text from outside, for HTML."""
+    """Text from outside, escaped for HTML."""
     return html.escape(str(value))
 
 
 def plain(text: str) -> str:
-    """Text from outside, for Streamlit's Markdown: every mark is escaped."""
+    """Text from outside, escaped for Streamlit's Markdown."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
 
 
 def block(*parts: str) -> None:
+    """Shows HTML in the style of the page."""
     st.html('<div class="mc">' + "".join(parts) + "</div>")
 
 
 def sentence(error: Exception) -> str:
+    """The first line of an error; of an unexpected one its type and 200 characters."""
     return error.what if isinstance(error, MedclsError) else f"{type(error).__name__}: {str(error)[:200]}"
 
 
 # --- predictions ----------------------------------------------------------------------------------
 
 
-def decide(t: Words, card: Sidecar, probs: np.ndarray) -> tuple[list[int], str]:
-    """The classes that an image is decided for, and why."""
-    yes, _ = card.head.decide_one(probs)
-    limit = f"{card.threshold:.4g}"
-    if card.task == "multi-label":
+def decide(t: Words, sidecar: Sidecar, probs: np.ndarray) -> tuple[list[int], str]:
+    """The classes decided for an image, and the reason.
+
+    Args:
+        probs: (classes,) of one image.
+    """
+    yes, _ = sidecar.head.decide_one(probs)
+    limit = f"{sidecar.threshold:.4g}"
+    if sidecar.task == "multi-label":
         return yes, t["labels_above"].format(k=len(yes), n=len(probs), threshold=limit)
-    if card.task == "binary":
+    if sidecar.task == "binary":
         reason = t["above" if yes[0] else "not_above"]
-        return yes, reason.format(name=card.classes[1], p=f"{probs[1]:.4f}", threshold=limit)
+        return yes, reason.format(name=sidecar.classes[1], p=f"{probs[1]:.4f}", threshold=limit)
     return yes, t["most_probable"].format(n=len(probs))
 
 
-def bars(t: Words, card: Sidecar, probs: np.ndarray, yes: Sequence[int]) -> list[str]:
-    """One bar a class, the most probable first; a mark at the threshold where there is one."""
+def bars(t: Words, sidecar: Sidecar, probs: np.ndarray, yes: Sequence[int]) -> list[str]:
+    """HTML of one bar per class, the most probable first, with a mark at the threshold if there is one.
+
+    Args:
+        probs: (classes,) of one image.
+        yes: the decided classes, which are highlighted.
+    """
     order = np.argsort(-probs, kind="stable")
     bars = []
-    for k in order[:MOST_BARS]:
-        name, share = safe(card.classes[k]), 100 * probs[k]
-        limited = card.task == "multi-label" or (card.task == "binary" and k == 1)
-        mark = f'<u style="left:{100 * card.threshold:.2f}%"></u>' if limited else ""
+    for k in order[:MAX_BARS]:
+        name, share = safe(sidecar.classes[k]), 100 * probs[k]
+        limited = sidecar.task == "multi-label" or (sidecar.task == "binary" and k == 1)
+        mark = f'<u style="left:{100 * sidecar.threshold:.2f}%"></u>' if limited else ""
         bars.append(
             f'<div class="bar{" yes" if k in yes else ""}" title="{name} {probs[k]:.6f}"><span>{name}</span>'
             f'<div><i style="width:{share:.2f}%"></i>{mark}</div><span>{probs[k]:.4f}</span></div>'
         )
-    rest = order[MOST_BARS:]
+    rest = order[MAX_BARS:]
     if len(rest):
-        text = t["more_classes"].format(n=len(rest), p=f"{probs[order[MOST_BARS - 1]]:.4f}")
+        text = t["more_classes"].format(n=len(rest), p=f"{probs[order[MAX_BARS - 1]]:.4f}")
         bars.append(f'<p class="soft">{text}</p>')
     return bars
 
 
-def show_table(t: Words, card: Sidecar, rows: list[tuple[str, np.ndarray]]) -> None:
+def show_table(t: Words, sidecar: Sidecar, rows: list[tuple[str, np.ndarray]]) -> None:
+    """The table of all images, and the button that downloads it as CSV; rows of (name, probabilities (classes,))."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "label", *card.classes])
+    writer.writerow(["image", "label", *sidecar.classes])
     lines = []
     for name, probs in rows:
-        yes, largest = card.head.decide_one(probs)
-        labels = [card.classes[k] for k in yes]
+        yes, largest = sidecar.head.decide_one(probs)
+        labels = [sidecar.classes[k] for k in yes]
         writer.writerow([name, "; ".join(labels), *(round(float(p), 8) for p in probs)])
         lines.append([name, ", ".join(labels) or t["none"], largest, *map(float, probs)])
-    columns = [t["image"], t["decision"], t["probability"], *(f"P({name})" for name in card.classes)]
+    columns = [t["image"], t["decision"], t["probability"], *(f"P({name})" for name in sidecar.classes)]
     bars = {t["probability"]: st.column_config.ProgressColumn(format="%.4f", min_value=0.0, max_value=1.0)}
     digits = {name: st.column_config.NumberColumn(format="%.4f") for name in columns[3:]}
     title, button = st.columns([3, 1], vertical_alignment="bottom")
@@ -125,13 +137,17 @@ def show_table(t: Words, card: Sidecar, rows: list[tuple[str, np.ndarray]]) -> N
     st.dataframe(pd.DataFrame(lines, columns=columns), hide_index=True, column_config={**bars, **digits})
 
 
-# --- the card ------------------------------------------------------------------------------------
+# --- the model -----------------------------------------------------------------------------------
 
 
-def show_card(t: Words, predictor: Predictor, date: str) -> None:
-    """What the sidecar says: metrics with their intervals, then how the model was made."""
-    card = predictor.card
-    metrics = card.metrics if isinstance(card.metrics, dict) else {}
+def show_model(t: Words, predictor: Predictor, date: str) -> None:
+    """The content of the sidecar: metrics with their intervals, data, network and preprocessing.
+
+    Args:
+        date: of the weight file, as text; "" for an uploaded one.
+    """
+    sidecar = predictor.card
+    metrics = sidecar.metrics if isinstance(sidecar.metrics, dict) else {}
     left, right = st.columns(2, gap="large")
     with left:
         if metrics:
@@ -140,32 +156,33 @@ def show_card(t: Words, predictor: Predictor, date: str) -> None:
             block(f'<h2>{safe(title)}</h2><p class="soft">{note}</p>', *_metric_tables(t, metrics))
         else:
             st.info(t["no_metrics"])
-    spec, network = card.preprocessing, card.network
+    spec, network = sidecar.preprocessing, sidecar.network
     mean, std = (", ".join(f"{value:.4g}" for value in dict.fromkeys(values)) for values in (spec.mean, spec.std))
     shape = f"{spec.size_px} × {spec.size_px} px, {spec.fit}, {spec.interpolation}, {spec.channels.upper()}"
     outputs = t["outputs"].format(n=network.num_outputs, channels=network.in_channels, stem=network.stem)
-    versions = card.versions if isinstance(card.versions, dict) else {}
+    versions = sidecar.versions if isinstance(sidecar.versions, dict) else {}
     rows = {
-        "data": f"{card.dataset} ({t['drawn']})" if card.drawn else card.dataset,
-        "recipe": card.recipe,
-        "task": card.task,
-        "classes": ", ".join(card.classes),
+        "data": f"{sidecar.dataset} ({t['synthetic']})" if sidecar.drawn else sidecar.dataset,
+        "recipe": sidecar.recipe,
+        "task": sidecar.task,
+        "classes": ", ".join(sidecar.classes),
         "network": f"{network.model}: {outputs}",
         "preprocessing": f"{shape}; mean {mean}; std {std}",
-        "flips": ", ".join(card.flips),
-        "temperature": f"{card.temperature:g}",
-        "threshold": f"{card.threshold:g}" if card.task != "multi-class" else "",
+        "flips": ", ".join(sidecar.flips),
+        "temperature": f"{sidecar.temperature:g}",
+        "threshold": f"{sidecar.threshold:g}" if sidecar.task != "multi-class" else "",
         "date": date,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "assumed": " · ".join(predictor.notes),
     }
     lines = [f"<tr><th>{t[key]}</th><td>{safe(value)}</td></tr>" for key, value in rows.items() if value]
-    lines.append(f"<tr><th>SHA-256</th><td>{safe(card.sha256)}</td></tr>" if card.sha256 else "")
+    lines.append(f"<tr><th>SHA-256</th><td>{safe(sidecar.sha256)}</td></tr>" if sidecar.sha256 else "")
     with right:
-        block(f"<h2>{t['card']}</h2><table>", *lines, "</table>")
+        block(f"<h2>{t['about']}</h2><table>", *lines, "</table>")
 
 
 def _metric_tables(t: Words, metrics: dict) -> list[str]:
+    """HTML of the metrics of the split, and of those of each class."""
     names = ("accuracy", "auc", "sensitivity", "specificity", "quadratic_kappa", "mean_absolute_error")
     intervals = metrics.get("intervals") if isinstance(metrics.get("intervals"), dict) else {}
     lines = [f"<table><tr><th>{t['metric']}</th><th>{t['value']}</th><th>{t['interval']}</th></tr>"]

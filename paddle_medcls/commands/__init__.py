@@ -1,7 +1,7 @@
-"""The commands. Each module has `main(argv) -> exit code`; `medcls` and `tools/*.py` call it through `main` here.
+"""The command line: each module has `main(argv) -> exit code`, which `medcls` and `tools/*.py` call through `main`.
 
-Exit codes: 0 done, 1 the run failed (one message on standard error), 2 wrong usage.
-Nothing heavy is imported before the arguments are parsed, so that `--help` answers at once.
+Exit codes: 0 done, 1 failed (with one message on standard error), 2 wrong usage.
+Paddle, NumPy and other slow imports are made after the arguments are parsed, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ from paddle_medcls.errors import command, did_you_mean, printable
 
 PADDLES = ("paddlepaddle", "paddlepaddle-gpu")
 COMMANDS = {
-    "prepare": "unpack, list, count and check a data set",
+    "prepare": "unpack, split, count and check a data set",
     "train": "train a recipe",
-    "eval": "score a weight file on a split",
-    "predict": "predict images",
+    "eval": "evaluate a trained model on a split",
+    "predict": "predict images with a trained model",
     "export": "export a trained model for other programs",
-    "app": "the web page",
-    "gradcam": "Grad-CAM heat maps and their faithfulness",
-    "reproduce": "train a grid of recipes and seeds, and tabulate it",
-    "benchmark": "measure speed, side by side",
+    "app": "show the web page",
+    "gradcam": "draw Grad-CAM heat maps and measure their faithfulness",
+    "reproduce": "train recipes with several seeds and write a table",
+    "benchmark": "measure speed and memory",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The whole process of a command: `medcls`, and the files in `tools/`."""
+    """The entry point of `medcls` and of the files in `tools/`; see `medcls`."""
     try:
         return medcls(argv)
     except KeyboardInterrupt:  # before or after `run`
         print("interrupted", file=sys.stderr)
         return 1
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # at exit Python waits for threads, and would show a traceback
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # Python waits for threads at exit, and Ctrl-C would then show a traceback
 
 
 def medcls(argv: Sequence[str] | None = None) -> int:
-    """`medcls COMMAND …`: the same commands as `python tools/COMMAND.py …`."""
+    """Runs `medcls COMMAND …`, the same commands as `python tools/COMMAND.py …`, and returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     lines = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     usage = f"usage: medcls COMMAND [options]\n       medcls --version\n\n{lines}"
@@ -81,8 +83,13 @@ def _installed(package: str) -> str:
 
 
 def parser(name: str, text: str) -> argparse.ArgumentParser:
-    """A parser with what all commands share."""
-    for stream in (sys.stdout, sys.stderr):  # a character that the terminal does not have must not end a command
+    """The argument parser of a command, with the options that all commands share.
+
+    Args:
+        name: of the command, see COMMANDS.
+        text: description for --help.
+    """
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show must not raise an error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     result = argparse.ArgumentParser(
@@ -97,11 +104,11 @@ def parser(name: str, text: str) -> argparse.ArgumentParser:
 
 
 def named(kind: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any]:
-    """The type of an option that takes a name: for "list" it prints all names, and ends the command.
+    """The `type` of an option that takes a name: "list" prints all names and ends the command.
 
     Args:
         kind: "recipe", "model", "dataset" or "field".
-        convert: the value's own type.
+        convert: converts the text of other values.
     """
 
     def value(text: str) -> Any:
@@ -115,7 +122,7 @@ def named(kind: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any
 
 
 def boolean(text: str) -> bool:
-    """The type of a flag that may be followed by True or False."""
+    """The `type` of a flag that may be followed by True or False, in any case."""
     known = {"true": True, "false": False}
     if text.lower() not in known:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
@@ -124,14 +131,16 @@ def boolean(text: str) -> bool:
 
 def add_engine_options(p: argparse.ArgumentParser) -> None:
     """--device, --engine and --precision of the commands that use a trained model."""
-    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU if there is one")
     p.add_argument(
         "--engine",
         choices=("auto", "paddle", "openvino", "onnxruntime"),
         default="auto",
         help="inference backend; auto: OpenVINO, else ONNX Runtime, else Paddle",
     )
-    p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="bf16: faster, rounded (some engines)")
+    p.add_argument(
+        "--precision", choices=("f32", "bf16"), default="f32", help="bf16: faster and less exact; not in every engine"
+    )
     p.add_argument(
         "--allow-program",
         action="store_true",
@@ -156,7 +165,7 @@ def open_predictor(weights: Path, args: argparse.Namespace):
 
 
 def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Calls a command's work and turns its errors into one message and exit code 1."""
+    """Runs a command and returns its exit code; an error is one message and code 1, or with --debug a traceback."""
     try:
         code = work(args)
         sys.stdout.flush()
@@ -165,7 +174,7 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> 
         print("interrupted", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; nothing more to say to it
+        sys.stderr.close()  # the program that read our output has ended; no message can reach it
         return 1
     except Exception as error:
         if args.debug:

@@ -1,4 +1,4 @@
-"""The names that options take: `--recipe list`, `--model list`, `--dataset list`, `--set list`."""
+"""Lists of names: `--recipe list`, `--model list`, `--dataset list`, `--set list`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def show(kind: str) -> int:
-    """Prints the names of a kind, one a line; the exit code is 1 where a recipe file is faulty.
+    """Prints all names of a kind, one per line, and returns the exit code: 1 if a recipe file is faulty.
 
     Args:
         kind: "recipe", "model", "dataset" or "field".
@@ -28,8 +28,8 @@ def show(kind: str) -> int:
 def _recipes() -> list[tuple[str, str]]:
     from paddle_medcls.recipes import read_recipes
 
-    found, _ = read_recipes()
-    return [(name, f"{found[name].dataset}, {found[name].model}: {found[name].source}") for name in sorted(found)]
+    recipes, _ = read_recipes()
+    return [(name, f"{one.dataset}, {one.model}: {one.source}") for name, one in sorted(recipes.items())]
 
 
 def _models() -> list[tuple[str, str]]:
@@ -47,8 +47,8 @@ def _datasets() -> list[tuple[str, str]]:
 def _of_dataset(name: str, module) -> str:
     if not hasattr(module, "card_of"):
         return _first_line(module)
-    card, side = module.card_of(name)
-    return f"{card.what}, {side} x {side} pixels, {card.task}"
+    dataset_card, side = module.card_of(name)
+    return f"{dataset_card.what}, {side} x {side} pixels, {dataset_card.task}"
 
 
 def _fields() -> list[tuple[str, str]]:
