@@ -1,4 +1,4 @@
-# `make demo` and `make test` do everything on a machine with Python 3.9 to 3.13 and make.
+# `make demo` and `make test` need only make and Python 3.9 to 3.13; they install the rest into .venv.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,7 +17,7 @@ $(VENV)/ready: requirements.txt setup.py
 
 $(VENV)/ready-dev: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps medmnist  # its evaluator; the rest needs torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps medmnist  # its evaluator; its other modules need torch
 	touch $@
 
 demo: $(VENV)/ready
@@ -27,7 +27,7 @@ demo: $(VENV)/ready
 	$(BIN)/python tools/eval.py --weights $(DEMO)/PALM.pdparams --output $(DEMO)/evaluation --errors 8
 	$(BIN)/python tools/predict.py $(DEMO)/sample/PALM-Validation400/V000*.jpg --weights $(DEMO)/PALM.pdparams --topk 2
 	@echo "The demo is done. Look at: $(DEMO)/curves.png, $(DEMO)/confusion_val.png, $(DEMO)/roc_val.png,"
-	@echo "and the study of the errors: $(DEMO)/evaluation/errors.html"
+	@echo "and the report of misclassified images: $(DEMO)/evaluation/errors.html"
 
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=paddle_medcls --cov-report=term

@@ -264,7 +264,7 @@ def test_without_paddle_the_message_says_what_to_install(tmp_path: Path) -> None
     (tmp_path / "paddle" / "__init__.py").write_text("raise ImportError(\"No module named 'paddle'\")")
     image = write_image(tmp_path / "a.png", pixels(0))
     for name, arguments in (
-        ("eval", ["--weights", "x.pdparams"]),
+        ("train", ["--dataset", "palm", "--sample", "--output", tmp_path / "run"]),
         ("gradcam", [image, "--weights", "x.pdparams", "--output", "o"]),
         ("train", ["--model", "list"]),
     ):
