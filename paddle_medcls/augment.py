@@ -31,7 +31,7 @@ class Augmentation:
         rotate_degrees: the angle is uniform in +- this.
         zoom: the scale is between 1/(1+zoom) and 1+zoom.
         shift: along x and y, uniform in +- this fraction of the side.
-        brightness, contrast: factor of the whole image, uniform in 1 +- this.
+        brightness, contrast: factor of the full image, uniform in 1 +- this.
         color: gain of each channel, uniform in 1 +- this.
     """
 
@@ -135,7 +135,7 @@ def _warp(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generato
 
 
 def _intensity(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Brightness and contrast of the whole image, and gain of each channel (`color`)."""
+    """Brightness and contrast of the full image, and gain of each channel (`color`)."""
     x = image.astype(np.float32)
     mean = float(x.mean())
     brightness = rng.uniform(1 - augmentation.brightness, 1 + augmentation.brightness)

@@ -109,7 +109,7 @@ def usable_folder(folder: Path, model, say: Callable[[str], None]) -> Path:
     error = folder_error(folder)
     if not error:
         return folder
-    say(f"features are not kept for later runs: {folder}: {error}")
+    say(f"features are not cached for later runs: {folder}: {error}")
     temporary = tempfile.mkdtemp(prefix="paddle_medcls-features-")
     weakref.finalize(model, shutil.rmtree, temporary, ignore_errors=True)
     return Path(temporary)

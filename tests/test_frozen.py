@@ -170,7 +170,7 @@ def test_a_run_without_a_writable_feature_folder_is_the_same_run(palm_root: Path
     (tmp_path / "features").write_text("a file, where the folder of the features would be")
     lines: list[str] = []
     train(frozen_recipe(), palm_root, tmp_path / "run", Options(device="cpu", workers=0, say=lines.append))
-    assert sum("features are not kept for later runs" in line for line in lines) == 1
+    assert sum("features are not cached for later runs" in line for line in lines) == 1
     train(frozen_recipe(), palm_root, tmp_path / "elsewhere" / "run", QUIET)
     assert read_run(tmp_path / "run") == read_run(tmp_path / "elsewhere" / "run")
 

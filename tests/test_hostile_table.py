@@ -126,7 +126,7 @@ def pictures() -> Iterator[Case]:
         bomb = test_images.grey_png(side, 100)
         assert len(bomb) < 10**6
         yield f"PNG of {side} x {side} pixels in less than 1 MB", written("scan.png", bomb, read_image)
-    for content, _ in parameters(test_images.test_what_is_no_image_is_refused_by_name):
+    for content, _ in parameters(test_images.test_a_file_that_is_no_image_is_refused_by_name):
         yield text(content), written("scan.png", content, read_image)
     yield "not there", lambda folder: read_image(folder / "none.png")
 

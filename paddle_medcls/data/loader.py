@@ -126,10 +126,10 @@ def load_batches(dataset, batches: Sequence[range | np.ndarray], workers: int) -
         batches: the rows of each batch.
         workers: reading threads; 0: each batch is read when it is needed.
     """
-    whole = dataset.whole_batches
+    at_once = dataset.whole_batches
     if workers == 0:
         for rows in batches:
-            yield dataset.batch(rows) if whole else _stack([dataset[row] for row in rows], rows)
+            yield dataset.batch(rows) if at_once else _stack([dataset[row] for row in rows], rows)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
     waiting: deque = deque()
@@ -137,13 +137,13 @@ def load_batches(dataset, batches: Sequence[range | np.ndarray], workers: int) -
     try:
         while True:
             while len(waiting) < 3 and (ahead := next(remaining, None)) is not None:
-                jobs = [(dataset.batch, ahead)] if whole else [(dataset.__getitem__, row) for row in ahead]
+                jobs = [(dataset.batch, ahead)] if at_once else [(dataset.__getitem__, row) for row in ahead]
                 waiting.append((ahead, [pool.submit(*job) for job in jobs]))
             if not waiting:
                 return
             rows, futures = waiting.popleft()
             results = [future.result() for future in futures]
-            yield results[0] if whole else _stack(results, rows)
+            yield results[0] if at_once else _stack(results, rows)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

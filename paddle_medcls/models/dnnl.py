@@ -73,11 +73,11 @@ class Engine:
         self.library = open_library()
         self.type = BF16 if bf16 else F32
         self.engine, self.stream = c_void_p(), c_void_p()
-        self._made: list[tuple[str, c_void_p]] = []
-        self._destroy = weakref.finalize(self, _destroy, self.library, self._made)
+        self._created: list[tuple[str, c_void_p]] = []
+        self._destroy = weakref.finalize(self, _destroy, self.library, self._created)
         self._destroy.atexit = False  # the end of the process frees everything
-        self.make("engine", "dnnl_engine_create", self.engine, c_int(1), c_size_t(0))
-        self.make("stream", "dnnl_stream_create", self.stream, self.engine, c_uint(1))
+        self.create("engine", "dnnl_engine_create", self.engine, c_int(1), c_size_t(0))
+        self.create("stream", "dnnl_stream_create", self.stream, self.engine, c_uint(1))
         self._layouts: dict[tuple, c_void_p] = {}
         self._prepared: dict[tuple, Prepared] = {}
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
@@ -87,10 +87,10 @@ class Engine:
         """Memory descriptor of a shape (N, C, H, W) with these strides; None: oneDNN chooses the layout."""
         key = (shape, kind, strides)
         if key not in self._layouts:
-            made, start = c_void_p(), (c_int(len(shape)), dims(*shape), c_int(kind))
+            handle, start = c_void_p(), (c_int(len(shape)), dims(*shape), c_int(kind))
             how, rest = ("tag", c_int(1)) if strides is None else ("strides", dims(*strides))
-            self.make("memory_desc", f"dnnl_memory_desc_create_with_{how}", made, *start, rest)
-            self._layouts[key] = made
+            self.create("memory_desc", f"dnnl_memory_desc_create_with_{how}", handle, *start, rest)
+            self._layouts[key] = handle
         return self._layouts[key]
 
     def _nhwc(self, shape: Shape, kind: int | None = None) -> c_void_p:
@@ -128,22 +128,22 @@ class Engine:
         """Copies into another layout or type, and returns the target."""
         key = ("reorder", source_layout.value, target_layout.value)
         if key not in self._prepared:
-            made, ends = c_void_p(), (source_layout, self.engine, target_layout, self.engine)
-            self.make("primitive_desc", "dnnl_reorder_primitive_desc_create", made, *ends, None)
-            self._prepared[key] = Prepared(self, made, {SRC: source_layout, DST: target_layout})
+            handle, ends = c_void_p(), (source_layout, self.engine, target_layout, self.engine)
+            self.create("primitive_desc", "dnnl_reorder_primitive_desc_create", handle, *ends, None)
+            self._prepared[key] = Prepared(self, handle, {SRC: source_layout, DST: target_layout})
         self._prepared[key]({SRC: source, DST: target})
         return target
 
     def _describe(self, name: str, *arguments: object) -> c_void_p:
         """Creates a primitive descriptor."""
-        made = c_void_p()
-        self.make("primitive_desc", name, made, self.engine, *arguments)
-        return made
+        handle = c_void_p()
+        self.create("primitive_desc", name, handle, self.engine, *arguments)
+        return handle
 
-    def make(self, kind: str, name: str, made: c_void_p, *arguments: object) -> None:
+    def create(self, kind: str, name: str, handle: c_void_p, *arguments: object) -> None:
         """Calls a function of oneDNN that creates an object; it is destroyed with the engine."""
-        self.call(name, byref(made), *arguments)
-        self._made.append((f"dnnl_{kind}_destroy", made))
+        self.call(name, byref(handle), *arguments)
+        self._created.append((f"dnnl_{kind}_destroy", handle))
 
     def call(self, name: str, *arguments: object) -> None:
         """Calls a function of oneDNN; see the function `call`."""
@@ -164,9 +164,9 @@ def call(library: ctypes.CDLL, name: str, *arguments: object) -> None:
         raise SetupError(f"oneDNN: {name} failed with status {status}", do="use --kernels paddle")
 
 
-def _destroy(library: ctypes.CDLL, made: list[tuple[str, c_void_p]]) -> None:
-    while made:  # the newest first: an object may need older ones
-        name, handle = made.pop()
+def _destroy(library: ctypes.CDLL, created: list[tuple[str, c_void_p]]) -> None:
+    while created:  # the newest first: an object may need older ones
+        name, handle = created.pop()
         getattr(library, name)(handle)
 
 
@@ -183,11 +183,11 @@ class Prepared:
         self.library, self.stream, self.description = engine.library, engine.stream, description
         self.layouts = {index: layout or self._chosen(index) for index, layout in layouts.items()}
         self.primitive = c_void_p()
-        engine.make("primitive", "dnnl_primitive_create", self.primitive, description)
+        engine.create("primitive", "dnnl_primitive_create", self.primitive, description)
         self.memories = {}
         for index, layout in self.layouts.items():
             memory = self.memories[index] = c_void_p()
-            engine.make("memory", "dnnl_memory_create", memory, layout, engine.engine, None)
+            engine.create("memory", "dnnl_memory_create", memory, layout, engine.engine, None)
         pairs = [_Argument(index, memory) for index, memory in self.memories.items()]
         self.arguments = (_Argument * len(pairs))(*pairs)
 

@@ -66,24 +66,24 @@ class Operators(Engine):
 
     def conv(self, x: np.ndarray, weight, stride: int, padding: int) -> np.ndarray:
         """Convolution of x (N, H, W, C) with weight (O, C, K, K) -> (N, H', W', O)."""
-        work = self._conv("forward", x.shape, tuple(weight.shape), stride, padding)
+        operator = self._conv("forward", x.shape, tuple(weight.shape), stride, padding)
         y = self._array(_after(x.shape, weight.shape[0], weight.shape[2], stride, padding))
-        work({SRC: x, WEIGHTS: self._blocked(weight, work), DST: y})
+        operator({SRC: x, WEIGHTS: self._blocked(weight, operator), DST: y})
         return y
 
     def conv_data_gradient(self, dy: np.ndarray, shape: Shape, weight, stride: int, padding: int) -> np.ndarray:
         """The gradient of x, which has this shape."""
-        work = self._conv("data", shape, tuple(weight.shape), stride, padding)
+        operator = self._conv("data", shape, tuple(weight.shape), stride, padding)
         dx = self._array(shape)
-        work({DIFF_DST: dy, WEIGHTS: self._blocked(weight, work), DIFF_SRC: dx})
+        operator({DIFF_DST: dy, WEIGHTS: self._blocked(weight, operator), DIFF_SRC: dx})
         return dx
 
     def conv_weight_gradient(self, dy: np.ndarray, x: np.ndarray, dw, stride: int, padding: int) -> None:
         """The gradient of the weight, written to the float32 tensor `dw` (O, C, K, K)."""
-        work = self._conv("weights", x.shape, tuple(dw.shape), stride, padding)
-        blocked = self._bytes(work.size(DIFF_WEIGHTS))
-        work({SRC: x, DIFF_DST: dy, DIFF_WEIGHTS: blocked})
-        self._reorder(blocked, work.layouts[DIFF_WEIGHTS], dw, self._oihw(tuple(dw.shape)))
+        operator = self._conv("weights", x.shape, tuple(dw.shape), stride, padding)
+        blocked = self._bytes(operator.size(DIFF_WEIGHTS))
+        operator({SRC: x, DIFF_DST: dy, DIFF_WEIGHTS: blocked})
+        self._reorder(blocked, operator.layouts[DIFF_WEIGHTS], dw, self._oihw(tuple(dw.shape)))
 
     def batch_norm(self, x: np.ndarray, norm, relu: bool, training: bool, keep: bool) -> tuple[np.ndarray, NormState]:
         """Batch normalisation and, if `relu`, ReLU.
@@ -98,13 +98,13 @@ class Operators(Engine):
         Returns:
             (N, H, W, C), and the argument `state` of `batch_norm_backward`.
         """
-        work = self._batch_norm("forward", x.shape, norm._epsilon, relu, training, keep)
+        operator = self._batch_norm("forward", x.shape, norm._epsilon, relu, training, keep)
         y = self._array(x.shape)
         running = norm._mean, norm._variance
         mean, variance = (np.empty(x.shape[3], np.float32) for _ in running) if training else map(floats, running)
-        mask = self._bytes(work.size(WORKSPACE))
+        mask = self._bytes(operator.size(WORKSPACE))
         saved = {MEAN: mean, VARIANCE: variance, WORKSPACE: mask}
-        work({SRC: x, SCALE: norm.weight, SHIFT: norm.bias, DST: y, **saved})
+        operator({SRC: x, SCALE: norm.weight, SHIFT: norm.bias, DST: y, **saved})
         if training:
             for old, new in zip(map(floats, running), (mean, variance)):
                 old[:] = old * np.float32(norm._momentum) + new * np.float32(1 - norm._momentum)
@@ -113,10 +113,10 @@ class Operators(Engine):
     def batch_norm_backward(self, dy: np.ndarray, state: NormState, dscale, dshift) -> np.ndarray:
         """The gradient of x; those of scale and shift are written to the float32 tensors (C,)."""
         x, norm = state.x, state.norm
-        work = self._batch_norm("backward", x.shape, norm._epsilon, state.relu, state.training, True)
+        operator = self._batch_norm("backward", x.shape, norm._epsilon, state.relu, state.training, True)
         dx = self._array(x.shape)
         inputs = {SRC: x, SCALE: norm.weight, DIFF_DST: dy, **state.saved}
-        work({**inputs, DIFF_SRC: dx, DIFF_SCALE: dscale, DIFF_SHIFT: dshift})
+        operator({**inputs, DIFF_SRC: dx, DIFF_SCALE: dscale, DIFF_SHIFT: dshift})
         return dx
 
     def add(self, a: np.ndarray, b: np.ndarray, relu: bool = False) -> np.ndarray:
@@ -131,19 +131,19 @@ class Operators(Engine):
 
     def max_pool(self, x: np.ndarray, kernel: int, stride: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
         """The pooled activation, and the argument `chosen` of `max_pool_backward`."""
-        work = self._max_pool("forward", x.shape, kernel, stride, padding)
+        operator = self._max_pool("forward", x.shape, kernel, stride, padding)
         y = self._array(_after(x.shape, x.shape[3], kernel, stride, padding))
-        chosen = self._bytes(work.size(WORKSPACE))
-        work({SRC: x, DST: y, WORKSPACE: chosen})
+        chosen = self._bytes(operator.size(WORKSPACE))
+        operator({SRC: x, DST: y, WORKSPACE: chosen})
         return y, chosen
 
     def max_pool_backward(
         self, dy: np.ndarray, shape: Shape, kernel: int, stride: int, padding: int, chosen: np.ndarray
     ) -> np.ndarray:
         """The gradient of x, which has this shape."""
-        work = self._max_pool("backward", shape, kernel, stride, padding)
+        operator = self._max_pool("backward", shape, kernel, stride, padding)
         dx = self._array(shape)
-        work({DIFF_DST: dy, DIFF_SRC: dx, WORKSPACE: chosen})
+        operator({DIFF_DST: dy, DIFF_SRC: dx, WORKSPACE: chosen})
         return dx
 
     # --- operators prepared for a shape ----------------------------------------------------------
@@ -157,17 +157,17 @@ class Operators(Engine):
         sizes = dims(stride, stride), dims(), dims(padding, padding), dims(padding, padding)
         name = "dnnl_convolution_{}_primitive_desc_create".format
         if part == "forward":
-            made = self._describe(name("forward"), c_int(TRAINING), c_int(CONVOLUTION), x, w, None, y, *sizes, None)
+            desc = self._describe(name("forward"), c_int(TRAINING), c_int(CONVOLUTION), x, w, None, y, *sizes, None)
             arguments = {SRC: x, WEIGHTS: None, DST: y}
         else:
             hint = self._conv("forward", shape, weight, stride, padding).description
             if part == "data":
-                made = self._describe(name("backward_data"), c_int(CONVOLUTION), x, w, y, *sizes, hint, None)
+                desc = self._describe(name("backward_data"), c_int(CONVOLUTION), x, w, y, *sizes, hint, None)
                 arguments = {DIFF_DST: y, WEIGHTS: None, DIFF_SRC: x}
             else:
-                made = self._describe(name("backward_weights"), c_int(CONVOLUTION), x, w, None, y, *sizes, hint, None)
+                desc = self._describe(name("backward_weights"), c_int(CONVOLUTION), x, w, None, y, *sizes, hint, None)
                 arguments = {SRC: x, DIFF_DST: y, DIFF_WEIGHTS: None}
-        self._prepared[key] = Prepared(self, made, arguments)
+        self._prepared[key] = Prepared(self, desc, arguments)
         return self._prepared[key]
 
     def _batch_norm(self, part: str, shape: Shape, epsilon: float, relu: bool, training: bool, keep: bool) -> Prepared:
@@ -181,26 +181,26 @@ class Operators(Engine):
         arguments = {SRC: x, MEAN: c, VARIANCE: c, SCALE: c, WORKSPACE: None}
         if part == "forward":
             kind = TRAINING if training or keep else INFERENCE
-            made = self._describe(name("forward"), c_int(kind), x, x, *numbers, None)
+            desc = self._describe(name("forward"), c_int(kind), x, x, *numbers, None)
             arguments |= {SHIFT: c, DST: x}
         else:
             hint = self._batch_norm("forward", shape, epsilon, relu, training, keep).description
-            made = self._describe(name("backward"), c_int(BACKWARD), x, x, x, *numbers, hint, None)
+            desc = self._describe(name("backward"), c_int(BACKWARD), x, x, x, *numbers, hint, None)
             arguments |= {DIFF_DST: x, DIFF_SRC: x, DIFF_SCALE: c, DIFF_SHIFT: c}
-        self._prepared[key] = Prepared(self, made, arguments)
+        self._prepared[key] = Prepared(self, desc, arguments)
         return self._prepared[key]
 
     def _add(self, shape: Shape, relu: bool) -> Prepared:
         key = ("add", shape, relu)
         if key not in self._prepared:
             x, attributes, after = self._nhwc(shape), c_void_p(), c_void_p()
-            self.make("primitive_attr", "dnnl_primitive_attr_create", attributes)
-            self.make("post_ops", "dnnl_post_ops_create", after)
+            self.create("primitive_attr", "dnnl_primitive_attr_create", attributes)
+            self.create("post_ops", "dnnl_post_ops_create", after)
             if relu:
                 self.call("dnnl_post_ops_append_eltwise", after, c_int(RELU), c_float(0), c_float(0))
             self.call("dnnl_primitive_attr_set_post_ops", attributes, after)
-            made = self._describe("dnnl_binary_primitive_desc_create", c_int(ADD), x, x, x, attributes)
-            self._prepared[key] = Prepared(self, made, {SRC: x, SRC_1: x, DST: x})
+            desc = self._describe("dnnl_binary_primitive_desc_create", c_int(ADD), x, x, x, attributes)
+            self._prepared[key] = Prepared(self, desc, {SRC: x, SRC_1: x, DST: x})
         return self._prepared[key]
 
     def _relu(self, part: str, shape: Shape) -> Prepared:
@@ -210,13 +210,13 @@ class Operators(Engine):
         x, numbers = self._nhwc(shape), (c_float(0), c_float(0))
         name = "dnnl_eltwise_{}_primitive_desc_create".format
         if part == "forward":
-            made = self._describe(name("forward"), c_int(TRAINING), c_int(RELU), x, x, *numbers, None)
+            desc = self._describe(name("forward"), c_int(TRAINING), c_int(RELU), x, x, *numbers, None)
             arguments = {SRC: x, DST: x}
         else:
             hint = self._relu("forward", shape).description
-            made = self._describe(name("backward"), c_int(RELU), x, x, x, *numbers, hint, None)
+            desc = self._describe(name("backward"), c_int(RELU), x, x, x, *numbers, hint, None)
             arguments = {DST: x, DIFF_DST: x, DIFF_SRC: x}
-        self._prepared[key] = Prepared(self, made, arguments)
+        self._prepared[key] = Prepared(self, desc, arguments)
         return self._prepared[key]
 
     def _max_pool(self, part: str, shape: Shape, kernel: int, stride: int, padding: int) -> Prepared:
@@ -228,19 +228,19 @@ class Operators(Engine):
         sizes = dims(stride, stride), dims(kernel, kernel), dims(), pads, pads
         name = "dnnl_pooling_{}_primitive_desc_create".format
         if part == "forward":
-            made = self._describe(name("forward"), c_int(TRAINING), c_int(MAX_POOL), x, y, *sizes, None)
+            desc = self._describe(name("forward"), c_int(TRAINING), c_int(MAX_POOL), x, y, *sizes, None)
             arguments = {SRC: x, DST: y, WORKSPACE: None}
         else:
             hint = self._max_pool("forward", shape, kernel, stride, padding).description
-            made = self._describe(name("backward"), c_int(MAX_POOL), x, y, *sizes, hint, None)
+            desc = self._describe(name("backward"), c_int(MAX_POOL), x, y, *sizes, hint, None)
             arguments = {DIFF_DST: y, DIFF_SRC: x, WORKSPACE: None}
-        self._prepared[key] = Prepared(self, made, arguments)
+        self._prepared[key] = Prepared(self, desc, arguments)
         return self._prepared[key]
 
-    def _blocked(self, weight, work: Prepared) -> np.ndarray:
+    def _blocked(self, weight, operator: Prepared) -> np.ndarray:
         """A weight in the layout and type that the convolution has chosen."""
-        blocked = self._bytes(work.size(WEIGHTS))
-        return self._reorder(weight, self._oihw(tuple(weight.shape)), blocked, work.layouts[WEIGHTS])
+        blocked = self._bytes(operator.size(WEIGHTS))
+        return self._reorder(weight, self._oihw(tuple(weight.shape)), blocked, operator.layouts[WEIGHTS])
 
 
 def _after(shape: Shape, channels: int, kernel: int, stride: int, padding: int) -> Shape:
