@@ -191,7 +191,7 @@ def logits_graph(card: Sidecar, state: dict[str, np.ndarray], name: object) -> G
         name: the file, for messages.
 
     Raises:
-        WeightsError: arrays are missing, left over, of another shape or type, or not finite.
+        WeightsError: arrays are missing, unexpected, of another shape or type, or not finite.
     """
     spec = card.preprocessing
     operations: list[Operation] = []

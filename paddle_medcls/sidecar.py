@@ -1,9 +1,10 @@
-"""What travels with a weight file, or with an exported model: `<NAME>.json` beside it."""
+"""The sidecar of a weight file or an exported model: `<NAME>.json` beside it, with everything needed to use it."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import reprlib
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from paddle_medcls.engines import FORMS, PRECISIONS
 from paddle_medcls.errors import WeightsError, did_you_mean
 from paddle_medcls.files import read_json, sha256, write_json
 from paddle_medcls.images import MAX_SIDE_PX, Preprocessing
-from paddle_medcls.models import LOSSES, Network
+from paddle_medcls.models import LOSSES, MODELS, Network
 from paddle_medcls.output_head import OutputHead
 from paddle_medcls.recipe import NAME, NAME_RULE
 
@@ -30,41 +31,44 @@ MAX_CLASSES = 1000
 
 
 def sidecar_of(path: Path) -> Path:
-    """Where the sidecar of a model's file lies."""
+    """Returns the path of the sidecar of a model's file."""
     stem = next((path.name[: -len(suffix)] for suffix in SUFFIXES if path.name.endswith(suffix)), path.stem)
     return path.with_name(f"{stem}.json")
 
 
 def form_of(path: Path) -> str:
-    """The form of the export that a file belongs to, by its name; "" for weights and whatever else it is."""
+    """Returns the form of the export that a file belongs to, by its name; "" for weights and other files."""
     return next((form for suffix, form in SUFFIXES.items() if path.name.endswith(suffix)), "")
 
 
 def find_model(path: Path) -> Path:
-    """A model's file, where its sidecar was given, or a folder that holds one: a run directory or an export.
+    """Returns the file of a model, given that file, its sidecar, or a folder with one model (a run or an export).
 
     Weights come before an export of the same name: they are opened as arrays, an export is a program.
+
+    Raises:
+        WeightsError: a folder without a model, or with several.
     """
     if path.suffix == ".json" and sidecar_of(path) == path and path.is_file():
         path = next((p for p in _model_files(path.parent) if sidecar_of(p) == path), path)
     if not path.is_dir():
         return path
     files = _model_files(path)
-    found = sorted({sidecar_of(p) for p in files if sidecar_of(p).is_file()})
-    if len(found) != 1:
-        names = ", ".join(item.stem for item in found) or "none"
+    sidecars = sorted({sidecar_of(p) for p in files if sidecar_of(p).is_file()})
+    if len(sidecars) != 1:
+        names = ", ".join(item.stem for item in sidecars) or "none"
         raise WeightsError(f"{path}: one model is expected in a folder, found: {names}", do="name its file")
-    return next(p for p in files if sidecar_of(p) == found[0])
+    return next(p for p in files if sidecar_of(p) == sidecars[0])
 
 
 def _model_files(folder: Path) -> list[Path]:
-    """Files of models, weights first."""
+    """Returns the files of models in a folder, weights first."""
     files = [path for path in folder.iterdir() if path.name.endswith(tuple(SUFFIXES))]
     return sorted(files, key=lambda path: (form_of(path) != "", path.name))
 
 
 def pixels_spec(spec: Preprocessing) -> Preprocessing:
-    """What is left to do outside for an exported model, which takes pixels: decoding, and scaling with rounding."""
+    """Returns the preprocessing before an exported model, which takes uint8 pixels: decoding and scaling only."""
     count = spec.num_channels
     channels = "gray" if count == 1 else "rgb"
     return replace(spec, channels=channels, mean=(0.0,) * count, std=(1.0,) * count, resize_dtype="uint8")
@@ -72,26 +76,29 @@ def pixels_spec(spec: Preprocessing) -> Preprocessing:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Everything needed to use a weight file, or what was exported of it, as it was trained.
+    """Everything needed to use a weight file, or a model exported from it, as it was trained.
 
-    A file beside the weights is as untrusted as they are: every value is checked when the record is made.
+    A sidecar is as untrusted as the weights: every value is checked when the record is made.
 
     Attributes:
-        dataset, recipe: names.
-        classes: in the order of the probability columns.
+        dataset, recipe: their names.
+        classes: names, in the order of the probability columns.
         task, loss: see `data.index.Index` and `recipe.Recipe`.
         network, preprocessing: how to build the network and its input.
         flips: axes averaged at evaluation, see `evaluate.predict_logits`; an exported model does it inside.
         temperature: logits are divided by it.
-        threshold: of class 1 in a binary task.
-        metrics: of the validation split.
+        threshold: in [0, 1]: of class 1 in a binary task, of each label in a multi-label task.
+        metrics: of the validation split, as `metrics.json` has them.
         labels: reading of the data set's labels, as in the recipe.
-        drawn: trained on images that the project drew.
-        sha256: of the weight file; empty where it is not known.
-        versions: of the libraries that trained it.
+        drawn: trained on synthetic images.
+        sha256: of the weight file; empty if unknown.
+        versions: of the libraries that it was trained with.
         form: of an exported model, see `engines.FORMS`; empty for a weight file.
-        precision: that an exported model is run with, "f32" or "bf16".
+        precision: of an exported model at inference, "f32" or "bf16".
         files: of an exported model: name -> sha256.
+
+    Raises:
+        WeightsError: a faulty value; names the field, the value and the expected ones.
     """
 
     dataset: str
@@ -115,7 +122,7 @@ class Sidecar:
 
     @property
     def head(self) -> OutputHead:
-        """What the logits mean."""
+        """The output head: what the logits mean."""
         return OutputHead(self.task, self.loss, self.classes, self.temperature, self.threshold)
 
     def __post_init__(self) -> None:
@@ -133,7 +140,11 @@ class Sidecar:
 
     @staticmethod
     def read(path: Path) -> Sidecar:
-        """Reads a sidecar; the first fault is an error that names the field, its value and what is allowed."""
+        """Reads a sidecar.
+
+        Raises:
+            WeightsError: not a sidecar, or a faulty value; names the field, the value and the expected ones.
+        """
         try:
             values = read_json(path)
             if not isinstance(values, dict) or values.pop("kind", None) != KIND:
@@ -151,7 +162,14 @@ class Sidecar:
             ) from None
 
     def check(self, path: Path) -> None:
-        """Refuses a model's files that are not those this sidecar was written for."""
+        """Checks that a model's files are those that this sidecar was written for.
+
+        Args:
+            path: the weight file, or any file of the export.
+
+        Raises:
+            WeightsError: a file is missing, differs in its sha256, or is not listed.
+        """
         expected = {path.parent / name: digest for name, digest in self.files.items()} or {path: self.sha256}
         for file in path.parent.iterdir() if self.files else ():
             if file.name.endswith(tuple(SUFFIXES)) and sidecar_of(file) == sidecar_of(path) and file not in expected:
@@ -169,7 +187,7 @@ class Sidecar:
 
 
 def _fields(values: object, kind: type, prefix: str) -> dict:
-    """Values of a record, lists as tuples; refused where a field is unknown or missing."""
+    """Returns the fields of a record, lists as tuples; an unknown or missing field is an error."""
     if not isinstance(values, dict):
         raise ValueError(f"{prefix.strip()}: {reprlib.repr(values)}; expected an object")
     known = {one.name: one for one in dataclasses.fields(kind)}
@@ -184,7 +202,7 @@ def _fields(values: object, kind: type, prefix: str) -> dict:
 # --- the checks ------------------------------------------------------------------------------------
 
 
-def _faults(card: Sidecar) -> Iterator[tuple[str, str]]:
+def _faults(sidecar: Sidecar) -> Iterator[tuple[str, str]]:
     """Yields (field, expected) for each faulty field, as "network stem"; a later check relies on the earlier ones."""
 
     def check(name: str, ok: object, expected: str) -> Iterator[tuple[str, str]]:
@@ -192,47 +210,51 @@ def _faults(card: Sidecar) -> Iterator[tuple[str, str]]:
             yield name, expected
 
     for name in ("dataset", "recipe", "labels"):
-        value = getattr(card, name)
+        value = getattr(sidecar, name)
         yield from check(name, isinstance(value, str) and NAME.fullmatch(value), NAME_RULE)
-    yield from check("task", isinstance(card.task, str) and card.task in LOSSES, ", ".join(LOSSES))
-    yield from check("loss", card.loss in LOSSES[card.task], f"{' or '.join(LOSSES[card.task])} for a {card.task} task")
-    classes = card.classes
+    yield from check("task", isinstance(sidecar.task, str) and sidecar.task in LOSSES, ", ".join(LOSSES))
+    yield from check(
+        "loss", sidecar.loss in LOSSES[sidecar.task], f"{' or '.join(LOSSES[sidecar.task])} for a {sidecar.task} task"
+    )
+    classes = sidecar.classes
     expected = f"up to {MAX_CLASSES} different names of up to 200 printable characters"
     distinct = isinstance(classes, tuple) and all(map(_is_text, classes)) and len(set(classes)) == len(classes)
     yield from check("classes", distinct and len(classes) <= MAX_CLASSES, expected)
-    fewest = 1 if card.task == "multi-label" else 2
-    fitting = len(classes) == 2 if card.task == "binary" else len(classes) >= fewest
-    yield from check("classes", fitting, f"{'two names' if card.task == 'binary' else 'more names'} for this task")
+    fewest = 1 if sidecar.task == "multi-label" else 2
+    fitting = len(classes) == 2 if sidecar.task == "binary" else len(classes) >= fewest
+    yield from check("classes", fitting, f"{'two names' if sidecar.task == 'binary' else 'more names'} for this task")
 
-    network, spec = card.network, card.preprocessing
+    network, spec = sidecar.network, sidecar.preprocessing
     yield from check("network", isinstance(network, Network), "a network")
     yield from check("preprocessing", isinstance(spec, Preprocessing), "the preprocessing of images")
-    outputs, channels = card.head.num_outputs, spec.num_channels
-    expected = f"{outputs} for {len(classes)} classes, {card.task}, {card.loss}"
+    outputs, channels = sidecar.head.num_outputs, spec.num_channels
+    expected = f"{outputs} for {len(classes)} classes, {sidecar.task}, {sidecar.loss}"
     yield from check("network num_outputs", network.num_outputs == outputs, expected)
     yield from check(
         "network in_channels", network.in_channels == channels, f"{channels}, as {spec.channels} images have"
     )
-    strided = network.stem == "imagenet" and not network.model.startswith("vgg")
+    strided = network.stem == "imagenet" and MODELS[network.model] == "resnet"
     largest = MAX_SIDE_PX if strided else MAX_SIDE_PX // 2  # the first layers keep four times as many values
     yield from check("preprocessing size_px", spec.size_px <= largest, f"at most {largest} for this network")
 
-    flips = isinstance(card.flips, tuple) and all(isinstance(name, str) and name in FLIPS for name in card.flips)
+    flips = isinstance(sidecar.flips, tuple) and all(isinstance(name, str) and name in FLIPS for name in sidecar.flips)
     yield from check(
-        "flips", flips and len(set(card.flips)) == len(card.flips), f"each at most once: {', '.join(FLIPS)}"
+        "flips", flips and len(set(sidecar.flips)) == len(sidecar.flips), f"each at most once: {', '.join(FLIPS)}"
     )
-    yield from check("temperature", _is_number(card.temperature, 0.001, 1000), "a number of 0.001 to 1000")
-    yield from check("threshold", _is_number(card.threshold, 0, 1), "a number of 0 to 1")
-    yield from check("drawn", isinstance(card.drawn, bool), "true or false")
-    yield from check("sha256", card.sha256 == "" or _is_sha256(card.sha256), "64 hexadecimal digits, or nothing")
-    versions = isinstance(card.versions, dict) and len(card.versions) <= 100
-    versions = versions and all(map(_is_text, (*card.versions, *card.versions.values())))
+    yield from check("temperature", _is_number(sidecar.temperature, 0.001, 1000), "a number of 0.001 to 1000")
+    yield from check("threshold", _is_number(sidecar.threshold, 0, 1), "a number of 0 to 1")
+    yield from check("drawn", isinstance(sidecar.drawn, bool), "true or false")
+    yield from check("sha256", sidecar.sha256 == "" or _is_sha256(sidecar.sha256), "64 hexadecimal digits, or nothing")
+    versions = isinstance(sidecar.versions, dict) and len(sidecar.versions) <= 100
+    versions = versions and all(map(_is_text, (*sidecar.versions, *sidecar.versions.values())))
     yield from check("versions", versions, "names and versions")
-    yield from check("metrics", _are_metrics(card.metrics), "names and numbers")
-    yield from check("form", card.form == "" or isinstance(card.form, str) and card.form in FORMS, ", ".join(FORMS))
-    yield from check("precision", card.precision in PRECISIONS, " or ".join(PRECISIONS))
-    files = isinstance(card.files, dict) and len(card.files) <= 100 and bool(card.files) == bool(card.form)
-    files = files and all(map(_is_file_name, card.files)) and all(map(_is_sha256, card.files.values()))
+    yield from check("metrics", _are_metrics(sidecar.metrics), "metrics as evaluation writes them: n, accuracy, auc, …")
+    yield from check(
+        "form", sidecar.form == "" or isinstance(sidecar.form, str) and sidecar.form in FORMS, ", ".join(FORMS)
+    )
+    yield from check("precision", sidecar.precision in PRECISIONS, " or ".join(PRECISIONS))
+    files = isinstance(sidecar.files, dict) and len(sidecar.files) <= 100 and bool(sidecar.files) == bool(sidecar.form)
+    files = files and all(map(_is_file_name, sidecar.files)) and all(map(_is_sha256, sidecar.files.values()))
     yield from check("files", files, "names of an export's files with their sha256; none for a weight file")
 
 
@@ -252,27 +274,57 @@ def _is_file_name(value: object) -> bool:
     return _is_text(value) and not re.search(r"[/\\:]", str(value)) and value not in (".", "..")
 
 
-def _are_metrics(values: object, flat: bool = False) -> bool:
-    """Numbers by name, as `metrics.evaluate_logits` gives them; undefined ones are None or nan."""
+_SHARE, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
+_CLASS_METRICS: dict[str, tuple[float, float] | None] = {
+    **dict.fromkeys(("precision", "recall", "f1", "specificity"), _SHARE),
+    **dict.fromkeys(("support", "predicted")),
+}
+_METRICS: dict[str, tuple[float, float] | None] = {
+    **dict.fromkeys(("n", "patients", "epoch")),
+    **dict.fromkeys(("accuracy", "auc", "sensitivity", "specificity", "calibration_error", "threshold"), _SHARE),
+    **dict.fromkeys(("loss", "mean_absolute_error", "temperature"), _POSITIVE),
+    "quadratic_kappa": (-math.inf, 1.0),
+}
+"""Numbers that evaluation writes -> range, None for a count; see `metrics.evaluate_logits`, `outputs.score_split`."""
 
-    def is_metric(value: object) -> bool:
-        return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
-    def fits(name: object, value: object) -> bool:
-        if name in ("split", "note", "class"):
-            return value == "" or _is_text(value, 1000)
-        if name == "drawn":
-            return isinstance(value, bool)
-        if name == "per_class" and not flat:
-            return (
-                isinstance(value, list) and len(value) <= MAX_CLASSES and all(_are_metrics(row, True) for row in value)
-            )
-        if name == "confusion" and not flat:
-            rows = value if isinstance(value, list) and len(value) <= MAX_CLASSES else [None]
-            return all(isinstance(row, list) and len(row) <= MAX_CLASSES and all(map(is_metric, row)) for row in rows)
-        if name == "intervals" and not flat:
-            pairs = list(value.values()) if isinstance(value, dict) and all(map(_is_text, value)) else [None]
-            return all(isinstance(pair, list) and len(pair) == 2 and all(map(is_metric, pair)) for pair in pairs)
-        return _is_text(name) and is_metric(value)
+def _are_metrics(metrics: object) -> bool:
+    """Whether metrics are as evaluation writes them: `n` and any of the others, nothing else."""
+    return isinstance(metrics, dict) and (not metrics or "n" in metrics) and all(map(_fits, metrics, metrics.values()))
 
-    return isinstance(values, dict) and len(values) <= 100 and all(fits(*item) for item in values.items())
+
+def _fits(name: str, value: object) -> bool:
+    """Whether a value is one that evaluation writes under this name."""
+    if name in ("split", "note"):
+        return value == "" or _is_text(value, 1000)
+    if name == "drawn":
+        return isinstance(value, bool)
+    if name == "intervals":
+        pairs = list(value.values()) if isinstance(value, dict) and value.keys() <= {"accuracy", "auc"} else [None]
+        return all(
+            isinstance(pair, list) and len(pair) == 2 and all(_is_metric(x, _SHARE) for x in pair) for pair in pairs
+        )
+    if name in ("per_class", "confusion"):
+        rows = value if isinstance(value, list) and len(value) <= MAX_CLASSES else [None]
+        if name == "per_class":
+            return all(map(_is_class_row, rows))
+        return all(isinstance(row, list) and len(row) == len(rows) and all(map(_is_metric, row)) for row in rows)
+    return name in _METRICS and _is_metric(value, _METRICS[name])
+
+
+def _is_class_row(row: object) -> bool:
+    return (
+        isinstance(row, dict)
+        and row.keys() == {"class", *_CLASS_METRICS}
+        and _is_text(row["class"])
+        and all(_is_metric(row[name], limits) for name, limits in _CLASS_METRICS.items())
+    )
+
+
+def _is_metric(value: object, limits: tuple[float, float] | None = None) -> bool:
+    """Whether a value is a count (no limits), or a number within limits or undefined: None or not finite."""
+    if limits is None:
+        return type(value) is int and value >= 0
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):  # null in the file
+        return True
+    return _is_number(value, limits[0] - 1e-6, limits[1] + 1e-6)  # an area may be 1 + 1e-16

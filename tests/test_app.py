@@ -42,7 +42,12 @@ FIGURES = {
     "auc": 0.9375,
     "loss": 0.4,
     "intervals": {"accuracy": [0.7389, 0.9454], "auc": [0.8471, 1.0]},
-    "per_class": [{"class": "a", "precision": 0.5, "recall": 1.0, "f1": 0.6667, "specificity": None, "support": 7}],
+    "per_class": [
+        {
+            **{"class": "a", "precision": 0.5, "recall": 1.0, "f1": 0.6667, "specificity": None},
+            **{"support": 7, "predicted": 14},
+        }
+    ],
 }
 
 
@@ -267,7 +272,8 @@ class Hostile:
 
 def test_a_hostile_sidecar_is_shown_as_text(apptest, tmp_path: Path) -> None:
     evil = '<img src="http://a.b/x.png" onerror=alert(1)>'
-    figures = {"split": evil, "n": None, "accuracy": None, "intervals": {"accuracy": [None, None]}, "per_class": [{}]}
+    row = {"class": evil, **dict.fromkeys(("precision", "recall", "f1", "specificity")), "support": 0, "predicted": 0}
+    figures = {"split": evil, "n": 0, "accuracy": None, "intervals": {"accuracy": [None, None]}, "per_class": [row]}
     weights = model(tmp_path, classes=(evil, "![](http://a.b)"), metrics=figures, versions={evil: evil})
     at = upload(opened(apptest, weights), (f"{evil}.png".replace("/", "_"), png(pixels(1))))
     assert "<img" not in markup(at) and html.escape(evil) in markup(at) and len(bars(markup(at))) == 2

@@ -62,7 +62,7 @@ def test_features_are_those_of_paddle_vision(vgg, tmp_path: Path) -> None:
     assert (network, layout) == (Network("vgg16", 1000), "paddle.vision")
     save_weights(theirs, tmp_path / "vgg16.pdparams")
     message = load_pretrained(vgg, Network("vgg16", 4), tmp_path / "vgg16.pdparams")
-    assert "without its last layers (1000 outputs; 4 wanted)" in message
+    assert "without its head (1000 outputs; expected 4)" in message
     x = paddle.to_tensor(np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype("float32"))
     for model in (vgg, theirs):
         model.eval()

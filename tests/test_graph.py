@@ -205,7 +205,7 @@ def test_other_arrays_are_refused() -> None:
         graphs.logits_graph(card_of(network, 16), state, "a.pdparams")
     for fault in (
         "missing      conv.0.weight",
-        "left over    more",
+        "unexpected   more",
         "wrong shape  fc.bias",
         "not finite   conv.1._mean",
     ):

@@ -7,6 +7,7 @@ test compares. The inputs are those of the other tests, which say what else must
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 import zipfile
@@ -75,6 +76,12 @@ def written(name: str, content: bytes | str, read: Callable[[Path], object]) -> 
     return case
 
 
+def pipe(path: Path) -> Path:
+    """A named pipe that nothing writes to: opening it would wait for ever."""
+    os.mkfifo(path)
+    return path
+
+
 # --- the inputs ------------------------------------------------------------------------------------
 
 
@@ -82,6 +89,7 @@ def weights() -> Iterator[Case]:
     for name in test_weights.NAMES:
         yield name, lambda folder, name=name: _weights(folder, test_weights.hostile(folder / "canary")[name])
     yield "not there", lambda folder: read_weights(folder / "none.pdparams")
+    yield "a pipe in place of a file", lambda folder: read_weights(pipe(folder / "weights.pdparams"))
     yield "entries of another network", _misfit
 
 
@@ -129,6 +137,7 @@ def pictures() -> Iterator[Case]:
     for content, _ in parameters(test_images.test_a_file_that_is_no_image_is_refused_by_name):
         yield text(content), written("scan.png", content, read_image)
     yield "not there", lambda folder: read_image(folder / "none.png")
+    yield "a pipe in place of a file", lambda folder: read_image(pipe(folder / "scan.png"))
 
 
 def dicoms() -> Iterator[Case]:

@@ -161,7 +161,7 @@ def test_figures_of_another_split_are_not_mixed_in(trained: Path) -> None:
 def test_hostile_names_stay_in_their_cells(tmp_path: Path) -> None:
     (tmp_path / "w.onnx").write_bytes(b"w")
     names = ("a|b # head <script>", "``` print(1)")
-    row = {"precision": 1.0, "recall": None, "f1": 1.0, "support": 3}
+    row = {"precision": 1.0, "recall": None, "f1": 1.0, "specificity": None, "support": 3, "predicted": 3}
     card = sidecar(
         classes=names, metrics={"n": 3, "accuracy": None, "auc": None, "per_class": [{"class": names[0], **row}]}
     )
@@ -340,7 +340,12 @@ def card_of_pixels(card: Sidecar) -> Sidecar:
 
 def test_the_card_of_an_evaluated_model_does_not_say_that_it_was_not(tmp_path: Path) -> None:
     """The figures are of one split; whether another was scored since, by `eval.py`, the card cannot know."""
-    row = {"class": "a", "precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 3}
+    row = {
+        "class": "a",
+        **dict.fromkeys(("precision", "recall", "f1", "specificity"), 1.0),
+        "support": 3,
+        "predicted": 3,
+    }
     card = sidecar(metrics={"n": 3, "split": "val", "accuracy": 1.0, "auc": 1.0, "per_class": [row]})
     (tmp_path / "w.pdparams").write_bytes(b"w")
     recipe = dataclasses.replace(fakes.recipe(name="palm_tutorial"), targets=(("test/accuracy", 0.94),))

@@ -30,12 +30,13 @@ from notebooks import DEPTHS, Net001, Net003, trained
 
 from paddle_medcls import safe_pickle
 from paddle_medcls.data import load_index
+from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.errors import WeightsError
 from paddle_medcls.evaluate import evaluate_split
-from paddle_medcls.files import sha256
+from paddle_medcls.files import sha256, write_json
 from paddle_medcls.images import Preprocessing
-from paddle_medcls.models import Network
+from paddle_medcls.models import LOSSES, Network
 from paddle_medcls.models.weights import (
     load_pretrained,
     load_strict,
@@ -44,6 +45,8 @@ from paddle_medcls.models.weights import (
     recognise,
     save_weights,
 )
+from paddle_medcls.output_head import OutputHead
+from paddle_medcls.outputs import score_split
 from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.runtime import paddle
@@ -221,7 +224,8 @@ def test_torchvision_file_gives_the_same_logits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"a": 1, "b": 2}, "the layout is not known; it begins with a, b"),
+        ({"a": 1, "b": 2}, "file: the layout is not known; it begins with a, b"),
+        ({"layer1.0.conv1.weight": np.zeros(3), f"layer{'1' * 5000}.0.x": np.zeros(3)}, "file: not a ResNet"),
         ({"conv.0.weight": np.zeros((64, 3, 7, 7))}, "not a ResNet-18.*0 basic blocks.*no last layer"),
         ({"conv1.weight": np.zeros(3), "layer1.0.conv1.weight": np.zeros(3)}, "not a ResNet.*1 basic blocks"),
     ],
@@ -229,6 +233,19 @@ def test_torchvision_file_gives_the_same_logits(tmp_path: Path) -> None:
 def test_unknown_layouts(state: dict, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         recognise(state, "file")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conv.0.weight": (64, 2, 7, 7)}, "a.pdparams: network in_channels: 2; expected 1 or 3"),
+        ({"fc.weight": (512, 0)}, "a.pdparams: network num_outputs: 0; expected a number of 1 to 30000"),
+    ],
+)
+def test_shapes_that_no_network_has_name_the_file(changes: dict, message: str) -> None:
+    shapes = dict(layout_entries("COVID-19 tutorial", 18, 4)) | changes
+    with pytest.raises(WeightsError, match=message):
+        recognise({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, "a.pdparams")
 
 
 def test_a_file_that_could_be_anything_asks_for_the_recipe(tmp_path: Path) -> None:
@@ -267,7 +284,7 @@ def test_strict_loading_lists_every_fault_and_changes_nothing(small: paddle.nn.L
         load_strict(small, state, "file.pdparams")
     for line in (
         "missing      0.bias",
-        "left over    extra",
+        "unexpected   extra",
         "wrong shape  2.weight: file [2, 4], network [4, 2]",
         "wrong type   1.weight: float64, expected float32",
         "wrong type   1._mean: int64, expected float32",
@@ -279,13 +296,13 @@ def test_strict_loading_lists_every_fault_and_changes_nothing(small: paddle.nn.L
         np.testing.assert_array_equal(value, before[name])
 
 
-@pytest.mark.parametrize("fault", ["missing", "left over", "shape", "type", "nan"])
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "type", "nan"])
 def test_each_fault_alone_is_refused(small: paddle.nn.Layer, fault: str) -> None:
     before = arrays(small)
     state = {name: value + 1 for name, value in before.items()}
     if fault == "missing":
         del state["2.bias"]
-    elif fault == "left over":
+    elif fault == "unexpected":
         state["module.0.bias"] = state["0.bias"]
     elif fault == "shape":
         state["2.bias"] = state["2.bias"][None]  # as many numbers, another shape
@@ -321,11 +338,11 @@ def test_pretrained_may_differ_in_the_last_layer_only(tmp_path: Path) -> None:
     model = network.build()
     head = model.fc.weight.numpy().copy()
     said = load_pretrained(model, network, tmp_path / "a.pdparams")
-    assert "without its last layers (5 outputs; 2 wanted)" in said
+    assert "without its head (5 outputs; expected 2)" in said
     np.testing.assert_array_equal(model.fc.weight.numpy(), head)
     np.testing.assert_array_equal(model.conv[0].weight.numpy(), source.conv[0].weight.numpy())
     same = Network("resnet18", 5).build()
-    assert "with its last layers" in load_pretrained(same, Network("resnet18", 5), tmp_path / "a.pdparams")
+    assert "with its head" in load_pretrained(same, Network("resnet18", 5), tmp_path / "a.pdparams")
     np.testing.assert_array_equal(same.fc.weight.numpy(), source.fc.weight.numpy())
     with pytest.raises(WeightsError, match="holds resnet18, 3 channel"):
         load_pretrained(model, Network("resnet34", 2), tmp_path / "a.pdparams")
@@ -725,10 +742,12 @@ def test_a_file_that_is_not_the_sidecars_is_refused(tmp_path: Path) -> None:
     [
         *("garbage", "header of 2^60 bytes", "truncated", "overlap", "unknown type", "not JSON"),
         *("header longer than the file", "metadata that is a list", "bytes used twice", "shape of 2^64", "brackets"),
+        *("a name twice", "a header of 5 MB"),
     ],
 )
 def test_hostile_safetensors(name: str, tmp_path: Path) -> None:
     good = safetensors.numpy.save({"a": np.arange(100, dtype=np.float32)})
+    entry = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
     def file(header: str, content: bytes = b"") -> bytes:
         return struct.pack("<Q", len(header)) + header.encode() + content
@@ -750,6 +769,8 @@ def test_hostile_safetensors(name: str, tmp_path: Path) -> None:
         ),
         "shape of 2^64": file('{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}'),
         "brackets": file("[" * 100_000),
+        "a name twice": file(f"{{{entry},{entry}}}", b"abcd"),
+        "a header of 5 MB": file(f"{{{entry}}}" + " " * 5_000_000, b"abcd"),
     }[name]
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
@@ -994,6 +1015,7 @@ HOSTILE_FIELDS: list[tuple[dict, str]] = [  # changes of a sidecar of four class
     ({"network": 3}, "network: 3"),
     ({"network model": "../resnet18"}, "network model: '../resnet18'"),
     ({"network model": 18}, "network model: 18"),
+    ({"network model": "resnet19"}, "network model: 'resnet19'; expected .*; did you mean 'resnet18'"),
     ({"network num_outputs": 10**9}, "network num_outputs: 1000000000"),
     ({"network num_outputs": 2}, "network num_outputs: 2; expected 4"),
     ({"network num_outputs": 4.0}, "network num_outputs: 4.0"),
@@ -1032,9 +1054,15 @@ HOSTILE_FIELDS: list[tuple[dict, str]] = [  # changes of a sidecar of four class
     ({"sha256": 5}, "sha256: 5"),
     ({"versions": {"paddle": {}}}, "versions: "),
     ({"versions": []}, r"versions: \(\)"),
-    ({"metrics": {"auc": "high"}}, "metrics: "),
-    ({"metrics": {"per_class": [{"per_class": []}]}}, "metrics: "),
-    ({"metrics": {"intervals": {"auc": [0.5]}}}, "metrics: "),
+    ({"metrics": {"n": 3, "auc": "high"}}, "metrics: "),
+    ({"metrics": {"n": 3, "auc": 1.5}}, "metrics: "),
+    ({"metrics": {"n": -1}}, "metrics: "),
+    ({"metrics": {"n": 3, "speed": 1}}, "metrics: "),
+    ({"metrics": {"auc": 0.5}}, "metrics: "),
+    ({"metrics": {"n": 3, "per_class": [{"per_class": []}]}}, "metrics: "),
+    ({"metrics": {"n": 3, "per_class": [{"class": "a", "f1": 0.5}]}}, "metrics: "),
+    ({"metrics": {"n": 3, "confusion": [[1, 2]]}}, "metrics: "),
+    ({"metrics": {"n": 3, "intervals": {"auc": [0.5]}}}, "metrics: "),
     ({"metrics": {str(k): 1 for k in range(101)}}, "metrics: "),
     ({"form": "pickle", "files": {"a": "0" * 64}}, "form: 'pickle'"),
     ({"form": "onnx"}, "files: {}"),
@@ -1051,6 +1079,34 @@ HOSTILE_FIELDS: list[tuple[dict, str]] = [  # changes of a sidecar of four class
 def test_a_value_that_no_sidecar_has_is_refused(changes: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=f"the sidecar cannot be read: .*{message}"):
         Sidecar.read(written(tmp_path / "a.json", changes))
+
+
+@pytest.mark.parametrize("labels", ["all classes", "one class"])
+@pytest.mark.parametrize(
+    ("task", "loss"),
+    [("binary", "softmax"), ("binary", "sigmoid"), *((task, LOSSES[task][0]) for task in LOSSES if task != "binary")],
+)
+def test_the_metrics_that_evaluation_writes_are_read(task: str, loss: str, labels: str, tmp_path: Path) -> None:
+    """With undefined values where a class has no image; several images a patient."""
+    classes = ("a", "b") if task == "binary" else ("a", "b", "c")
+    head = OutputHead(task, loss, classes)
+    rng = np.random.default_rng(0)
+    truth = np.arange(12) % len(classes) if labels == "all classes" else np.zeros(12, int)
+    truth = np.eye(3, dtype=int)[truth] if task == "multi-label" else truth
+    names = tuple(f"{number}.png" for number in range(12))
+    index = Index(
+        *("covid", "val", names, [tmp_path / name for name in names], truth, classes, task),
+        groups=tuple(str(number // 2) for number in range(12)),
+        note="other bytes: md5 0, published 1",
+    )
+    logits = rng.normal(size=(12, head.num_outputs)).astype(np.float32)
+    write_json(tmp_path / "metrics.json", score_split(logits, index, head) | {"epoch": 3})
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    fields = {**vars(CARD), "classes": classes, "task": task, "loss": loss}
+    sidecar = Sidecar(**{**fields, "network": Network("resnet18", head.num_outputs), "metrics": metrics})
+    sidecar.write(tmp_path / "a.json")
+    assert Sidecar.read(tmp_path / "a.json").metrics == metrics
+    assert ("confusion" in metrics) == (task != "multi-label") and metrics["patients"] == 6
 
 
 @pytest.mark.parametrize("name", ["dataset", "network model"])

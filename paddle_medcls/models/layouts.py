@@ -1,4 +1,4 @@
-"""Whose weight file is this? Layouts are told by their names, and the names become ours."""
+"""Recognises checkpoints of other projects by their parameter names, and renames the parameters to ours."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from paddle_medcls.errors import WeightsError
 from paddle_medcls.models import Network
 
-_LAYOUTS = (  # (layout, a name only it has, patterns: theirs -> ours; <k> is the block's number)
+_LAYOUTS = (  # (layout, a parameter only it has, patterns: their names -> ours)
     ("COVID-19 tutorial", "conv.0.weight", ()),
     (
         "PALM tutorial",
         "conv._conv.weight",
         (
-            (r"bb_(\d+)_(\d+)\.", "stage"),
+            (r"bb_(\d{1,3})_(\d{1,3})\.", "stage"),
             (r"\bconv2\._", "conv3._"),
             (r"\bconv1\._", "conv2._"),
             (r"\bconv0\._", "conv1._"),
@@ -44,7 +44,7 @@ _LAYOUTS = (  # (layout, a name only it has, patterns: theirs -> ours; <k> is th
         "paddle.vision",
         "layer1.0.conv1.weight",
         (
-            (r"layer(\d+)\.(\d+)\.", "stage"),
+            (r"layer(\d{1,3})\.(\d{1,3})\.", "stage"),
             (r"\.(conv\d)\.", r".\1.0."),
             (r"\.bn(\d)\.", r".conv\1.1."),
             (r"\.downsample\.", ".shortcut."),
@@ -59,19 +59,30 @@ _DEPTHS = {(8, False): 18, (16, False): 34, (16, True): 50, (33, True): 101, (50
 
 
 def recognise(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict[str, np.ndarray], str]:
-    """Tells a network and its layout by the names and gives it ours.
+    """Recognises the network and the layout of a weight file.
 
     Args:
-        state: as read.
+        state: parameter name -> array, as read from the file.
         name: the file, for messages.
 
     Returns:
         The network, the state dict under our names, and the layout: "COVID-19 tutorial", "PALM tutorial",
         "paddle.vision", "torchvision" or "PaddleClas".
+
+    Raises:
+        WeightsError: an unknown layout, or shapes that no network of ours has; names the file.
     """
-    if "features.0.weight" in state and "classifier.0.weight" in state:
-        return _recognise_vgg(state, name)
-    layout, patterns = next(((name, found) for name, mark, found in _LAYOUTS if mark in state), ("", ()))
+    vgg = "features.0.weight" in state and "classifier.0.weight" in state
+    fields, renamed, layout = (_recognise_vgg if vgg else _recognise_resnet)(state, name)
+    try:
+        return Network(**fields), renamed, layout
+    except WeightsError as error:
+        raise WeightsError(f"{name}: {error.what}", do="use the weights of a network that this package has") from None
+
+
+def _recognise_resnet(state: dict[str, np.ndarray], name: object) -> tuple[dict, dict[str, np.ndarray], str]:
+    """Returns the fields of the network, the renamed state and the layout."""
+    layout, patterns = next(((layout, patterns) for layout, mark, patterns in _LAYOUTS if mark in state), ("", ()))
     if not layout:
         raise WeightsError(
             f"{name}: the layout is not known; it begins with {', '.join(list(state)[:4])}",
@@ -80,8 +91,8 @@ def recognise(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict
     torch = any(key.endswith("running_mean") for key in state)
     stages: dict[int, int] = {}
     for key in state:
-        if found := re.match(r"(?:bb_|layer)(\d+)[._](\d+)\.", key):
-            stages[int(found[1])] = max(stages.get(int(found[1]), 0), int(found[2]) + 1)
+        if match := re.match(r"(?:bb_|layer)(\d{1,3})[._](\d{1,3})\.", key):
+            stages[int(match[1])] = max(stages.get(int(match[1]), 0), int(match[2]) + 1)
     renamed = {}
     for key, value in state.items():
         if key.endswith("num_batches_tracked"):
@@ -89,17 +100,18 @@ def recognise(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict
         ours = key
         for pattern, replacement in patterns:
             if replacement == "stage":
-                ours = re.sub(pattern, lambda found: f"block.{_block_number(found, stages)}.", ours)
+                ours = re.sub(pattern, lambda match: f"block.{_block_number(match, stages)}.", ours)
             else:
                 ours = re.sub(pattern, replacement, ours)
         renamed[ours] = value.T if torch and ours == "fc.weight" else value
-    return _network(renamed, name), renamed, "torchvision" if torch else layout
+    return _resnet_fields(renamed, name), renamed, "torchvision" if torch else layout
 
 
-def _recognise_vgg(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict[str, np.ndarray], str]:
-    """VGG-16 of paddle.vision or torchvision (whose linear weights are transposed), with its head or ours.
+def _recognise_vgg(state: dict[str, np.ndarray], name: object) -> tuple[dict, dict[str, np.ndarray], str]:
+    """Recognises a VGG-16 of paddle.vision or torchvision, with its head or ours; returns as `_recognise_resnet`.
 
-    Both flatten the features in the order C, H, W, so the first linear layer needs nothing more.
+    torchvision's linear weights are transposed. Both projects flatten the features in the order C, H, W, so the
+    columns of the first linear layer need no permutation.
     """
     torch = state["classifier.0.weight"].shape == (4096, 25088)
     if torch:
@@ -110,15 +122,18 @@ def _recognise_vgg(state: dict[str, np.ndarray], name: object) -> tuple[Network,
         raise WeightsError(
             f"{name}: not a VGG-16: {len(state)} entries, {'a' if last is not None else 'no'} last layer"
         )
-    return Network("vgg16", last.shape[1], first.shape[1]), state, "torchvision" if torch else "paddle.vision"
+    fields = {"model": "vgg16", "num_outputs": last.shape[1], "in_channels": first.shape[1]}
+    return fields, state, "torchvision" if torch else "paddle.vision"
 
 
-def _block_number(found: re.Match, stages: dict[int, int]) -> int:
-    return sum(count for stage, count in stages.items() if stage < int(found[1])) + int(found[2])
+def _block_number(match: re.Match, stages: dict[int, int]) -> int:
+    """Converts (stage, block of the stage) to the number of the block in the network; `stages`: stage -> blocks."""
+    return sum(count for stage, count in stages.items() if stage < int(match[1])) + int(match[2])
 
 
-def _network(state: dict[str, np.ndarray], name: object) -> Network:
-    blocks = {int(found[1]) for key in state if (found := re.match(r"block\.(\d+)\.", key))}
+def _resnet_fields(state: dict[str, np.ndarray], name: object) -> dict:
+    """Returns the fields of `Network` for the state dict of a ResNet under our names."""
+    blocks = {match[1] for key in state if (match := re.match(r"block\.(\d+)\.", key))}
     bottleneck = "block.0.conv3.0.weight" in state
     depth = _DEPTHS.get((len(blocks), bottleneck))
     stem, head = state.get("conv.0.weight"), state.get("fc.weight")
@@ -128,10 +143,10 @@ def _network(state: dict[str, np.ndarray], name: object) -> Network:
             f"{'bottleneck' if bottleneck else 'basic'} blocks, "
             f"{'a' if stem is not None else 'no'} stem, {'a' if head is not None else 'no'} last layer"
         )
-    return Network(
-        model=f"resnet{depth}",
-        num_outputs=head.shape[1],
-        in_channels=stem.shape[1],
-        stem="imagenet" if stem.shape[2] == 7 else "small",
-        project_first=not bottleneck and "block.0.shortcut.0.weight" in state,
-    )
+    return {
+        "model": f"resnet{depth}",
+        "num_outputs": head.shape[1],
+        "in_channels": stem.shape[1],
+        "stem": "imagenet" if stem.shape[2] == 7 else "small",
+        "project_first": not bottleneck and "block.0.shortcut.0.weight" in state,
+    }

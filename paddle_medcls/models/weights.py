@@ -1,4 +1,4 @@
-"""Weight files: safe reading, strict loading, whole saving."""
+"""Weight files: safe reading, strict loading, atomic saving."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.errors import WeightsError
-from paddle_medcls.files import atomic_write, read_bounded
+from paddle_medcls.files import MAX_JSON_BYTES, atomic_write, parse_json, read_bounded
 from paddle_medcls.models import Network
 from paddle_medcls.models.layouts import recognise
 from paddle_medcls.safe_pickle import read_pickle
@@ -43,10 +43,10 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds a {type(state).__name__}", expected="a state dict: names and arrays")
     state.pop(_NAME_TABLE, None)
-    strange = [f"{key}: {type(value).__name__}" for key, value in state.items() if not isinstance(value, np.ndarray)]
-    if strange or not state:
+    others = [f"{key}: {type(value).__name__}" for key, value in state.items() if not isinstance(value, np.ndarray)]
+    if others or not state:
         raise WeightsError(
-            f"{path}: not a model's state dict", items=strange, expected="names and arrays, as model.state_dict() gives"
+            f"{path}: not a model's state dict", items=others, expected="names and arrays, as in model.state_dict()"
         )
     return {str(name): value for name, value in state.items()}
 
@@ -55,29 +55,33 @@ def _read_safetensors(data: bytes, path: Path) -> dict[str, np.ndarray]:
     import safetensors
     import safetensors.numpy
 
+    length = int.from_bytes(data[:8], "little")
     try:
+        if length > MAX_JSON_BYTES:
+            raise ValueError(f"a header of {length:,} bytes; at most {MAX_JSON_BYTES:,} are read")
+        parse_json(data[8 : 8 + length])  # the library takes the last of two tensors of one name
         return safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path}: not a safetensors file: {error}", do="copy or download it again") from None
 
 
 def check_arrays(state: dict[str, np.ndarray], shapes: Mapping[str, Sequence[int]], name: object) -> None:
-    """Refuses arrays that are not those of a network: names, shapes, types and values.
+    """Checks that arrays are those of a network: keys, shapes, types and values.
 
     Args:
         state: as read from the file, under our names.
-        shapes: name -> shape of each array of the network.
+        shapes: key -> shape of each array of the network.
         name: the file, for the message.
 
     Raises:
-        WeightsError: one message that lists all that is missing, left over, mis-shaped or not finite.
+        WeightsError: one message that lists missing and unexpected keys, wrong shapes and types, values not finite.
     """
     faults = [f"missing      {key}" for key in shapes if key not in state]
-    faults += [f"left over    {key}" for key in state if key not in shapes]
+    faults += [f"unexpected   {key}" for key in state if key not in shapes]
     for key in shapes.keys() & state.keys():
-        want, got = list(shapes[key]), list(state[key].shape)
-        if want != got:
-            faults.append(f"wrong shape  {key}: file {got}, network {want}")
+        expected, actual = list(shapes[key]), list(state[key].shape)
+        if expected != actual:
+            faults.append(f"wrong shape  {key}: file {actual}, network {expected}")
         elif state[key].dtype != np.float32:
             faults.append(f"wrong type   {key}: {state[key].dtype}, expected float32")
         elif not np.isfinite(state[key]).all():
@@ -86,43 +90,50 @@ def check_arrays(state: dict[str, np.ndarray], shapes: Mapping[str, Sequence[int
         raise WeightsError(
             f"{name}: does not fit the network: {len(faults)} of {len(shapes)} entries differ",
             items=sorted(faults),
-            do="give the model that the file was made with (--model), or another file",
+            do="select the model that the file was trained with (--model), or use another file",
         )
 
 
 def load_strict(model, state: dict[str, np.ndarray], name: object) -> None:
-    """Sets a model's weights, or changes nothing: all is checked first, see `check_arrays`."""
+    """Sets a model's weights after checking all of them, see `check_arrays`; a refused file changes nothing."""
     check_arrays(state, {key: value.shape for key, value in model.state_dict().items()}, name)
     missing, unexpected = model.set_state_dict({key: np.ascontiguousarray(value) for key, value in state.items()})
-    if missing or unexpected:  # a defect: the checks above cover what Paddle checks
+    if missing or unexpected:  # cannot happen: `check_arrays` covers what Paddle checks
         raise WeightsError(f"{name}: Paddle did not take {', '.join([*missing, *unexpected])}", do="report this")
 
 
 def load_pretrained(model, network: Network, path: str | Path) -> str:
-    """Starts a model from a file's weights; only the head may differ, and then stays random.
+    """Initialises a model from a weight file; a head of another size is left out and stays random.
+
+    Args:
+        model: built from `network`.
+        path: of the weight file.
 
     Returns:
-        One line that says what was taken.
+        One line for the log: the file's network and layout, and whether its head is used.
+
+    Raises:
+        WeightsError: the file holds another network, or does not fit it.
     """
-    found, state, layout = recognise(read_weights(path), path)
-    if (found.model, found.in_channels, found.stem) != (network.model, network.in_channels, network.stem):
+    source, state, layout = recognise(read_weights(path), path)
+    if (source.model, source.in_channels, source.stem) != (network.model, network.in_channels, network.stem):
         raise WeightsError(
-            f"{path}: holds {found.model}, {found.in_channels} channel(s), {found.stem} stem",
+            f"{path}: holds {source.model}, {source.in_channels} channel(s), {source.stem} stem",
             expected=f"{network.model}, {network.in_channels} channel(s), {network.stem} stem",
         )
     own = model.state_dict()
     head = {key for key in (*own, *state) if key.startswith(model.head_name + ".")}
-    taken = "with its last layers"
+    extent = "with its head"
     if any(key not in state or key not in own or list(state[key].shape) != list(own[key].shape) for key in head):
         state = {key: value for key, value in state.items() if key not in head}
         state |= {key: own[key].numpy() for key in own if key in head}
-        taken = f"without its last layers ({found.num_outputs} outputs; {network.num_outputs} wanted)"
+        extent = f"without its head ({source.num_outputs} outputs; expected {network.num_outputs})"
     load_strict(model, state, path)
-    return f"pretrained: {found.model} ({layout} names) from {path}, {taken}"
+    return f"pretrained: {source.model} ({layout} names) from {path}, {extent}"
 
 
 def save_weights(model, path: str | Path) -> None:
-    """Writes `.pdparams` in Paddle's own format; the file is whole or the old one stays."""
+    """Writes `.pdparams` in Paddle's own format, see `files.atomic_write`."""
     from paddle_medcls.runtime import paddle  # here: reading needs no Paddle
 
     state = model.state_dict()
