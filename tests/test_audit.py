@@ -145,7 +145,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 @pytest.mark.data
 def test_palm_real(real_data: Path) -> None:
-    """The figures of the PALM card, on the images at 224 px."""
+    """The results in the README of PALM, on the images at 224 px."""
     found = audit(*(load_index("palm", real_data / "palm", split) for split in ("train", "val")), 2)
     border, whole = (found["views"][name] for name in ("border alone, outer 10%", "whole image 40x40"))
     assert found["majority"] == 0.5275

@@ -40,7 +40,7 @@ TASKS = {"breastmnist": "binary", "retinamnist": "ordinal", "bloodmnist": "multi
 REAL = Path(os.environ.get("MEDCLS_TEST_DATA", "")) / "medmnist"
 
 
-def drawn(root, name, counts=(24, 24, 24)):
+def synthetic_set(root, name, counts=(24, 24, 24)):
     root.mkdir(parents=True, exist_ok=True)
     (root / DRAWN_MARK).touch()
     draw_npz(name, root, counts=counts)
@@ -118,7 +118,7 @@ def test_every_recipe_fits_every_set(flag):
     assert get_recipe(flag) == get_recipe("medmnist", flag)
 
 
-def test_published_figures_follow_set_network_and_size():
+def test_published_results_follow_set_network_and_size():
     assert get_recipe("breastmnist").targets == (("test/auc", 0.901), ("test/accuracy", 0.863))
     assert dict(get_recipe("medmnist", "retinamnist", "resnet50").targets)["test/accuracy"] == 0.528
     assert dict(get_recipe("medmnist_28_to_224", "breastmnist").targets)["test/auc"] == 0.891
@@ -145,7 +145,7 @@ def test_sizes_and_lengths_of_the_recipes():
 
 @pytest.mark.parametrize(("flag", "task"), TASKS.items())
 def test_a_set_is_read(tmp_path, flag, task):
-    index = load_index(flag, drawn(tmp_path, flag), "val")
+    index = load_index(flag, synthetic_set(tmp_path, flag), "val")
     stored = arrays_of(tmp_path / f"{flag}.npz")
     assert (index.task, index.drawn, len(index)) == (task, True, 24)
     assert np.array_equal(index.sources, stored["val_images"])
@@ -153,7 +153,7 @@ def test_a_set_is_read(tmp_path, flag, task):
     assert index.ids[:2] == ("val0", "val1") and index.labels.dtype == np.int64
 
 
-def test_a_file_that_is_not_the_published_one_is_used_and_said_to_be(tmp_path):
+def test_a_file_with_another_checksum_is_used_and_reported(tmp_path):
     draw_npz("breastmnist", tmp_path, counts=CARDS["breastmnist"].counts)
     index = load_index("breastmnist", tmp_path, "test")
     assert len(index) == 156
@@ -209,7 +209,7 @@ KINDS += ["labels of others", "too many", "pickle"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_faulty_arrays_are_refused(tmp_path, kind):
-    path = drawn(tmp_path, "breastmnist") / "breastmnist.npz"
+    path = synthetic_set(tmp_path, "breastmnist") / "breastmnist.npz"
     arrays, words = broken(kind, arrays_of(path), tmp_path)
     np.savez_compressed(path, **arrays)
     with pytest.raises(DataError) as caught:
@@ -228,14 +228,14 @@ def test_counts_are_checked_against_the_card(tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 10, 3000, -30])
 def test_truncated_files_are_refused(tmp_path, keep):
-    path = drawn(tmp_path, "breastmnist") / "breastmnist.npz"
+    path = synthetic_set(tmp_path, "breastmnist") / "breastmnist.npz"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"breastmnist.npz: the file: it cannot be read"):
         load_index("breastmnist", tmp_path, "val")
 
 
 def test_a_flipped_bit_is_found(tmp_path):
-    path = drawn(tmp_path, "breastmnist") / "breastmnist.npz"
+    path = synthetic_set(tmp_path, "breastmnist") / "breastmnist.npz"
     with zipfile.ZipFile(path) as file:
         start = file.getinfo("val_images.npy").header_offset + 2000
     data = bytearray(path.read_bytes())
@@ -247,7 +247,7 @@ def test_a_flipped_bit_is_found(tmp_path):
 
 @pytest.mark.parametrize("claimed", ["(10**12, 28, 28)", "(24, 28, 28)", "(24, 28, 28", "[(" * 4000])
 def test_what_a_header_claims_is_checked_before_memory_is_taken(tmp_path, claimed):
-    path = drawn(tmp_path, "breastmnist") / "breastmnist.npz"
+    path = synthetic_set(tmp_path, "breastmnist") / "breastmnist.npz"
     claimed = claimed.replace("10**12", "1000000000000")
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {claimed}, }}".encode()
     with zipfile.ZipFile(path) as file:
@@ -275,7 +275,7 @@ def test_a_missing_file_tells_how_to_get_it(tmp_path):
 
 @pytest.mark.parametrize(("flag", "name"), [("breastmnist", "medmnist"), ("bloodmnist", "medmnist_28_to_224")])
 def test_batches_equal_images_one_by_one(tmp_path, flag, name):
-    index = load_index(flag, drawn(tmp_path, flag, (8, 8, 8)), "train")
+    index = load_index(flag, synthetic_set(tmp_path, flag, (8, 8, 8)), "train")
     spec = get_recipe(name, flag).preprocessing
     dataset = ImageDataset(index, spec)
     assert dataset.enlarge == spec.size_px // 28
@@ -295,7 +295,7 @@ def test_enlarging_is_the_nearest_pixel():
 
 def test_augmented_batches_depend_on_seed_epoch_and_batch_alone(tmp_path):
     recipe = get_recipe("medmnist_best", "bloodmnist")
-    index = load_index("bloodmnist", drawn(tmp_path, "bloodmnist"), "train")
+    index = load_index("bloodmnist", synthetic_set(tmp_path, "bloodmnist"), "train")
     spec = recipe.preprocessing
     batches = cut(epoch_order(24, 5, 1), 8)
 
@@ -350,7 +350,7 @@ def test_intensities_of_a_batch():
 
 
 def test_statistics_of_images_in_memory(tmp_path):
-    index = load_index("bloodmnist", drawn(tmp_path, "bloodmnist"), "train")
+    index = load_index("bloodmnist", synthetic_set(tmp_path, "bloodmnist"), "train")
     found = scan(index, 1, "rgb")
     single = index.sources.reshape(24, -1, 3).astype(float)
     assert np.allclose(found["per_image"]["mean"], single.mean(1).mean(0))
@@ -363,7 +363,7 @@ def test_statistics_of_images_in_memory(tmp_path):
 
 
 @pytest.mark.parametrize("flag", TASKS)
-def test_figures_agree_with_medmnist(official, flag):
+def test_metrics_agree_with_medmnist(official, flag):
     task, classes, labels, probs = random_scores(flag)
     name = official[0].INFO[flag]["task"]
     truth = labels if labels.ndim == 2 else labels[:, None]
@@ -384,7 +384,7 @@ def random_scores(flag, count=300):
 
 @pytest.mark.parametrize("name", [*TASKS, "breastmnist_64"])
 def test_medmnist_reads_our_predictions(official, tmp_path, name):
-    index = load_index(name, drawn(tmp_path, name), "test")
+    index = load_index(name, synthetic_set(tmp_path, name), "test")
     logits = np.random.default_rng(8).normal(size=(24, len(index.classes)))
     loss = "sigmoid" if index.task == "multi-label" else "softmax"
     probs = OutputHead(index.task, loss, index.classes).probabilities(logits)
@@ -407,8 +407,15 @@ def test_medmnist_reads_our_predictions(official, tmp_path, name):
 
 @pytest.mark.parametrize("flag", TASKS)
 def test_training_and_evaluation_of_each_task(tmp_path, capsys, flag):
-    root, run = drawn(tmp_path / "data", flag), tmp_path / "out" / flag
-    words = ["--data_name", flag, "--input_root", str(root), "--output_root", str(tmp_path / "out")]  # document 000
+    root, run = synthetic_set(tmp_path / "data", flag), tmp_path / "out" / flag
+    words = [
+        "--data_name",
+        flag,
+        "--input_root",
+        str(root),
+        "--output_root",
+        str(tmp_path / "out"),
+    ]  # as in the MedMNIST baseline
     assert train_command.main([*words, "--num_epoch", "1", "--batch-size", "24", "--device", "cpu"]) == 0
     recipe = json.loads((run / "recipe.json").read_text())
     assert (recipe["dataset"], recipe["epochs"], recipe["size_px"]) == (flag, 1, 28)
@@ -421,22 +428,22 @@ def test_training_and_evaluation_of_each_task(tmp_path, capsys, flag):
     assert (tmp_path / "test" / name).is_file()
     header, first = (tmp_path / "test/predictions_test.csv").read_text().splitlines()[:2]
     assert header.startswith("id,label,predicted,") and first.startswith("test0,")
-    assert "published" not in capsys.readouterr().out  # the files are drawn
+    assert "published" not in capsys.readouterr().out  # the files are synthetic
 
 
 @pytest.mark.parametrize(
     ("dataset", "recipe"), [("breastmnist_224", "medmnist"), ("breastmnist", "medmnist_28_to_224")]
 )
 def test_training_at_224_pixels(tmp_path, dataset, recipe):
-    root = drawn(tmp_path / "data", dataset, (4, 4, 4))
+    root = synthetic_set(tmp_path / "data", dataset, (4, 4, 4))
     words = ["--dataset", dataset, "--recipe", recipe, "--data-root", str(root), "--epochs", "1", "--batch-size", "4"]
     assert train_command.main([*words, "--output", str(tmp_path / "run"), "--device", "cpu"]) == 0
     card = json.loads((tmp_path / f"run/{dataset}.json").read_text())
     assert card["preprocessing"]["size_px"] == 224 and card["network"]["stem"] == "imagenet"
 
 
-def test_a_run_stopped_by_its_deadline_goes_on_to_the_same_bits(tmp_path):
-    root = drawn(tmp_path / "data", "breastmnist", (8, 4, 4))
+def test_a_run_stopped_by_its_deadline_resumes_to_the_same_bits(tmp_path):
+    root = synthetic_set(tmp_path / "data", "breastmnist", (8, 4, 4))
     recipe = get_recipe("medmnist_best", "breastmnist").with_epochs(2).replace(batch_size=4)
     quiet = {"device": "cpu", "say": lambda line: None}
     train(recipe, root, tmp_path / "whole", Options(**quiet))
@@ -469,9 +476,9 @@ def test_the_real_files():
 
 
 @pytest.fixture(scope="module")
-def whole_npz(tmp_path_factory):
-    root = tmp_path_factory.mktemp("whole")
-    drawn(root, "breastmnist")
+def npz_bytes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("published")
+    synthetic_set(root, "breastmnist")
     return (root / "breastmnist.npz").read_bytes()
 
 
@@ -480,12 +487,12 @@ def whole_npz(tmp_path_factory):
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
     st.none() | st.floats(0, 1),
 )
-def test_fuzzed_npz_files(whole_npz, tmp_path_factory, changes, cut):
+def test_fuzzed_npz_files(npz_bytes, tmp_path_factory, changes, cut):
     """Bytes changed anywhere, the end cut off: read as it stands, or refused with our error; nothing else."""
     root = tmp_path_factory.getbasetemp() / "fuzzed-npz"
     root.mkdir(exist_ok=True)
     (root / DRAWN_MARK).write_text("")
-    data = bytearray(whole_npz)
+    data = bytearray(npz_bytes)
     for place, value in changes:
         data[int(place * len(data))] = value
     (root / "breastmnist.npz").write_bytes(data[: None if cut is None else int(cut * len(data))])
@@ -514,7 +521,7 @@ def test_the_grid_runs_the_sets_that_are_there_and_says_which_are_not(tmp_path, 
     assert reproduce_command.main(words) == 1
     shown = capsys.readouterr().err
     assert "no file of 12 MedMNIST set(s)" in shown and "breastmnist.npz" in shown and "add --download" in shown
-    drawn(tmp_path / "data", "breastmnist", (8, 4, 4))
+    synthetic_set(tmp_path / "data", "breastmnist", (8, 4, 4))
     assert reproduce_command.main(words) == 0
     shown = capsys.readouterr()
     assert "not run, no file: pathmnist, chestmnist" in shown.err and "1 of 1 runs are done" in shown.out
