@@ -19,7 +19,7 @@ from paddle_medcls.distributed import from_first, whole_batch_norm
 from paddle_medcls.errors import RecipeError, SetupError, did_you_mean
 from paddle_medcls.files import remove_abandoned
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash, usable_folder
-from paddle_medcls.models import Network, model_names, network_for
+from paddle_medcls.models import LOSSES, Network, model_names
 from paddle_medcls.models.accelerate import obstacle
 from paddle_medcls.models.pretrained import pretrained_file
 from paddle_medcls.models.weights import load_pretrained
@@ -214,3 +214,18 @@ def _average_of(model, network: Network):
     average.set_state_dict(model.state_dict())
     average.eval()
     return average
+
+
+def network_for(recipe: Recipe, num_classes: int, task: str) -> Network:
+    """Returns the network of a recipe: one output for a binary task with a sigmoid, else one a class.
+
+    Raises:
+        RecipeError: the recipe's loss does not fit the task.
+    """
+    fitting = LOSSES[task]
+    if recipe.loss not in fitting:
+        raise RecipeError(
+            f"{recipe.name}: loss={recipe.loss} does not fit a {task} task", expected=" or ".join(fitting)
+        )
+    one = recipe.loss == "sigmoid" and task == "binary"
+    return Network(recipe.model, 1 if one else num_classes, recipe.preprocessing.num_channels, recipe.stem)

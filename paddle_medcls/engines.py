@@ -34,7 +34,6 @@ FORMS = {"paddle": "onednn", "onnx": "onnxruntime", "openvino": "openvino"}
 ENGINES = ("paddle", *FORMS.values())
 FASTEST_FIRST = ("openvino", "onnxruntime")
 """Engines that run the inference graph of a weight file."""
-PRECISIONS = ("f32", "bf16")
 _WITHOUT_BFLOAT16 = ("paddle", "onnxruntime")
 _ANNOUNCEMENTS = (b"ReduceMeanCheckIfOneDNNSupport",)
 """Names of functions that Paddle 3.3 prints when they are first called; they tell a user nothing."""

@@ -23,6 +23,11 @@ from pathlib import Path
 
 from paddle_medcls.errors import SetupError
 
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+"""Names of recipes, data sets and readings of labels: they become parts of file names."""
+NAME_RULE = "up to 100 letters, digits, '.', '_' and '-', with no '.' in front"
+
+
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # several machines may share a disk
 MAX_JSON_BYTES = 4 << 20
 _TEMPORARY = re.compile(rf"\.medcls-{_MACHINE}-(\d+)-")
@@ -228,3 +233,22 @@ def _digest(path: str | Path, digest) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def picture_names(paths: Sequence[Path], what: str) -> dict[Path, Path]:
+    """A relative name `<folders>/<stem>_<what>.png` for a picture of each file, no two the same.
+
+    Folders are those below the one that all files share.
+    """
+    absolute_paths = {path: path.absolute() for path in paths}
+    shared = Path(os.path.commonpath([path.parent for path in absolute_paths.values()])) if paths else Path()
+    names: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for path, absolute in absolute_paths.items():
+        folder = absolute.parent.relative_to(shared)
+        name = folder / f"{path.stem}_{what}.png"
+        if name in taken:  # a.jpg beside a.png
+            name = folder / f"{path.name}_{what}.png"
+        taken.add(name)
+        names[path] = name
+    return names

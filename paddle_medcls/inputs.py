@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,22 +41,3 @@ def expand(arguments: Sequence[str]) -> list[Path]:
 def _absolute_glob(path: Path) -> list[Path]:
     root = Path(path.anchor)
     return sorted(root.glob(str(path.relative_to(root))))
-
-
-def picture_names(paths: Sequence[Path], what: str) -> dict[Path, Path]:
-    """A relative name `<folders>/<stem>_<what>.png` for a picture of each file, no two the same.
-
-    Folders are those below the one that all files share.
-    """
-    whole = {path: path.absolute() for path in paths}
-    shared = Path(os.path.commonpath([path.parent for path in whole.values()])) if paths else Path()
-    names: dict[Path, Path] = {}
-    taken: set[Path] = set()
-    for path, absolute in whole.items():
-        folder = absolute.parent.relative_to(shared)
-        name = folder / f"{path.stem}_{what}.png"
-        if name in taken:  # a.jpg beside a.png
-            name = folder / f"{path.name}_{what}.png"
-        taken.add(name)
-        names[path] = name
-    return names

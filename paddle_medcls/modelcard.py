@@ -19,10 +19,11 @@ from paddle_medcls.errors import DataError
 from paddle_medcls.files import MAX_JSON_BYTES, read_bounded, read_json, sha256, write_text
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import find_recipe, get_recipe
+from paddle_medcls.sidecar import FORMS as EXPORT_FORMS
 from paddle_medcls.sidecar import Sidecar
 from paddle_medcls.snippets import export_code, preprocessing_text, weights_code
 
-FORMS = ("weights", "paddle", "onnx", "openvino")
+FORMS = ("weights", *EXPORT_FORMS)
 MARK = "# written by paddle_medcls, and written again when the model is"
 _PUBLISHED = ("what", "classes", "counts", "splits", "patients", "made by", "from", "to cite")
 """Rows of a data set's card that a model card repeats."""

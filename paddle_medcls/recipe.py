@@ -7,7 +7,6 @@ to the run directory as JSON, and that file alone describes the run again.
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import typing
 from collections.abc import Iterable
@@ -17,18 +16,15 @@ from types import SimpleNamespace
 
 from paddle_medcls.augment import FLIPS, Augmentation
 from paddle_medcls.errors import RecipeError, did_you_mean
-from paddle_medcls.files import read_json
+from paddle_medcls.files import NAME, NAME_RULE, read_json
 from paddle_medcls.images import CHOICES as PREPROCESSING_CHOICES
 from paddle_medcls.images import MAX_SIDE_PX, MEAN_RANGE, STD_RANGE, Preprocessing
-
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
-"""Names of recipes, data sets and readings of labels: they become parts of file names."""
-NAME_RULE = "up to 100 letters, digits, '.', '_' and '-', with no '.' in front"
+from paddle_medcls.models import STEMS
 
 CHOICES = {
     **PREPROCESSING_CHOICES,
     "loss": ("softmax", "sigmoid"),
-    "stem": ("imagenet", "small"),
+    "stem": STEMS,
     "statistics": ("fixed", "train"),
     "optimizer": ("momentum", "adam"),
     "schedule": ("cosine", "polynomial", "step", "constant"),

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from paddle_medcls.augment import FLIPS
-from paddle_medcls.engines import FORMS, PRECISIONS
 from paddle_medcls.errors import WeightsError, did_you_mean
-from paddle_medcls.files import read_json, sha256, write_json
+from paddle_medcls.files import NAME, NAME_RULE, read_json, sha256, write_json
 from paddle_medcls.images import MAX_SIDE_PX, Preprocessing
 from paddle_medcls.models import LOSSES, MODELS, Network
 from paddle_medcls.output_head import OutputHead
-from paddle_medcls.recipe import NAME, NAME_RULE
 
 KIND = "paddle_medcls weights"
+FORMS = ("paddle", "onnx", "openvino")  # of an export, see `export`
+PRECISIONS = ("f32", "bf16")
 SUFFIXES = {  # of a model's files -> the form of the export that they belong to; "": weights
     **dict.fromkeys((".pdparams", ".safetensors"), ""),
     **{".onnx": "onnx", ".xml": "openvino", ".bin": "openvino"},
@@ -93,7 +93,7 @@ class Sidecar:
         drawn: trained on synthetic images.
         sha256: of the weight file; empty if unknown.
         versions: of the libraries that it was trained with.
-        form: of an exported model, see `engines.FORMS`; empty for a weight file.
+        form: of an exported model, one of FORMS; empty for a weight file.
         precision: of an exported model at inference, "f32" or "bf16".
         files: of an exported model: name -> sha256.
 

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paddle_medcls import files, metrics, published
+from paddle_medcls.assemble import network_for
 from paddle_medcls.augment import Augmentation, augment_batch, draw_epoch
 from paddle_medcls.commands import eval as eval_command
 from paddle_medcls.commands import reproduce as reproduce_command
@@ -30,7 +31,6 @@ from paddle_medcls.data.statistics import scan
 from paddle_medcls.errors import DataError, Stopped
 from paddle_medcls.images import fit, preprocess
 from paddle_medcls.medmnist_scores import write_scores
-from paddle_medcls.models import network_for
 from paddle_medcls.output_head import OutputHead
 from paddle_medcls.recipes import all_recipes, get_recipe
 from paddle_medcls.train import Options, train

@@ -30,7 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    from paddle_medcls.commands.predict import newest_weights
     from paddle_medcls.errors import DataError, WeightsError
     from paddle_medcls.export import drawn_images, export
     from paddle_medcls.inputs import expand
@@ -39,6 +38,7 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE
     from paddle_medcls.runtime import select_device
     from paddle_medcls.sidecar import find_model, form_of
+    from paddle_medcls.trained_models import newest_weights
 
     weights = find_model(args.weights or newest_weights(Path("runs")))
     select_device("cpu")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paddle_medcls.commands import named, parser, run
-from paddle_medcls.commands.predict import newest_weights
+from paddle_medcls.trained_models import newest_weights
 
 TEXT = """Shows by Grad-CAM where a network found its reasons. Writes each image under its heat map, at its
 own size, and contact_sheet.png, eight images above their maps. An unreadable file is reported, the

@@ -37,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.errors import DataError, RecipeError, WeightsError, command, printable
-    from paddle_medcls.files import write_csv
-    from paddle_medcls.inputs import expand, picture_names
+    from paddle_medcls.files import picture_names, write_csv
+    from paddle_medcls.inputs import expand
     from paddle_medcls.progress import progress
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE
+    from paddle_medcls.trained_models import newest_weights
 
     paths = expand(args.images)
     weights = args.weights or newest_weights(Path("runs"))
@@ -140,37 +141,3 @@ def _table(rows: list[dict], k: int) -> str:
         cells = [row["image"], _label_text(row) or "none", f"{row['probability']:.4f}", *([others] if k > 1 else [])]
         table.add_row([printable(cell) for cell in cells])
     return str(table)
-
-
-def trained_models(runs: Path) -> list[Path]:
-    """Weight files with a sidecar in the folders of runs, and one level deeper (`reproduce`), the newest first."""
-    found = [path for pattern in ("*/*.pdparams", "*/*/*.pdparams") for path in runs.glob(pattern)]
-    found = [path for path in found if path.with_suffix(".json").is_file()]
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
-
-
-def newest_weights(runs: Path) -> Path:
-    """The weight file of the newest run; runs of several data sets are an error that lists them."""
-    from paddle_medcls.errors import WeightsError
-    from paddle_medcls.sidecar import Sidecar
-
-    found = trained_models(runs)
-    if not found:
-        raise WeightsError(
-            "no trained model yet", where=f"{runs}/*/*.pdparams", do="train one (tools/train.py), or give --weights"
-        )
-    newest: dict[str, Path] = {}  # of each data set
-    for path in found:
-        try:
-            dataset = Sidecar.read(path.with_suffix(".json")).dataset
-        except WeightsError:
-            dataset = "unknown"  # its error is told where it is opened
-        newest.setdefault(dataset, path)
-    if len(newest) > 1:
-        raise WeightsError(
-            f"there are trained models of {len(newest)} data sets",
-            items=[f"{dataset}: {path}" for dataset, path in newest.items()],
-            where=runs,
-            do="give --weights FILE; these are the newest of each data set",
-        )
-    return found[0]

@@ -272,8 +272,8 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
 
 
 def _summary(recipe) -> int:
+    from paddle_medcls.assemble import network_for
     from paddle_medcls.data import dataset_classes
-    from paddle_medcls.models import network_for
     from paddle_medcls.runtime import paddle
 
     classes, task = dataset_classes(recipe.dataset, recipe.labels)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from paddle_medcls.errors import RecipeError, WeightsError, did_you_mean
-from paddle_medcls.recipe import CHOICES, Recipe
+from paddle_medcls.errors import WeightsError, did_you_mean
 
 if TYPE_CHECKING:
     from paddle.nn import Layer
@@ -23,6 +22,7 @@ MODELS = {
 The names are listed here so that a sidecar can be checked without importing Paddle.
 """
 
+STEMS = ("imagenet", "small")
 MAX_OUTPUTS = 30_000  # ImageNet-22k has 21,841 classes
 _OUTPUTS = f"a number of 1 to {MAX_OUTPUTS}"
 LOSSES = {
@@ -61,7 +61,7 @@ class Network:
             ("model", isinstance(self.model, str) and self.model in MODELS, ", ".join(sorted(MODELS)) + hint),
             ("num_outputs", type(self.num_outputs) is int and 1 <= self.num_outputs <= MAX_OUTPUTS, _OUTPUTS),
             ("in_channels", type(self.in_channels) is int and self.in_channels in (1, 3), "1 or 3"),
-            ("stem", self.stem in CHOICES["stem"], " or ".join(CHOICES["stem"])),
+            ("stem", self.stem in STEMS, " or ".join(STEMS)),
             ("project_first", type(self.project_first) is bool, "true or false"),
         ):
             if not ok:
@@ -84,18 +84,3 @@ def model_names() -> list[str]:
 def builder(model: str) -> Callable[[Network], Layer]:
     """Returns the function that builds a network, by its name in `MODELS`; imports Paddle."""
     return getattr(importlib.import_module(f"paddle_medcls.models.{MODELS[model]}"), model)
-
-
-def network_for(recipe: Recipe, num_classes: int, task: str) -> Network:
-    """Returns the network of a recipe: one output for a binary task with a sigmoid, else one a class.
-
-    Raises:
-        RecipeError: the recipe's loss does not fit the task.
-    """
-    fitting = LOSSES[task]
-    if recipe.loss not in fitting:
-        raise RecipeError(
-            f"{recipe.name}: loss={recipe.loss} does not fit a {task} task", expected=" or ".join(fitting)
-        )
-    one = recipe.loss == "sigmoid" and task == "binary"
-    return Network(recipe.model, 1 if one else num_classes, recipe.preprocessing.num_channels, recipe.stem)

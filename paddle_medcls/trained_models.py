@@ -1,0 +1,41 @@
+"""The trained models in a folder of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddle_medcls.errors import WeightsError, command
+from paddle_medcls.sidecar import Sidecar
+
+
+def trained_models(runs: Path) -> list[Path]:
+    """Weight files with a sidecar in the folders of runs, and one level deeper (`reproduce`), the newest first."""
+    found = [path for pattern in ("*/*.pdparams", "*/*/*.pdparams") for path in runs.glob(pattern)]
+    found = [path for path in found if path.with_suffix(".json").is_file()]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def newest_weights(runs: Path) -> Path:
+    """The weight file of the newest run; runs of several data sets are an error that lists them."""
+    found = trained_models(runs)
+    if not found:
+        raise WeightsError(
+            "no trained model yet",
+            where=f"{runs}/*/*.pdparams",
+            do=f"train one ({command('train')}), or give --weights",
+        )
+    newest: dict[str, Path] = {}  # of each data set
+    for path in found:
+        try:
+            dataset = Sidecar.read(path.with_suffix(".json")).dataset
+        except WeightsError:
+            dataset = "unknown"  # its error is told where it is opened
+        newest.setdefault(dataset, path)
+    if len(newest) > 1:
+        raise WeightsError(
+            f"there are trained models of {len(newest)} data sets",
+            items=[f"{dataset}: {path}" for dataset, path in newest.items()],
+            where=runs,
+            do="give --weights FILE; these are the newest of each data set",
+        )
+    return found[0]
