@@ -1,18 +1,18 @@
-"""Reading of untrusted pickles: arrays and plain data only.
+"""Reads untrusted pickles: arrays and plain data only.
 
-`paddle.load` is `pickle.load`: a weight file can run any program. Here no unpickler of Python's runs. The file
-is read opcode by opcode, and only what Paddle and NumPy write (protocols 2 to 4) has a meaning:
+`paddle.load` is `pickle.load`: a weight file can run any program. This reader does not use Python's unpickler. It
+reads the file opcode by opcode and accepts only what Paddle and NumPy write (protocols 2 to 4):
 
     value   = None, a bool, a number of at most 64 bits, text, a list, a dict, a tuple, an array
     dict    = {} or OrderedDict(), then pairs; a key is text or a small integer, and occurs once
     array   = _reconstruct(ndarray, (0,), b"b"), then its state (1, shape, dtype, is_fortran, bytes)
     dtype   = dtype("f4", …) of booleans, integers or floats, then its state (3, "<", None, …)
     number  = scalar(dtype, bytes)
-    bytes   = as they are; or encode(text, "latin1"), and bytes() for none (protocol 2)
+    bytes   = as they are; or encode(text, "latin1"), and bytes() if empty (protocol 2)
     tensor  = tuple((name, array)), inside a structure
 
-Nothing in a file is called, compared, hashed or descended into before its type is checked, and nothing takes
-more memory than a small multiple of the file's own size.
+The type of every value is checked before it is hashed, compared or traversed. No name of a file is looked up or
+called. Memory is limited to a small multiple of the file's size.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ import typing
 import numpy as np
 
 MAX_OPCODES = 500_000  # ResNet-152 has about 30,000
-MAX_STACK = 20_000  # the writers put lists and dicts down in pieces of 1000 items
+MAX_STACK = 20_000  # pickle writes lists and dicts in pieces of 1000 items
 MAX_NODES = 200_000
 MAX_DEPTH = 8
 
-_GIVEN = frozenset(
+_LITERALS = frozenset(
     "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES "
     "BINBYTES8".split()
 )
-"""Opcodes that put down the value that they carry."""
+"""Opcodes that push their argument."""
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}  # opcode -> length
 _OTHERS = frozenset(
     "PROTO FRAME STOP MARK EMPTY_LIST EMPTY_DICT TUPLE APPEND APPENDS SETITEM SETITEMS GLOBAL STACK_GLOBAL "
     "REDUCE BUILD BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET".split()
 )
-_ALLOWED = _GIVEN | _CONSTANTS.keys() | _TUPLES.keys() | _OTHERS
+_ALLOWED = _LITERALS | _CONSTANTS.keys() | _TUPLES.keys() | _OTHERS
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
 _NAMES = {
@@ -56,14 +56,17 @@ _NAMES = {
     "numpy dtype": "dtype",
     **{f"numpy.{core}.multiarray {name}": name for core in ("core", "_core") for name in ("_reconstruct", "scalar")},
 }
-"""Names that a file may use; none of them is looked up: `_Reader.call` says what each gives."""
+"""Globals that a file may name; none is looked up: `_Reader.call` returns what each would."""
 
 
 def read_pickle(data: bytes) -> object:
     """Reads a pickle of dicts, lists, tuples, numbers, strings and numeric arrays.
 
+    Returns:
+        The value. Arrays are read-only views of the bytes in the file.
+
     Raises:
-        pickle.UnpicklingError: for anything else, saying what was found.
+        pickle.UnpicklingError: anything else; the message names it.
     """
     if data[:1] != b"\x80":  # protocols 0 and 1, web pages, archives
         raise pickle.UnpicklingError(f"not a weight file: begins with {data[:16]!r}")
@@ -71,24 +74,24 @@ def read_pickle(data: bytes) -> object:
         return _to_plain(_Reader(data).read(), min(MAX_NODES, len(data)))
     except (IndexError, KeyError):
         raise pickle.UnpicklingError("damaged weight file: it uses a value that it does not hold") from None
-    except (ValueError, TypeError) as error:  # of text, numbers and arrays that are not what their length says
+    except (ValueError, TypeError) as error:  # raised by the readers of arguments and by NumPy
         raise pickle.UnpicklingError(
             f"not a weight file, or truncated (begins with {data[:16]!r}; {str(error)[:80]})"
         ) from None
 
 
 def _kind(value: object) -> str:
-    """Its type's name, for a message."""
+    """Returns the name of a value's type, for a message."""
     return type(value).__name__.lstrip("_")
 
 
 class _Name:
-    """A name of `_NAMES`, on its way to a call."""
+    """A global of `_NAMES`; `text` is its short name."""
 
     def __init__(self, text: str) -> None:
         if text not in _NAMES:
-            asked = text[:80].replace(" ", ".")
-            raise pickle.UnpicklingError(f"the file asks for {asked}, which no weight file needs; nothing was run")
+            name = text[:80].replace(" ", ".")
+            raise pickle.UnpicklingError(f"the file asks for {name}, which no weight file needs; nothing was run")
         self.text = _NAMES[text]
 
 
@@ -101,6 +104,7 @@ class _Dtype:
         self.dtype = np.dtype(code)
 
     def build(self, state: tuple) -> None:
+        """Sets the byte order from the state (3, "<", None, …) of NumPy's dtype."""
         if len(state) != 8 or type(state[1]) is not str or any(part is not None for part in state[2:5]):
             raise pickle.UnpicklingError("a damaged array type")
         if state[1] in ("<", ">"):
@@ -108,48 +112,48 @@ class _Dtype:
 
 
 class _Tuple(tuple):
-    """A tuple that knows how deep it is."""
+    """A tuple with its depth: freeing one that is nested 100,000 times would overflow the stack of C."""
 
     depth = 0
 
     @staticmethod
     def of(items: list) -> _Tuple:
-        made = _Tuple(items)
-        made.depth = 1 + max((item.depth for item in items if type(item) is _Tuple), default=0)
-        if made.depth > MAX_DEPTH:
+        """Makes a tuple of at most MAX_DEPTH levels."""
+        value = _Tuple(items)
+        value.depth = 1 + max((item.depth for item in items if type(item) is _Tuple), default=0)
+        if value.depth > MAX_DEPTH:
             raise pickle.UnpicklingError("too deep a tuple for a weight file")
-        return made
+        return value
 
 
-_STATES = [(int, _Tuple, _Dtype, order, bytes) for order in (bool, int)]
+_ARRAY_STATES = [(int, _Tuple, _Dtype, order, bytes) for order in (bool, int)]
 
 
 class _Array:
-    """An array, empty until its state is read; the data are taken over when they are as long as the shape says."""
+    """An array; `value` is None until its state is read."""
 
     value: np.ndarray | None = None
 
     def build(self, state: tuple) -> int:
-        """Returns the number of bytes."""
-        kinds = tuple(map(type, state))
-        if self.value is not None or kinds not in _STATES:
+        """Sets the value from NumPy's state (1, shape, dtype, is_fortran, bytes); returns the number of bytes."""
+        if self.value is not None or tuple(map(type, state)) not in _ARRAY_STATES:
             raise pickle.UnpicklingError("a damaged array")
-        _, shape, kind, fortran, raw = state
+        _, shape, kind, fortran, data = state
         if len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
             raise pickle.UnpicklingError("a damaged array: its shape is not up to 32 numbers")
-        if math.prod(shape) * kind.dtype.itemsize != len(raw):
-            raise pickle.UnpicklingError(f"an array declared as {shape} {kind.dtype} holds {len(raw)} bytes")
-        self.value = np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if fortran else "C")
-        return len(raw)
+        if math.prod(shape) * kind.dtype.itemsize != len(data):
+            raise pickle.UnpicklingError(f"an array declared as {shape} {kind.dtype} holds {len(data)} bytes")
+        self.value = np.frombuffer(data, kind.dtype).reshape(shape, order="F" if fortran else "C")
+        return len(data)
 
 
 class _Reader:
-    """The stack machine of a pickle, with values of this module's making alone.
+    """The stack machine of a pickle.
 
     Attributes:
         stack: values since the last mark.
         marked: the stacks below, one for each open mark.
-        encoded, held: bytes that encoded text and arrays may still take; in all no more than the file has.
+        text_left, array_left: bytes that encoded text and that arrays may still take: each at most the file's size.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -157,10 +161,10 @@ class _Reader:
         self.stack: list = []
         self.marked: list[list] = []
         self.memo: dict[int, object] = {}
-        self.encoded = self.held = len(data)
+        self.text_left = self.array_left = len(data)
 
     def read(self) -> object:
-        """Reads up to the end mark; the one value that is then on the stack."""
+        """Runs the program up to STOP and returns the value that is left on the stack."""
         for _ in range(MAX_OPCODES):
             code = self.stream.read(1)
             opcode = _OPCODES.get(code.decode("latin-1"))
@@ -179,9 +183,9 @@ class _Reader:
         raise pickle.UnpicklingError("too many opcodes for a weight file")
 
     def step(self, name: str, argument: typing.Any) -> None:
-        """One opcode."""
+        """Runs one opcode; PROTO and FRAME have no effect."""
         stack = self.stack
-        if name in _GIVEN:
+        if name in _LITERALS:
             if name == "LONG1" and not -(2**63) <= argument < 2**63:
                 raise pickle.UnpicklingError("a number of more than 64 bits")
             stack.append(argument)
@@ -200,10 +204,17 @@ class _Reader:
             self.stack = []
         elif name in ("TUPLE", "APPENDS", "SETITEMS"):
             self.stack = self.marked.pop()
-            self.stack.append(_Tuple.of(stack)) if name == "TUPLE" else self.extend(stack, name)
-        elif name in ("APPEND", "SETITEM"):
-            items = [self.pop() for _ in range(1 if name == "APPEND" else 2)]
-            self.extend(items[::-1], f"{name}S")
+            if name == "TUPLE":
+                self.stack.append(_Tuple.of(stack))
+            elif name == "APPENDS":
+                self.append(stack)
+            else:
+                self.set_items(stack)
+        elif name == "APPEND":
+            self.append([self.pop()])
+        elif name == "SETITEM":
+            value, key = self.pop(), self.pop()
+            self.set_items([key, value])
         elif name == "EMPTY_LIST":
             stack.append([])
         elif name == "EMPTY_DICT":
@@ -211,30 +222,34 @@ class _Reader:
         elif name == "GLOBAL":
             stack.append(_Name(argument))
         elif name == "STACK_GLOBAL":
-            last, module = self.pop(str), self.pop(str)
-            stack.append(_Name(f"{module} {last}"))
+            attribute, module = self.pop(str), self.pop(str)
+            stack.append(_Name(f"{module} {attribute}"))
         elif name == "REDUCE":
             arguments, function = self.pop(_Tuple), self.pop(_Name)
             stack.append(self.call(function.text, arguments))
         elif name == "BUILD":
             self.build(self.pop(_Tuple))
-        # PROTO and FRAME say nothing that is needed
 
     def pop(self, kind: type = object) -> typing.Any:
-        """The last value; refused unless it is of this type."""
+        """Removes and returns the last value, which must be of this type."""
         value = self.stack.pop()
         if kind is not object and type(value) is not kind:
             raise pickle.UnpicklingError(f"damaged weight file: a {_kind(value)} where something else belongs")
         return value
 
-    def extend(self, items: list, name: str) -> None:
-        """Adds items to the list, or keys and values to the dict, that is the last value."""
-        target = self.stack[-1]
-        if name == "APPENDS" and type(target) is list:
-            target.extend(items)
-            return
-        if name == "APPENDS" or type(target) is not dict:
-            raise pickle.UnpicklingError(f"damaged weight file: a {_kind(target)} that items are added to")
+    def last(self, kind: type) -> typing.Any:
+        """Returns the last value, a list or dict to which items are added."""
+        if type(self.stack[-1]) is not kind:
+            raise pickle.UnpicklingError(f"damaged weight file: items added to a {_kind(self.stack[-1])}")
+        return self.stack[-1]
+
+    def append(self, items: list) -> None:
+        """Adds items to the list that is the last value."""
+        self.last(list).extend(items)
+
+    def set_items(self, items: list) -> None:
+        """Adds keys and values, which alternate, to the dict that is the last value."""
+        target = self.last(dict)
         if len(items) % 2:
             raise pickle.UnpicklingError("a key without a value")
         for key, value in zip(items[::2], items[1::2]):
@@ -245,7 +260,7 @@ class _Reader:
             target[key] = value
 
     def call(self, name: str, arguments: tuple) -> object:
-        """What a call gives; anything but the calls that Paddle and NumPy write is refused."""
+        """Returns the result of a call that Paddle or NumPy writes; all others are refused."""
         kinds = tuple(map(type, arguments))
         if name == "OrderedDict" and not kinds:
             return {}
@@ -254,8 +269,8 @@ class _Reader:
         if name == "tuple" and kinds == (_Tuple,):
             return arguments[0]
         if name == "encode" and kinds == (str, str) and arguments[1] == "latin1":
-            self.encoded -= len(arguments[0])
-            if self.encoded >= 0:
+            self.text_left -= len(arguments[0])
+            if self.text_left >= 0:
                 return arguments[0].encode("latin1")
         if name == "dtype" and kinds[:1] == (str,):
             return _Dtype(arguments[0])
@@ -266,23 +281,23 @@ class _Reader:
         raise pickle.UnpicklingError(f"a call of {name} that no weight file makes")
 
     def build(self, state: tuple) -> None:
-        """Gives the last value, an array or its type, its state."""
+        """Sets the state of the last value, an array or a dtype."""
         target = self.stack[-1]
         if type(target) is _Array:
-            self.held -= target.build(state)
+            self.array_left -= target.build(state)
         elif type(target) is _Dtype:
             target.build(state)
         else:
             raise pickle.UnpicklingError(f"an attempt to set the state of a {_kind(target)}")
-        if self.held < 0:
+        if self.array_left < 0:
             raise pickle.UnpicklingError("arrays of more bytes than the file has")
 
 
 def _to_plain(value: object, left: int) -> object:
-    """Arrays as NumPy's, (name, array) pairs as their array; everything else must be plain data.
+    """Converts arrays to NumPy's and (name, array) pairs to their array; all else must be plain data.
 
     Args:
-        left: number of values that there may be, each counted as often as it is met.
+        left: limit on the number of values; a shared one counts at each occurrence.
     """
 
     def convert(item: object, depth: int) -> object:
@@ -301,7 +316,7 @@ def _to_plain(value: object, left: int) -> object:
             if isinstance(item, list):
                 return children
             if len(children) == 2 and isinstance(children[0], str) and isinstance(children[1], np.ndarray):
-                return children[1]  # how Paddle saves a tensor inside a structure
+                return children[1]  # a tensor that Paddle saved inside a structure
             return tuple(children)
         if item is None or type(item) in (bool, int, float, str):
             return item
