@@ -1,4 +1,4 @@
-"""Calibration of probabilities, and the choice of a threshold. Arrays in, numbers out."""
+"""Calibration of probabilities, and the choice of a decision threshold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from paddle_medcls.metrics import loss_value
 
 
 def confidence_and_hits(probs: np.ndarray, labels: np.ndarray, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """What the network claimed and whether it was right.
+    """Returns the confidence of each prediction and whether it was right.
 
     Args:
         probs: (N, C).
@@ -17,7 +17,7 @@ def confidence_and_hits(probs: np.ndarray, labels: np.ndarray, task: str) -> tup
 
     Returns:
         (M,) probabilities of the more probable side and (M,) booleans; M = N, or N * C for multi-label,
-        where each label is a claim of its own.
+        where each label is a prediction of its own.
     """
     if task == "multi-label":
         p, truth = probs.ravel(), labels.ravel() == 1
@@ -44,7 +44,7 @@ def reliability(confidence: np.ndarray, hits: np.ndarray, bins: int = 15) -> lis
 
 
 def expected_calibration_error(confidence: np.ndarray, hits: np.ndarray, bins: int = 15) -> float:
-    """Mean distance between claimed and true accuracy over the bins, weighted by their images (Guo et al. 2017)."""
+    """Returns the mean of |confidence - accuracy| over the bins, weighted by their images (Guo et al. 2017)."""
     rows = reliability(confidence, hits, bins)
     return sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / len(confidence)
 
@@ -71,7 +71,7 @@ def threshold_for(scores: np.ndarray, labels: np.ndarray, sensitivity: float) ->
     Args:
         scores: (N,) probability of class 1.
         labels: (N,) of 0 and 1.
-        sensitivity: wanted, above 0 and at most 1.
+        sensitivity: the target, above 0 and at most 1.
 
     Returns:
         A threshold t for `score > t`; midway to the next lower score, so that rounding does not matter.

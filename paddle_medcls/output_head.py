@@ -1,4 +1,4 @@
-"""What the logits of a network mean: probabilities of classes, and what is decided. Arrays only, no Paddle."""
+"""Converts the logits of a network to probabilities and decisions; NumPy only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paddle_medcls.errors import WeightsError
 
 @dataclass(frozen=True)
 class OutputHead:
-    """How the outputs of a network are read.
+    """The meaning of a network's logits: task, loss, classes and calibration.
 
     Attributes:
         task: "binary", "multi-class", "ordinal" or "multi-label", see `data.index.Index`.
@@ -89,13 +89,13 @@ class OutputHead:
         Returns:
             The classes: one, or for a multi-label task any number. The probability of that one, or the largest.
         """
-        found = self.decide(probs[None])[0]
+        decision = self.decide(probs[None])[0]
         if self.task == "multi-label":
-            return np.flatnonzero(found).tolist(), float(probs.max())
-        return [int(found)], float(probs[int(found)])
+            return np.flatnonzero(decision).tolist(), float(probs.max())
+        return [int(decision)], float(probs[int(decision)])
 
     def explained(self, probs: np.ndarray) -> np.ndarray:
-        """The class (N,) that a heat map of each image explains: the decided one; of labels the most probable."""
+        """Returns the class (N,) that each image's heat map explains: the decided one, or the most probable label."""
         return probs.argmax(axis=1) if self.task == "multi-label" else self.decide(probs)
 
 
@@ -106,7 +106,7 @@ def check_finite(logits: np.ndarray, names: Sequence[object]) -> np.ndarray:
         names: of the N images, for the message.
 
     Raises:
-        WeightsError: nan or infinity among them, which no probability or class can be made of; names the images.
+        WeightsError: NaN or infinity among them; names the images.
     """
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(bad):
