@@ -1,6 +1,6 @@
-"""Is one model better than another on the same images, or is it chance? From their predictions alone.
+"""Tests whether two models differ on the same images, from their predictions alone.
 
-Accuracy: McNemar's exact test on the images that only one of them has right. AUC of two classes: DeLong,
+Accuracy: McNemar's exact test on the images that only one of them predicts correctly. AUC of two classes: DeLong,
 DeLong and Clarke-Pearson 1988; of more classes or labels: the paired bootstrap of the images. Where a file
 patients_<split>.csv beside the predictions says that several images are of one patient, all intervals and
 both tests are paired bootstraps of the patients. Differences are B - A. Probabilities are those of the files,
@@ -43,7 +43,7 @@ class Predictions:
         labels, guesses: class numbers (N,), or 0 and 1 (N, L) for a multi-label task.
         probs: (N, C) in [0, 1].
         classes: names of the columns.
-        patients: of each image, where `patients_<split>.csv` beside the file tells; else empty.
+        patients: of each image, where `patients_<split>.csv` beside the file names them; else empty.
     """
 
     path: Path
@@ -56,19 +56,20 @@ class Predictions:
 
     @property
     def task(self) -> str:
+        """ "multi-label", "binary" or "multi-class"; a file does not say whether classes are ordered."""
         if self.labels.ndim == 2:
             return "multi-label"
         return "binary" if len(self.classes) == 2 else "multi-class"
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Reads predictions as `eval --output` and a training write them; every faulty row is reported.
+    """Reads predictions as `eval --output` and `train` write them; every faulty row is reported.
 
     Args:
         path: the CSV file, or a folder that holds one.
 
     Raises:
-        DataError: no such file, several to choose from, or rows that are no predictions.
+        DataError: no such file, several to choose from, or faulty rows.
     """
     path = _file(path)
     try:
@@ -120,14 +121,14 @@ def _read_patients(predictions: Path, ids: list[str]) -> tuple[str, ...]:
 def _file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    found = sorted(path.glob("predictions_*.csv"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found)
+    files = sorted(path.glob("predictions_*.csv"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files)
         raise DataError(
-            f"{path}: {f'several predictions: {names}' if found else 'no predictions_<split>.csv in this folder'}",
-            do="name one of the files" if found else f"write one: {command('eval')} --weights FILE --output DIR",
+            f"{path}: {f'several predictions: {names}' if files else 'no predictions_<split>.csv in this folder'}",
+            do="name one of the files" if files else f"write one: {command('eval')} --weights FILE --output DIR",
         )
-    return found[0]
+    return files[0]
 
 
 def _fault(row: list[str], classes: tuple[str, ...], many: bool) -> str | None:
@@ -148,27 +149,31 @@ def _fault(row: list[str], classes: tuple[str, ...], many: bool) -> str | None:
 
 
 def compare(a: Predictions, b: Predictions) -> dict:
-    """Figures of two models on the same images, which may stand in another order in each file.
+    """Compares two models on the same images; their order may differ between the files.
+
+    Args:
+        a: predictions of the first model.
+        b: predictions of the second one.
 
     Returns:
-        `accuracy` and `auc`, each with `a` and `b` (figure, 95% interval), `difference` (B - A), its
+        `accuracy` and `auc`, each with `a` and `b` (value, 95% interval), `difference` (B - A), its
         95% `interval`, `p` (two-sided) and `test`, the name of the test; for single labels the accuracy
-        also has `only_a` and `only_b`, the images that one of them alone has right. What is not defined
-        (an AUC of one class) is nan; `reason` says why, where the images do not suffice for a test.
-        `accuracy` and `auc` also have `patients`, where these are resampled.
+        also has `only_a` and `only_b`, the number of images that only one of them predicts correctly. A value that
+        is not defined (an AUC of one class) is nan; `reason` says why, where there are too few images for a test.
+        Where patients are resampled, `accuracy` and `auc` also have `patients`, their number.
 
     Raises:
         DataError: the files are not of the same images, labels and classes.
     """
-    place = {name: row for row, name in enumerate(b.ids)}
-    missing = [name for name in a.ids if name not in place]
+    row_in_b = {name: row for row, name in enumerate(b.ids)}
+    missing = [name for name in a.ids if name not in row_in_b]
     if missing or len(a.ids) != len(b.ids) or a.classes != b.classes or a.labels.ndim != b.labels.ndim:
         items = [f"A: {len(a.ids)} images in {len(a.classes)} classes: {', '.join(a.classes)}"]
         items += [f"B: {len(b.ids)} images in {len(b.classes)} classes: {', '.join(b.classes)}"]
-        items += [f"in A alone: {name}" for name in missing[:5]]
-        items += [f"in B alone: {name}" for name in sorted(set(b.ids) - set(a.ids))[:5]]
+        items += [f"only in A: {name}" for name in missing[:5]]
+        items += [f"only in B: {name}" for name in sorted(set(b.ids) - set(a.ids))[:5]]
         raise DataError("the two files are not predictions of the same images", items=items, where=b.path)
-    rows = [place[name] for name in a.ids]
+    rows = [row_in_b[name] for name in a.ids]
     patients = tuple(b.patients[row] for row in rows) if b.patients else ()
     if a.patients and patients and a.patients != patients:
         items = [f"{name}: {p} in A, {q} in B" for name, p, q in zip(a.ids, a.patients, patients) if p != q]
@@ -179,11 +184,11 @@ def compare(a: Predictions, b: Predictions) -> dict:
         items = [f"{a.ids[row]}: {a.labels[row].tolist()} in A, {b.labels[row].tolist()} in B" for row in other[:20]]
         raise DataError(f"{len(other)} of {len(a.ids)} images have another label in B", items=items, where=b.path)
     clusters = clusters_of(a.patients or patients)
-    found = {"accuracy": _accuracy(a, b, clusters), "auc": _auc(a, b, clusters)}
+    result = {"accuracy": _accuracy(a, b, clusters), "auc": _auc(a, b, clusters)}
     if clusters is not None:
-        for row in found.values():
+        for row in result.values():
             row["patients"] = int(clusters.max()) + 1
-    return found
+    return result
 
 
 def _accuracy(a: Predictions, b: Predictions, clusters: np.ndarray | None = None) -> dict:
@@ -194,10 +199,10 @@ def _accuracy(a: Predictions, b: Predictions, clusters: np.ndarray | None = None
     result: dict = {"a": sides[0], "b": sides[1], "difference": sides[1][0] - sides[0][0]}
     counts = {"only_a": int((gain == -1).sum()), "only_b": int((gain == 1).sum())} if a.task != "multi-label" else {}
     if clusters is not None:
-        favour = abs(np.bincount(clusters, gain)) > 1e-12  # patients who tell the models apart
+        favour = abs(np.bincount(clusters, gain)) > 1e-12  # patients on whom the models differ
         differing = int(np.count_nonzero(favour))
         return {**result, **_resampled(bootstrap_means(gain, clusters), differing, same), **counts}
-    if a.task == "multi-label":  # an image is right in part: no McNemar
+    if a.task == "multi-label":  # McNemar's test needs images that are right or wrong; here they can be partly right
         variance = gain.var(ddof=1) / len(gain) if len(gain) > 1 else float("nan")
         return {**result, **_normal(result["difference"], variance, same), "test": "paired z"}
     only_a, only_b = counts.values()
@@ -207,10 +212,10 @@ def _accuracy(a: Predictions, b: Predictions, clusters: np.ndarray | None = None
 
 def _auc(a: Predictions, b: Predictions, clusters: np.ndarray | None = None) -> dict:
     areas = [bootstrap_areas(model.probs, model.labels, model.task, clusters=clusters) for model in (a, b)]
-    figures = [float(auc(model.probs, model.labels, model.task)) for model in (a, b)]
-    sides = [(figure, percentile_interval(values)) for figure, values in zip(figures, areas)]
+    values = [float(auc(model.probs, model.labels, model.task)) for model in (a, b)]
+    sides = [(value, percentile_interval(resamples)) for value, resamples in zip(values, areas)]
     same = np.array_equal(a.probs, b.probs)
-    result: dict = {"a": sides[0], "b": sides[1], "difference": figures[1] - figures[0]}
+    result: dict = {"a": sides[0], "b": sides[1], "difference": values[1] - values[0]}
     if a.task == "binary" and clusters is None:
         variance = delong_variance(a.labels, a.probs[:, 1], b.probs[:, 1])
         return {**result, **_normal(result["difference"], variance, same), "test": "DeLong"}
@@ -220,7 +225,7 @@ def _auc(a: Predictions, b: Predictions, clusters: np.ndarray | None = None) -> 
 
 
 def _resampled(gains: np.ndarray, units: int, same: bool) -> dict:
-    """Interval and p of a difference from its resamples (B,), drawn from so many units."""
+    """Interval and p of a difference from its resamples (B,) of `units` images or patients."""
     row = {"interval": percentile_interval(gains), "p": bootstrap_p(gains, units)}
     known = gains[np.isfinite(gains)]
     if len(known) and np.ptp(known) < 1e-12 and not same:
@@ -232,8 +237,8 @@ def _normal(difference: float, variance: float, same: bool = True) -> dict:
     """Interval and p of a difference that is normal with this variance.
 
     Args:
-        same: whether the two models answer the same. Only then is a variance of 0 certainty; else it
-            comes of too few images, and nothing is known.
+        same: whether the two models give the same predictions. Only then is a difference of 0 certain; else a
+            variance of 0 means too few images, and nothing is known.
     """
     if variance <= 1e-18 and not (same and difference == 0):
         return {"interval": NAN_INTERVAL, "p": float("nan"), "reason": NO_SPREAD}
@@ -243,7 +248,12 @@ def _normal(difference: float, variance: float, same: bool = True) -> dict:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided exact p: how likely is so uneven a split of the images that only one model has right."""
+    """Two-sided exact p of McNemar's test.
+
+    Args:
+        only_a: number of images that only model A predicts correctly.
+        only_b: the same of model B.
+    """
     n, term, tail = only_a + only_b, 1, 0
     for k in range(min(only_a, only_b) + 1):  # binomial coefficients, one from the other
         tail += term
@@ -252,7 +262,15 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def paired_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
-    """95% interval of a difference of paired proportions: adjusted Wald (Bonett and Price 2012)."""
+    """95% interval of a difference of paired proportions: the adjusted Wald interval.
+
+    Args:
+        only_a, only_b: see `mcnemar`.
+        n: number of images.
+
+    Source:
+        Bonett and Price, Journal of Educational and Behavioral Statistics 37, 2012.
+    """
     p, q = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     half = Z * math.sqrt((p + q - (q - p) ** 2) / (n + 2))
     return max(-1.0, q - p - half), min(1.0, q - p + half)
@@ -267,6 +285,9 @@ def delong_variance(truth: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarra
 
     Returns:
         The variance; nan with fewer than two images of a class.
+
+    Source:
+        DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988.
     """
     if min(truth.sum(), len(truth) - truth.sum()) < 2:
         return float("nan")
@@ -287,8 +308,8 @@ def _placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
 def bootstrap_p(gains: np.ndarray, units: int = 1000) -> float:
     """Two-sided p of resampled differences: twice the share on the rarer side of 0.
 
-    Never below 2 / (B + 1), nor below 2 / 2^units, which no exact test of so many pairs goes below: resamples
-    of three images that all favour one model agree, and prove little.
+    At least 2 / (B + 1), and at least 2 / 2^units, the smallest p of an exact test of so many pairs: if all
+    of three images favour one model, so does every resample, which proves little.
 
     Args:
         gains: (B,); nan among them are left out.
@@ -301,13 +322,13 @@ def bootstrap_p(gains: np.ndarray, units: int = 1000) -> float:
     return float(min(1.0, max(2 * (rarer + 1) / (len(gains) + 1), 2.0 ** (1 - int(units)))))
 
 
-def verdict(found: dict) -> str:
-    """One line: which of the figures differ by more than chance (p < 0.05)."""
+def verdict(result: dict) -> str:
+    """One line: which metrics differ significantly (p < 0.05)."""
     parts = []
     for name, title in (("accuracy", "accuracy"), ("auc", "AUC")):
-        p, difference = found[name]["p"], found[name]["difference"]
+        p, difference = result[name]["p"], result[name]["difference"]
         if math.isnan(p):
-            parts.append(f"{title}: {found[name].get('reason', 'not defined on these images')}")
+            parts.append(f"{title}: {result[name].get('reason', 'not defined on these images')}")
         elif p < 0.05:
             parts.append(f"{title}: {'B' if difference > 0 else 'A'} is better")
         else:

@@ -1,4 +1,4 @@
-"""HTML report of misclassified images: one file that holds everything, images included."""
+"""HTML report of misclassified images, in one file that includes the images."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def write_error_page(path: Path, index: Index, probs: np.ndarray, head: OutputHe
     """
     guesses = head.decide(probs)
     accuracy, area = (guesses == index.labels).mean(), float(auc(probs, index.labels, head.task))
-    own = _probability_of_truth(probs, index.labels)
+    own_probs = _probability_of_truth(probs, index.labels)
     wrong = np.flatnonzero((guesses != index.labels).reshape(len(index), -1).any(axis=1))
-    confident = wrong[np.argsort(own[wrong], kind="stable")][:count]
-    doubtful = [row for row in np.argsort(own, kind="stable") if own[row] < 0.5][:count]
+    confident = wrong[np.argsort(own_probs[wrong], kind="stable")][:count]
+    doubtful = [row for row in np.argsort(own_probs, kind="stable") if own_probs[row] < 0.5][:count]
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{len(index)} images, {len(wrong)} wrong; accuracy {accuracy:.4f}, AUC {_figure(area, 4)}.</p>",
+        f"<p>{len(index)} images, {len(wrong)} wrong; accuracy {accuracy:.4f}, AUC {_number(area, 4)}.</p>",
         f'<p class="note">{NOTICE}</p>',
     ]
     if index.drawn:
@@ -86,6 +86,7 @@ def write_error_page(path: Path, index: Index, probs: np.ndarray, head: OutputHe
 
 
 def _probability_of_truth(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(N,) probability of each image's own label; multi-label: of the label that is predicted worst."""
     if labels.ndim == 2:
         return np.where(labels == 1, probs, 1 - probs).min(axis=1)
     return probs[np.arange(len(probs)), labels]
@@ -94,13 +95,13 @@ def _probability_of_truth(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _class_table(classes: list[dict]) -> str:
     rows = []
     for row in classes:
-        figures = "".join(f'<td class="n">{_figure(row[name])}</td>' for name in ("recall", "precision", "f1"))
-        rows.append(f'<tr><td>{html.escape(row["class"])}</td>{figures}<td class="n">{row["support"]}</td></tr>')
+        cells = "".join(f'<td class="n">{_number(row[name])}</td>' for name in ("recall", "precision", "f1"))
+        rows.append(f'<tr><td>{html.escape(row["class"])}</td>{cells}<td class="n">{row["support"]}</td></tr>')
     head = "<tr><th>class</th><th>recall</th><th>precision</th><th>F1</th><th>images</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"
 
 
-def _figure(value: float, digits: int = 3) -> str:
+def _number(value: float, digits: int = 3) -> str:
     return "–" if np.isnan(value) else f"{value:.{digits}f}"
 
 

@@ -1,7 +1,7 @@
-"""Figures of a whole split, from arrays; all in [0, 1]. No Paddle here.
+"""Metrics of a split with 95% intervals, from arrays; without Paddle.
 
-A figure that is not defined (the AUC of a class without images, the precision of a class never
-predicted) is nan, not 0, and counts in no average.
+A metric that is not defined (the AUC of a class without images, the precision of a class never
+predicted) is nan, not 0, and is left out of averages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from paddle_medcls.output_head import OutputHead
 
 
 def loss_value(logits: np.ndarray, labels: np.ndarray, loss: str) -> float:
-    """Mean cross-entropy (softmax) or binary cross-entropy (sigmoid) over the split, unweighted."""
+    """Mean cross-entropy (softmax) or binary cross-entropy (sigmoid) over the split, unweighted.
+
+    Args:
+        logits: (N, outputs).
+        labels: (N,) class numbers, or (N, L) of 0 and 1.
+        loss: "softmax" or "sigmoid".
+    """
     z = logits.astype(np.float64)
     if loss == "softmax":
         top = z.max(axis=1, keepdims=True)
@@ -58,6 +64,9 @@ def auc(probs: np.ndarray, labels: np.ndarray, task: str, weights: np.ndarray | 
         probs: (N, C).
         labels: (N,) class numbers, or (N, C) for multi-label.
         weights: see `roc_auc`.
+
+    Returns:
+        (B,) areas, or a scalar array without weights; nan where it is not defined.
     """
     if task == "binary":
         return roc_auc(labels, probs[:, 1], weights)
@@ -73,7 +82,11 @@ def _nanmean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 
 
 def wilson(correct: float, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """95% interval of a proportion (Wilson 1927)."""
+    """Interval of a proportion, (low, high); 95% with the default z.
+
+    Source:
+        Wilson, Journal of the American Statistical Association 22, 1927.
+    """
     p = correct / total
     centre = p + z * z / (2 * total)
     half = z * np.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
@@ -82,9 +95,9 @@ def wilson(correct: float, total: int, z: float = 1.959963984540054) -> tuple[fl
 
 
 def clusters_of(groups: Sequence[str]) -> np.ndarray | None:
-    """Numbers (N,) of the patients of N images; None where patients are unknown, or each has one image.
+    """Patient numbers (N,) of N images; None where patients are unknown, or each has one image.
 
-    Images of one patient are alike, so intervals and tests draw whole patients: else ten images of each of
+    Images of one patient are alike, so intervals and tests resample patients: otherwise ten images of each of
     twenty patients would count as two hundred independent cases.
     """
     names, numbers = np.unique(np.asarray(groups, str), return_inverse=True)
@@ -94,7 +107,7 @@ def clusters_of(groups: Sequence[str]) -> np.ndarray | None:
 def resampled_counts(
     n: int, clusters: np.ndarray | None = None, resamples: int = 1000, seed: int = 0
 ) -> Iterator[np.ndarray]:
-    """Counts (b, N) of each image in b resamples of the images, or of whole patients; in all `resamples` rows.
+    """Yields counts (b, N) of each image in b resamples of the images, or of patients; `resamples` rows in all.
 
     The same seed draws the same images for any model.
 
@@ -131,7 +144,7 @@ def bootstrap_means(values: np.ndarray, clusters: np.ndarray | None = None) -> n
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95% of resampled figures; nan among them are left out."""
+    """The middle 95% of resampled values (B,); nan among them are left out."""
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan")
@@ -152,17 +165,17 @@ def bootstrap_auc(
 
 
 def accuracy_interval(hits: np.ndarray, clusters: np.ndarray | None = None) -> tuple[float, float]:
-    """95% interval of an accuracy: Wilson's, or of resampled patients where they are known.
+    """95% interval of an accuracy: Wilson's, or of resampled patients where clusters are given.
 
     Args:
-        hits: (N,) whether each image is right; multi-label: the share of its labels that are.
+        hits: (N,) whether each image is predicted correctly; multi-label: the share of its labels.
         clusters: see `clusters_of`.
     """
     if clusters is not None:
         shares = bootstrap_means(hits, clusters)
         if np.ptp(shares) > 1e-12:
             return percentile_interval(shares)
-        units = int(clusters.max()) + 1  # all patients alike: resampling sees no spread, which proves none
+        units = int(clusters.max()) + 1  # all patients alike: resampling would give an interval of width 0
         return wilson(float(np.mean(hits)) * units, units)
     return wilson(float(np.sum(hits)), len(hits))
 
@@ -177,7 +190,13 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def per_class(labels: np.ndarray, guesses: np.ndarray, classes: Sequence[str]) -> list[dict]:
-    """Precision, recall, F1, specificity and support of each class (each label, if (N, L))."""
+    """Precision, recall, F1, specificity and support of each class.
+
+    Args:
+        labels: (N,) class numbers, or (N, L) of 0 and 1: then each label is a class.
+        guesses: the predicted ones, of the same shape.
+        classes: their names.
+    """
     rows = []
     for k, name in enumerate(classes):
         truth = labels[:, k] == 1 if labels.ndim == 2 else labels == k
@@ -199,7 +218,13 @@ def per_class(labels: np.ndarray, guesses: np.ndarray, classes: Sequence[str]) -
 
 
 def quadratic_kappa(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -> float:
-    """Cohen's kappa with quadratic weights, for ordered classes."""
+    """Cohen's kappa with quadratic weights, for ordered classes; in [-1, 1].
+
+    Args:
+        labels: (N,) class numbers.
+        guesses: (N,) predicted class numbers.
+        num_classes: C.
+    """
     table = confusion(labels, guesses, num_classes).astype(np.float64)
     grid = np.arange(num_classes)
     penalty = (grid[:, None] - grid[None, :]) ** 2
@@ -210,14 +235,14 @@ def quadratic_kappa(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -
 def evaluate_logits(
     logits: np.ndarray, labels: np.ndarray, head: OutputHead, intervals: bool = True, groups: Sequence[str] = ()
 ) -> dict:
-    """All figures of a split.
+    """All metrics of a split.
 
     Args:
         logits: (N, outputs), as the network gives them.
-        labels: (N,) or (N, L).
+        labels: (N,) class numbers, or (N, L) of 0 and 1.
         head: what the logits mean.
-        intervals: also the bootstrap of the AUC, which takes a moment.
-        groups: the patient of each image, where known: intervals are then over resampled patients.
+        intervals: also the 95% intervals; the bootstrap of the AUC takes about a second.
+        groups: the patient of each image, where known: patients are then resampled.
 
     Returns:
         `n`, `loss`, `accuracy`, `auc`, `per_class`, `confusion` (rows true; not for multi-label),

@@ -1,4 +1,4 @@
-"""Pictures: curves, confusion matrix, ROC, sheets of images, heat maps, image sizes."""
+"""Plots: curves, confusion matrix, ROC, sheets of images, heat maps, image sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from paddle_medcls import metrics as figures
+from paddle_medcls import metrics
 from paddle_medcls.files import atomic_write
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -20,7 +20,7 @@ HEAT_COLORS = colormaps["viridis"]
 
 
 def _save(figure: Figure, path: Path, note: str, title: str = "") -> None:
-    """Writes a figure; note and title get their height in inches: a share of it would be wrong on a long sheet."""
+    """Writes a figure; note and title have a height in inches, as a share of a long sheet would be too much."""
     inch = 1 / figure.get_figheight()
     if note:
         figure.text(0.5, 0.04 * inch, note, ha="center", va="bottom", fontsize=8, color="#B00000")
@@ -33,7 +33,7 @@ def _save(figure: Figure, path: Path, note: str, title: str = "") -> None:
 
 
 def curves(path: Path, steps: np.ndarray, history: Sequence[dict], note: str = "") -> None:
-    """Four curves, as document 003 draws them: loss and accuracy, training by step, validation by epoch.
+    """Four curves, as in the COVID-19 radiography tutorial: loss and accuracy, training by step, validation by epoch.
 
     Args:
         steps: (n, 4) columns step, learning rate, loss, accuracy of each training batch.
@@ -53,7 +53,7 @@ def curves(path: Path, steps: np.ndarray, history: Sequence[dict], note: str = "
     for axis, name in ((axes[1, 0], "loss"), (axes[1, 1], "accuracy")):
         values = [row[f"val_{name}"] for row in history]
         axis.plot(epochs, values, "o-", color=COLORS[1], markersize=3)
-        if name == "loss" and max(values) > 20 * np.median(values):  # a wild first epoch would flatten the rest
+        if name == "loss" and max(values) > 20 * np.median(values):  # else one large loss flattens the curve
             axis.set_yscale("log")
         axis.set(title=f"validation {name}", xlabel="epoch", ylabel=name)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -92,7 +92,7 @@ def roc(path: Path, probs: np.ndarray, labels: np.ndarray, classes: Sequence[str
         truth = labels[:, k] if labels.ndim == 2 else (labels == k).astype(int)
         if 0 < truth.sum() < len(truth):
             false_rate, true_rate = _roc_points(truth, probs[:, k])
-            area = float(figures.roc_auc(truth, probs[:, k]))
+            area = float(metrics.roc_auc(truth, probs[:, k]))
             style = ("-", "--")[number // len(COLORS) % 2]  # ChestMNIST has more labels than there are colours
             label = f"{classes[k]}: AUC {area:.4f}"
             axis.plot(false_rate, true_rate, style, color=COLORS[number % len(COLORS)], label=label)
@@ -113,7 +113,7 @@ def _roc_points(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def reliability(path: Path, diagrams: Sequence[tuple[str, list[dict], float]], title: str, note: str = "") -> None:
-    """Claimed against true accuracy; (name, bins of `calibration.reliability`, calibration error) each."""
+    """Reliability diagrams: accuracy against confidence; (name, bins of `calibration.reliability`, error) each."""
     figure = Figure(figsize=(4.6 * len(diagrams), 4.8))
     for axis, (name, rows, error) in zip(figure.subplots(1, len(diagrams), squeeze=False)[0], diagrams):
         edges = [row["low"] for row in rows]
@@ -127,7 +127,7 @@ def reliability(path: Path, diagrams: Sequence[tuple[str, list[dict], float]], t
 
 
 def prediction(path: Path, image: np.ndarray, bars: Sequence[tuple[str, float]], title: str, note: str = "") -> None:
-    """An image (uint8, RGB or one channel) beside the probabilities of its classes, as document 004 shows it."""
+    """An image (uint8, RGB or one channel) beside its probabilities, as in the OCT transfer-learning tutorial."""
     figure = Figure(figsize=(9, 4.2))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1))
     left.imshow(image.squeeze(), cmap="gray" if image.shape[2] == 1 else None)
@@ -193,7 +193,7 @@ def heat_sheet(path: Path, items: Sequence[tuple[np.ndarray, np.ndarray, str]], 
 
 
 def sizes(path: Path, widths_heights: Sequence[tuple[int, int, int]], title: str, note: str = "") -> None:
-    """How widths and heights are distributed: counts as bars, and their density where they vary.
+    """Distributions of widths and heights: counts as bars, and their density where they vary.
 
     Args:
         widths_heights: (width, height, images) each.

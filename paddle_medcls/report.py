@@ -1,4 +1,4 @@
-"""Figures as people read them: tables, intervals, and the published figure beside ours."""
+"""Tables of metrics for people: intervals, and the published results beside ours."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.files import write_csv
 
 NOTICE = "For research and teaching; not for diagnosis."
-DRAWN_NOTICE = "DRAWN SAMPLE: these images were drawn by the project; the figures say nothing about patients."
+DRAWN_NOTICE = "SYNTHETIC SAMPLE: these images are synthetic; the results say nothing about patients."
 
 
 def class_table(metrics: dict) -> str:
-    """Precision, recall and F1 of each class, as document 003 prints them."""
+    """Precision, recall and F1 of each class, as the COVID-19 radiography tutorial prints them."""
     table = PrettyTable(["Type", "Precision", "Recall", "F1_Score", "Specificity", "Images"])
     for row in metrics["per_class"]:
-        figures = [row[name] for name in ("precision", "recall", "f1", "specificity")]
-        table.add_row([row["class"], *("–" if np.isnan(f) else f"{f:.3f}" for f in figures), row["support"]])
+        values = [row[name] for name in ("precision", "recall", "f1", "specificity")]
+        table.add_row([row["class"], *("–" if np.isnan(f) else f"{f:.3f}" for f in values), row["support"]])
     return str(table)
 
 
 def confusion_table(metrics: dict) -> str:
-    """Counts; rows are the true classes."""
+    """The confusion matrix: counts of images; rows are the true classes."""
     names = [row["class"] for row in metrics["per_class"]]
     table = PrettyTable(["true \\ predicted", *names])
     for name, row in zip(names, metrics["confusion"]):
@@ -35,9 +35,15 @@ def confusion_table(metrics: dict) -> str:
 
 
 def summary(metrics: dict, targets: Sequence[tuple[str, float]] = (), prevalence: float | None = None) -> str:
-    """Loss, accuracy and AUC with 95% intervals, the published figures and warnings."""
+    """Loss, accuracy and AUC with 95% intervals, the published results and warnings.
+
+    Args:
+        metrics: see `outputs.score_split`.
+        targets: published results, ("test/accuracy", 0.9651) each.
+        prevalence: two classes: also PPV and NPV at this prevalence, in (0, 1).
+    """
     lines = [f"{metrics['split']}: {metrics['n']} images", f"  loss         {metrics['loss']:.4f}"]
-    published = {} if metrics.get("drawn") else dict(targets)  # drawn images have nothing published
+    published = {} if metrics.get("drawn") else dict(targets)  # nothing was published on synthetic images
     for name in ("accuracy", "auc"):
         lines.append(f"  {name:<12} {metrics[name]:.4f}{_beside(name, metrics, published)}")
     for name in ("sensitivity", "specificity", "quadratic_kappa", "mean_absolute_error"):
@@ -60,33 +66,33 @@ def summary(metrics: dict, targets: Sequence[tuple[str, float]] = (), prevalence
 
 
 def _beside(name: str, metrics: dict, published: dict[str, float]) -> str:
-    """Text beside a figure: "(95% a to b, over n patients); published c: inside the interval", as far as known."""
+    """Text beside a metric: "(95% a to b, over n patients); published c: inside the interval", as far as known."""
     if name not in metrics.get("intervals", {}):
         return ""
     low, high = metrics["intervals"][name]
     over = f", over {metrics['patients']} patients" if "patients" in metrics else ""
     text = f"  (95% {low:.4f} to {high:.4f}{over})"
-    figure = published.get(f"{metrics['split']}/{name}")
-    if figure is not None:
-        inside = low <= figure <= high
-        text += f"; published {figure:.4f}: {'inside' if inside else 'outside'} the interval"
+    target = published.get(f"{metrics['split']}/{name}")
+    if target is not None:
+        inside = low <= target <= high
+        text += f"; published {target:.4f}: {'inside' if inside else 'outside'} the interval"
     return text
 
 
-def comparison_table(found: dict) -> str:
-    """Both models' figures and their difference, with 95% intervals, as `comparison.compare` gives them."""
+def comparison_table(result: dict) -> str:
+    """Both models' metrics and their difference, with 95% intervals, see `comparison.compare`."""
 
-    def figure(value: float, interval: Sequence[float], sign: str = "") -> str:
+    def cell(value: float, interval: Sequence[float], sign: str = "") -> str:
         if np.isnan(value):
             return "–"
         between = "–" if np.isnan(interval[0]) else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
         return f"{value:{sign}.4f} ({between})"
 
     table = PrettyTable(["", "A (95%)", "B (95%)", "B - A (95%)", "p", "test"], align="l")
-    for name, row in found.items():
-        difference = figure(row["difference"], row["interval"], "+")
+    for name, row in result.items():
+        difference = cell(row["difference"], row["interval"], "+")
         p = "–" if np.isnan(row["p"]) else f"{row['p']:.4f}" if row["p"] >= 0.0001 else "< 0.0001"
-        table.add_row([name, figure(*row["a"]), figure(*row["b"]), difference, p, row["test"]])
+        table.add_row([name, cell(*row["a"]), cell(*row["b"]), difference, p, row["test"]])
     return str(table)
 
 
@@ -95,20 +101,20 @@ def audit_table(result: dict) -> str:
     table = PrettyTable(["a small model sees", "pixels", "accuracy (95%)", "AUC (95%)"], align="l")
     table.add_row(["nothing: names the commonest class", 0, f"{result['majority']:.4f}", "0.5000"])
     for name, view in result["views"].items():
-        figures = [
-            f"{view[figure]:.4f} ({view['intervals'][figure][0]:.4f} to {view['intervals'][figure][1]:.4f})"
-            for figure in ("accuracy", "auc")
+        cells = [
+            f"{view[metric]:.4f} ({view['intervals'][metric][0]:.4f} to {view['intervals'][metric][1]:.4f})"
+            for metric in ("accuracy", "auc")
         ]
-        table.add_row([name, view["pixels"], *figures])
+        table.add_row([name, view["pixels"], *cells])
     over = f", intervals over {result['patients']} patients" if "patients" in result else ""
     heading = f"{result['dataset']}: trained on {result['train']}, scored on {result['n']} images of {result['scored']}"
     return f"{heading}{over}\n{table}"
 
 
 def write_predictions(path: Path, index: Index, probs: np.ndarray, guesses: np.ndarray) -> None:
-    """`id`, `label`, `predicted`, then one probability a class; multi-label: labels as 0/1 strings.
+    """Writes `id`, `label`, `predicted`, then one probability a class; multi-label: labels as 0/1 strings.
 
-    Where the data set names patients, `patients_<split>.csv` beside it says whose each image is.
+    Where the data set names patients, `patients_<split>.csv` beside it holds the patient of each image.
 
     Args:
         path: `predictions_<split>.csv`.

@@ -123,7 +123,7 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     text = card_text(tmp_path, sidecar(dataset="unheard", recipe="of"), "onnx", ["w.onnx"], {})
     assert "None are known" in text and "not known here" in text and "was not at hand" in text
     drawn = card_text(tmp_path, sidecar(drawn=True), "onnx", ["w.onnx"], {})
-    assert "DRAWN SAMPLE" in drawn and "P0056" not in drawn and "IEEE DataPort" not in drawn
+    assert "SYNTHETIC SAMPLE" in drawn and "P0056" not in drawn and "IEEE DataPort" not in drawn
 
 
 @pytest.mark.parametrize("name", ["palm", "softmax", "softmax binary", "labels", "ordinal"])
