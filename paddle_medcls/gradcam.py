@@ -1,19 +1,19 @@
-"""Grad-CAM (Selvaraju et al. 2017): where in an image a network found its reasons for a class.
+"""Grad-CAM and Grad-CAM++ heat maps: which parts of an image are evidence for a class.
 
-The map is ReLU(sum_k a_k A_k), where A_k are the channels of one layer's output and a_k is the mean
-gradient of the class's logit with respect to channel k. On a network that ends in a global average
+Grad-CAM (Selvaraju et al. 2017) is ReLU(sum_k a_k A_k), where A_k are the channels of one layer's output and a_k is
+the mean gradient of the class's logit with respect to channel k. On a network that ends in a global average
 pool and one linear layer (the ResNets here) it is CAM (Zhou et al. 2016) up to a factor.
 
-Grad-CAM++ (Chattopadhay et al. 2018) lets only positive gradients count, each the less the
-more of its channel there is: for a score exp(logit) and a network that is linear around the image, its
+Grad-CAM++ (Chattopadhay et al. 2018) uses only positive gradients, and weights each less the
+more active its channel is: for a score exp(logit) and a network that is linear around the image, its
 weights g2 / (2 g2 + sum(A) g3) of relu(g), with g, g2, g3 the score's first to third derivatives, come to
 a_k = sum relu(g) / (2 + sum(A_k) relu(g)), up to a factor.
 
-Maps are drawn as usual, each cell in the middle of its share of the image. The padding of a ResNet's strided
-layers centres its cells up to half a cell before that (16 pixels), and cells at the border see mostly what
-lies further inside: a map says roughly where, not which pixel.
+Each cell of a map is placed in the middle of its part of the image, as usual. The padding of a ResNet's strided
+layers shifts the true centres by up to half a cell (16 pixels), and the receptive fields of border cells lie mostly
+further inside: a map shows a region, not exact pixels.
 
-A map convinces whether or not it is true; `trust` measures it.
+`trust` measures how faithful a map is.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from paddle_medcls.errors import RecipeError, did_you_mean
 from paddle_medcls.runtime import paddle
 
 METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
-"""Names of the methods as options, and as people write them."""
+"""Methods: value of the option -> name in the literature."""
 MIN_SIDE = 4
-"""The default layer's map has at least this many cells a side; document 003's has 7."""
+"""The default layer's map has at least this many cells a side; at 224 pixels it has 7."""
 
 
 def gradcam(
@@ -45,7 +45,7 @@ def gradcam(
         model: gives logits (N, outputs). With one output class 1 is its logit and class 0 the negative.
         x: (N, C, H, W) float32, preprocessed.
         layer: name of a layer that gives (N, channels, h, w), see `layer_shapes`; None: `default_layer`.
-        class_index: of all images, or one for each.
+        class_index: number of the class, one for all images or one for each.
         method: one of METHODS; "gradcam++" needs a layer without negative outputs (after its ReLU).
 
     Returns:
@@ -56,7 +56,8 @@ def gradcam(
         RecipeError: no such layer, or one that gives no map; a class that the network does not have.
 
     Source:
-        Selvaraju et al., "Grad-CAM", ICCV 2017; document 003. Chattopadhay et al., "Grad-CAM++", WACV 2018.
+        Selvaraju et al., "Grad-CAM", ICCV 2017; COVID-19 radiography tutorial.
+        Chattopadhay et al., "Grad-CAM++", WACV 2018.
     """
     classes = np.broadcast_to(np.asarray(class_index, np.int64), len(x))
     known = dict(model.named_sublayers())
@@ -64,7 +65,7 @@ def gradcam(
         layer = default_layer(model, x[:1])
     if layer not in known:
         hint = did_you_mean(layer, known, n=3)
-        raise RecipeError(f"unknown layer {layer!r}{hint}", do="--list-layers names those that one may choose")
+        raise RecipeError(f"unknown layer {layer!r}{hint}", do="gradcam --list-layers prints the layers")
     outputs: list = []
 
     def keep(_, __, output):
@@ -72,7 +73,7 @@ def gradcam(
             raise RecipeError(
                 f"layer {layer!r} gives the shape {tuple(output.shape)}, which is no map",
                 expected="(images, channels, height, width)",
-                do="--list-layers names those that one may choose",
+                do="gradcam --list-layers prints the layers",
             )
         leaf = output.detach()
         leaf.stop_gradient = False
@@ -89,7 +90,7 @@ def gradcam(
         if method == "gradcam++":
             if float(features.min()) < 0:
                 do = "choose a layer after its ReLU, as the default is, or --method gradcam"
-                raise RecipeError(f"layer {layer!r} has negative outputs, which Grad-CAM++ has no weights for", do=do)
+                raise RecipeError(f"layer {layer!r} has negative outputs, for which Grad-CAM++ is not defined", do=do)
             rising = paddle.nn.functional.relu(gradient)
             gradient = rising / (2 + features.sum(axis=[2, 3], keepdim=True) * rising)
         weights = gradient.mean(axis=[2, 3], keepdim=True)  # (N, channels, 1, 1)
@@ -112,10 +113,11 @@ def _logits_of(logits, classes: np.ndarray):
 
 
 def layer_shapes(model, x: np.ndarray) -> dict[str, tuple[int, int, int]]:
-    """Layers that give a map of more than one cell: name -> (channels, h, w), in the order of the network.
+    """Layers whose output is a map of more than one cell: name -> (channels, h, w), in the order of the network.
 
     Args:
-        x: a batch (N, C, H, W) float32; one image of zeros will do.
+        model: the network.
+        x: a batch (N, C, H, W) float32; one image of zeros is enough.
     """
     found: dict[str, tuple[int, int, int]] = {}
 
@@ -138,7 +140,11 @@ def default_layer(model, x: np.ndarray) -> str:
     At 224 pixels that is `block.15` of ResNet-50 and `features.29` of VGG-16.
 
     Args:
-        x: a batch of the size that the network is used with.
+        model: the network.
+        x: a batch (N, C, H, W) float32 of the size that the network is used with.
+
+    Raises:
+        RecipeError: no layer has such maps.
     """
     inside = getattr(model, "maps_name", None)
     pools = {name for name, layer in model.named_sublayers() if isinstance(layer, paddle.nn.MaxPool2D)}
@@ -157,7 +163,7 @@ def default_layer(model, x: np.ndarray) -> str:
 
 @contextlib.contextmanager
 def _evaluating(model):
-    """Evaluation mode; afterwards each layer has its own mode again."""
+    """Evaluation mode; afterwards each layer's own mode is restored."""
     modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
     model.eval()
     try:
@@ -169,7 +175,7 @@ def _evaluating(model):
 
 @contextlib.contextmanager
 def _hooks(layers, functions):
-    """Functions that see the outputs of layers, and may replace them."""
+    """Registers functions that receive the outputs of layers, and may replace them."""
     handles = [layer.register_forward_post_hook(function) for layer, function in zip(layers, functions)]
     try:
         yield

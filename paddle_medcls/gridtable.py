@@ -1,4 +1,4 @@
-"""The table of a grid: published figures, ours with their spread over seeds, and what to make of the difference."""
+"""The table of a reproduction: published results, ours with their spread over seeds, and a verdict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paddle_medcls.recipe import Recipe
 
 RULE = """Verdict: a difference is inside the seed noise if it is at most 2 x sqrt(sd^2 / n + s^2 / m), where sd is
 the standard deviation of our n seeds, s that of the published runs (the larger of sd and of what other runs
-found, `published.SEED_NOISE`) and m their number: 3 in the paper, whose figures are means of three, else 1.
+found, `published.SEED_NOISE`) and m their number: 3 in the paper, whose results are means of three, else 1.
 One seed of a set without known other runs gets no verdict. Differences are ours minus published."""
 
 RUN_HERE = """Recipes beside each other, both run here: difference of the means over seeds; p is that of a permutation
@@ -25,7 +25,13 @@ test of the runs. Three seeds against three cannot go below 0.10, four against f
 
 @dataclass(frozen=True)
 class Row:
-    """One training of a grid: its name, its recipe, and its `cell.json` once it is finished."""
+    """One training of a grid.
+
+    Attributes:
+        name: of the training.
+        recipe: of the training.
+        result: its `cell.json`; None until it is finished.
+    """
 
     name: str
     recipe: Recipe
@@ -70,14 +76,14 @@ def _line(recipe: Recipe, rows: list[dict]) -> str:
     )
     noise = published.SEED_NOISE.get(_flag(recipe.dataset), (None, None))
     ours, differences, verdicts = [], [], []
-    for metric, figure, s in zip(("auc", "accuracy"), stated, noise):
+    for metric, target, s in zip(("auc", "accuracy"), stated, noise):
         values = [row[metric] for row in rows]
         mean = statistics.fmean(values)
         sd = statistics.stdev(values) if len(values) > 1 else None
         ours.append(_spread(values))
-        differences.append("–" if figure is None else f"{mean - figure:+.3f}")
+        differences.append("–" if target is None else f"{mean - target:+.3f}")
         runs = published.PAPER_RUNS if recipe.dataset in NAMES else 1
-        verdicts.append(verdict(mean, sd, len(values), figure, s, runs))
+        verdicts.append(verdict(mean, sd, len(values), target, s, runs))
     cells = [
         recipe.dataset,
         recipe.model,
@@ -101,7 +107,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _without_leaks(rows: list[dict]) -> str:
-    """AUC / accuracy on the images that training does not have; "–" where that was not asked for."""
+    """AUC / accuracy without images that the training split has too; "–" where that was not asked for."""
     if any("n_clean" not in row for row in rows):
         return "–"
     pair = " / ".join(_spread([row[f"{metric}_clean"] for row in rows]) for metric in ("auc", "accuracy"))
@@ -123,46 +129,46 @@ def _beside(what: str, runs: dict[str, list[dict]]) -> list[str]:
 
 
 def permutation_p(a: Sequence[float], b: Sequence[float], most: int = 100_000) -> float:
-    """Two-sided p of a difference of means: the share of ways to deal the runs that differ as much.
+    """Two-sided p of a permutation test of a difference of means.
 
     Args:
-        a, b: one figure a run.
-        most: beyond this many ways, so many random ones are drawn; the observed one counts among them, so that
-            p is never 0 (Phipson and Smyth 2010).
+        a, b: one value a run.
+        most: with more permutations than this, so many random ones are used; the observed one counts among them, so
+            that p is never 0 (Phipson and Smyth 2010).
     """
     runs = np.array([*a, *b])
-    deals: Iterable = itertools.combinations(range(len(runs)), len(a))
-    drawn = math.comb(len(runs), len(a)) > most
-    if drawn:
+    choices: Iterable = itertools.combinations(range(len(runs)), len(a))
+    sampled = math.comb(len(runs), len(a)) > most
+    if sampled:
         rng = np.random.default_rng(0)
-        deals = (rng.permutation(len(runs))[: len(a)] for _ in range(most))
-    sums = np.array([runs[list(chosen)].sum() for chosen in deals])
+        choices = (rng.permutation(len(runs))[: len(a)] for _ in range(most))
+    sums = np.array([runs[list(chosen)].sum() for chosen in choices])
     differences = sums / len(a) - (runs.sum() - sums) / len(b)
     observed = abs(np.mean(a) - np.mean(b))
     as_far = int((abs(differences) >= observed - 1e-12).sum())  # the same runs, added in another order
-    return (as_far + drawn) / (len(sums) + drawn)
+    return (as_far + sampled) / (len(sums) + sampled)
 
 
 def verdict(
-    mean: float, sd: float | None, n: int, figure: float | None, noise: float | None, figure_runs: int = 1
+    mean: float, sd: float | None, n: int, target: float | None, noise: float | None, target_runs: int = 1
 ) -> str:
-    """ "inside", "above" or "below" by RULE; "–" where nothing can be said.
+    """ "inside", "above" or "below" by RULE; "–" without a target, or without any known spread.
 
     Args:
         mean, sd, n: of our seeds; sd None for a single one.
-        figure: published.
+        target: the published result.
         noise: standard deviation of other runs of what was published, if known.
-        figure_runs: how many runs the published figure is the mean of.
+        target_runs: number of runs that the published result is the mean of.
     """
-    if figure is None or (sd is None and noise is None):
+    if target is None or (sd is None and noise is None):
         return "–"
     spread = max(sd or 0.0, noise or 0.0)
-    limit = 2 * ((sd or spread) ** 2 / n + spread**2 / figure_runs) ** 0.5 + 0.0005  # three digits
-    return "inside" if abs(mean - figure) <= limit else "above" if mean > figure else "below"
+    limit = 2 * ((sd or spread) ** 2 / n + spread**2 / target_runs) ** 0.5 + 0.0005  # three digits
+    return "inside" if abs(mean - target) <= limit else "above" if mean > target else "below"
 
 
 def _published(recipe: Recipe, split: str) -> tuple[float | None, float | None]:
-    """The paper's figures for a MedMNIST set; for another recipe those that it names itself."""
+    """(AUC, accuracy) of the paper for a MedMNIST set; for other data sets the recipe's targets."""
     if recipe.dataset in NAMES and card_of(recipe.dataset)[1] == 28:
         return published.paper(_flag(recipe.dataset), recipe.model, recipe.preprocessing.size_px) or (None, None)
     named = dict(recipe.targets)
@@ -173,7 +179,7 @@ def _flag(dataset: str) -> str:
     return card_of(dataset)[0].flag if dataset in NAMES else dataset
 
 
-def _pair(figures: Sequence[float | None]) -> str:
-    if all(figure is None for figure in figures):
+def _pair(values: Sequence[float | None]) -> str:
+    if all(value is None for value in values):
         return "–"
-    return " / ".join("–" if figure is None else f"{figure:.3f}" for figure in figures)
+    return " / ".join("–" if value is None else f"{value:.3f}" for value in values)

@@ -1,4 +1,4 @@
-"""Predictions as MedMNIST's own evaluator reads them."""
+"""Writes predictions in the file format of MedMNIST's own evaluator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluated split writes: metrics, predictions, pictures, and the calibration of a sidecar."""
+"""Writes the results of a split: metrics, predictions, pictures, and the calibration of a sidecar."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from paddle_medcls.sidecar import Sidecar, sidecar_of
 
 
 def score_split(logits: np.ndarray, index: Index, head: OutputHead) -> dict:
-    """All figures of a split with intervals; see `metrics.evaluate_logits`."""
-    figures = metrics.evaluate_logits(logits, index.labels, head, groups=index.groups)
-    claims = calibration.confidence_and_hits(head.probabilities(logits, index.ids), index.labels, head.task)
-    error = calibration.expected_calibration_error(*claims)
+    """All metrics of a split with intervals; see `metrics.evaluate_logits`."""
+    result = metrics.evaluate_logits(logits, index.labels, head, groups=index.groups)
+    confidences = calibration.confidence_and_hits(head.probabilities(logits, index.ids), index.labels, head.task)
+    error = calibration.expected_calibration_error(*confidences)
     extra = {"calibration_error": error, "temperature": head.temperature, "threshold": head.threshold}
-    return {"split": index.split, **figures, **extra, "drawn": index.drawn, "note": index.note}
+    return {"split": index.split, **result, **extra, "drawn": index.drawn, "note": index.note}
 
 
 def calibrate(
-    weights: Path, card: Sidecar, logits: np.ndarray, index: Index, sensitivity: float | None, output: Path | None
+    weights: Path, sidecar: Sidecar, logits: np.ndarray, index: Index, sensitivity: float | None, output: Path | None
 ) -> Sidecar:
-    """Fits temperature and, if a sensitivity is wanted, threshold on a split, and writes them to the sidecar.
+    """Fits the temperature and, for a given sensitivity, the threshold on a split; writes both to the sidecar.
 
     Args:
         weights: the weight file; its sidecar is written, also where there was none.
@@ -38,38 +38,47 @@ def calibrate(
     Returns:
         The new sidecar.
     """
-    temperature = calibration.fit_temperature(logits, index.labels, card.loss)
-    threshold = card.threshold
+    temperature = calibration.fit_temperature(logits, index.labels, sidecar.loss)
+    threshold = sidecar.threshold
     if sensitivity is not None:
-        probs = replace(card.head, temperature=temperature).probabilities(logits)
+        probs = replace(sidecar.head, temperature=temperature).probabilities(logits)
         threshold = calibration.threshold_for(probs[:, 1], index.labels, sensitivity)
     if output is not None:
         diagrams = []
         for name, t in (("before", 1.0), (f"after, temperature {temperature:.3f}", temperature)):
-            probs = replace(card.head, temperature=t).probabilities(logits)
-            claims = calibration.confidence_and_hits(probs, index.labels, card.task)
-            diagrams.append((name, calibration.reliability(*claims), calibration.expected_calibration_error(*claims)))
-        note = report.DRAWN_NOTICE if index.drawn or card.drawn else ""
+            probs = replace(sidecar.head, temperature=t).probabilities(logits)
+            confidences = calibration.confidence_and_hits(probs, index.labels, sidecar.task)
+            diagrams.append(
+                (name, calibration.reliability(*confidences), calibration.expected_calibration_error(*confidences))
+            )
+        note = report.DRAWN_NOTICE if index.drawn or sidecar.drawn else ""
         plots.reliability(output / "calibration.png", diagrams, f"{index.dataset}, {index.split}", note)
-    card = replace(card, temperature=temperature, threshold=threshold, sha256=sha256(weights))
-    card.write(sidecar_of(weights))
+    sidecar = replace(sidecar, temperature=temperature, threshold=threshold, sha256=sha256(weights))
+    sidecar.write(sidecar_of(weights))
     if modelcard.is_card(weights.parent / "README.md"):
-        modelcard.write_card(weights.parent, card, "weights", [weights.name], modelcard.run_facts(weights, card))
-    return card
+        modelcard.write_card(weights.parent, sidecar, "weights", [weights.name], modelcard.run_facts(weights, sidecar))
+    return sidecar
 
 
-def write_outputs(folder: Path, logits: np.ndarray, index: Index, card: Sidecar, result: dict) -> None:
-    """`metrics.json`, `predictions_<split>.csv`, `confusion_<split>.png`, `roc_<split>.png`.
+def write_outputs(folder: Path, logits: np.ndarray, index: Index, sidecar: Sidecar, result: dict) -> None:
+    """Writes `metrics.json`, `predictions_<split>.csv`, `confusion_<split>.png` and `roc_<split>.png`.
 
-    For a MedMNIST set also the predictions as its own evaluator reads them.
+    For a MedMNIST set also the predictions in the format of its own evaluator.
+
+    Args:
+        folder: is created if it is missing.
+        logits: (N, outputs) of the split.
+        index: the split.
+        sidecar: of the model.
+        result: its metrics, see `score_split`.
     """
-    note = report.DRAWN_NOTICE if index.drawn or card.drawn else ""
-    probs = card.head.probabilities(logits)
-    guesses = card.head.decide(probs)
+    note = report.DRAWN_NOTICE if index.drawn or sidecar.drawn else ""
+    probs = sidecar.head.probabilities(logits)
+    guesses = sidecar.head.decide(probs)
     write_json(folder / "metrics.json", result)
     report.write_predictions(folder / f"predictions_{index.split}.csv", index, probs, guesses)
     if index.dataset in NAMES:
-        write_scores(folder, index, probs, run=f"{card.recipe}-{card.network.model}")
+        write_scores(folder, index, probs, run=f"{sidecar.recipe}-{sidecar.network.model}")
     title = f"{index.dataset}, {index.split}: {len(index)} images"
     if "confusion" in result:
         plots.confusion(folder / f"confusion_{index.split}.png", result["confusion"], index.classes, title, note)

@@ -1,8 +1,8 @@
-"""A grid of trainings, and its table beside the published one.
+"""Reproduces published results: trains recipes with several seeds and writes a table beside the published one.
 
-A cell is one recipe with one seed, in a folder of its own below the output. A finished cell holds
-`cell.json` and is never run again; a half-done one is resumed from its `last/`. `results.csv` and
-`table.md` are written anew after every cell, from the `cell.json` files alone.
+A cell is one recipe with one seed, in its own folder below the output. A finished cell holds `cell.json` and
+is not run again; an interrupted one is resumed from its `last/`. `results.csv` and `table.md` are rewritten
+after every cell, from the `cell.json` files.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ RESULTS += ("accuracy", "n_clean", "auc_clean", "accuracy_clean", "parameters", 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of a grid."""
+    """One training of a grid; `folder` is its run directory."""
 
     recipe: Recipe
     data_root: Path
@@ -60,10 +60,11 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """The folder's name, as messages and the table use it."""
         return self.folder.name
 
     def result(self) -> dict | None:
-        """Its row of the results, once it is finished."""
+        """Its `cell.json`; None until it is finished."""
         try:
             return json.loads((self.folder / "cell.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -76,12 +77,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The trainings that are wanted.
+    """The trainings of a grid.
 
     Attributes:
-        suite: a name in SUITES; empty `recipes`, `sets` and `models` take the suite's.
-        seeds: how many, from 0.
-        sets: MedMNIST sets, "breast" for short.
+        suite: a name in SUITES.
+        seeds: number of seeds, from 0.
+        recipes: names; empty: the suite's.
+        sets: MedMNIST sets, also in short form ("breast"); empty: the suite's.
+        models: networks; empty: the suite's.
         epochs: shorter or longer runs; decay points keep their share. None: the recipe's.
     """
 
@@ -94,10 +97,11 @@ class Grid:
 
 
 def plan(grid: Grid, output: Path, data_root: Path | None = None) -> list[Cell]:
-    """The cells of a grid; one seed of everything comes before the next seed.
+    """The cells of a grid: first all with seed 0, then all with seed 1, and so on.
 
     Args:
-        output: folder that has a folder for each cell.
+        grid: what is trained.
+        output: folder below which each cell has its own.
         data_root: None: each set's default.
 
     Raises:
@@ -131,26 +135,26 @@ def _full_name(text: str) -> str:
 
 
 def present(cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
-    """The cells of MedMNIST sets that can run or are done, and the sets without a file.
+    """The cells whose MedMNIST file exists or that are finished, and the sets without a file.
 
     Raises:
         DataError: there is no file at all.
     """
     sets = {cell.recipe.dataset: cell.data_root for cell in cells}
     absent = [name for name, root in sets.items() if not file_in(root, name).exists()]
-    kept = [cell for cell in cells if cell.recipe.dataset not in absent or cell.result() is not None]
-    if not kept:
+    available = [cell for cell in cells if cell.recipe.dataset not in absent or cell.result() is not None]
+    if not available:
         raise DataError(
             f"no file of {len(absent)} MedMNIST set(s)",
             where=next(iter(sets.values())),
             items=[file_of(name) for name in absent],
             do="add --download, which fetches them; or --sets breast,retina for some of them, or --data-root",
         )
-    return kept, absent
+    return available, absent
 
 
 def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell]:
-    """Runs what is not finished yet; stops after `options.deadline`.
+    """Runs the cells that are not finished; stops after `options.deadline`.
 
     Returns:
         The cells that remain.
@@ -162,7 +166,7 @@ def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell
         _refuse_other_recipe(cell, options)
     remaining = [cell for cell in cells if cell.result() is None]
     for root, dataset in dict.fromkeys((cell.data_root, cell.recipe.dataset) for cell in remaining):
-        load_index(dataset, root, dataset_module(dataset).SPLITS[-1])  # faulty data stop a grid at once
+        load_index(dataset, root, dataset_module(dataset).SPLITS[-1])  # unreadable data stop the grid at once
     with progress(None, "grid", len(cells), "run") as bar:
         bar.update(len(cells) - len(remaining))
         for cell in list(remaining):
@@ -175,7 +179,9 @@ def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell
                 if time.monotonic() > options.deadline:
                     break
                 write_tables(cells, output)
-                raise Stopped(f"stopped in {cell.name}; its state is saved", do="run the same command again") from None
+                raise Stopped(
+                    f"interrupted in {cell.name}; the state is saved", do="run the same command again"
+                ) from None
             remaining.remove(cell)
             write_tables(cells, output)
             bar.update()
@@ -184,26 +190,26 @@ def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell
 
 
 def _speaker(name: str, write: Callable) -> Callable[[str], None]:
-    """Lines of a run, above the bars and with the run's name."""
+    """Prints a run's lines above the progress bars, with the run's name."""
     return lambda line: write(f"{name}: {line}", file=sys.stderr)
 
 
 def _run_cell(cell: Cell, options: Options) -> None:
-    """Trains, or goes on training, then scores the test split (the last one that the set has)."""
+    """Trains or resumes a cell, then scores the data set's last split (test, where there is one)."""
     recipe, folder = cell.recipe, cell.folder
-    half_done = (folder / FILE).is_file()
-    if half_done:
+    interrupted = (folder / FILE).is_file()
+    if interrupted:
         recipe = Recipe.from_file(folder / "recipe.json")
-    trained = train(recipe, cell.data_root, folder, options, resume=half_done)
+    trained = train(recipe, cell.data_root, folder, options, resume=interrupted)
     split = dataset_module(recipe.dataset).SPLITS[-1]
-    card = Sidecar.read(sidecar_of(trained.weights))
-    model = card.network.build()
+    sidecar = Sidecar.read(sidecar_of(trained.weights))
+    model = sidecar.network.build()
     load_strict(model, read_weights(trained.weights), trained.weights)
     index = load_index(recipe.dataset, cell.data_root, split, recipe.labels)
-    images = ImageDataset(index, card.preprocessing)
-    logits = evaluate_split(model, images, recipe.batch_size, options.workers, card.flips)
-    result = score_split(logits, index, card.head)
-    write_outputs(folder / split, logits, index, card, result)
+    images = ImageDataset(index, sidecar.preprocessing)
+    logits = evaluate_split(model, images, recipe.batch_size, options.workers, sidecar.flips)
+    result = score_split(logits, index, sidecar.head)
+    write_outputs(folder / split, logits, index, sidecar, result)
     row = {
         "recipe": recipe.name,
         "dataset": recipe.dataset,
@@ -217,20 +223,20 @@ def _run_cell(cell: Cell, options: Options) -> None:
         "accuracy": result["accuracy"],
         "parameters": sum(int(p.size) for p in model.parameters() if not p.stop_gradient),
         "minutes": _minutes(folder),
-        "note": "drawn images" if index.drawn else index.note,
+        "note": "synthetic images" if index.drawn else index.note,
     }
     write_json(folder / "cell.json", row)
 
 
 def _refuse_other_recipe(cell: Cell, options: Options) -> None:
-    """A cell that was begun, or finished, must have been so with the recipe and precision that are asked for now."""
+    """Refuses a cell that was begun or finished with another recipe or precision."""
     if not (cell.folder / "recipe.json").exists():
         return
-    begun = Recipe.from_file(cell.folder / "recipe.json")
-    wanted = cell.recipe
-    if wanted.statistics == "train":  # the run has put in what it computed
-        wanted = wanted.replace(mean=begun.preprocessing.mean, std=begun.preprocessing.std)
-    changes = begun.differences(wanted)
+    earlier = Recipe.from_file(cell.folder / "recipe.json")
+    recipe = cell.recipe
+    if recipe.statistics == "train":  # the run's recipe.json has the computed mean and std
+        recipe = recipe.replace(mean=earlier.preprocessing.mean, std=earlier.preprocessing.std)
+    changes = earlier.differences(recipe)
     if (cell.folder / "environment.json").exists():
         began = began_with(read_environment(cell.folder))
         kernels, precision = began["kernels"], began["precision"]
@@ -253,23 +259,28 @@ def _minutes(folder: Path) -> float:
 
 
 def score_without_leaks(cells: Sequence[Cell], workers: int) -> None:
-    """Adds to each finished cell its figures on the images that training does not have, exactly or nearly."""
-    clean: dict[tuple[Path, str, str], set[str]] = {}
+    """Adds to each finished cell its metrics without images of which training has a copy or near copy.
+
+    Args:
+        cells: of the grid; those that have these metrics are left as they are.
+        workers: threads that read images.
+    """
+    clean_ids: dict[tuple[Path, str, str], set[str]] = {}
     for cell in cells:
         row, recipe = cell.result(), cell.recipe
         if row is None or "n_clean" in row:
             continue
         key = cell.data_root, recipe.dataset, recipe.labels
-        if key not in clean:
+        if key not in clean_ids:
             train, scored = (
                 load_index(recipe.dataset, cell.data_root, name, recipe.labels) for name in ("train", row["split"])
             )
-            clean[key] = {scored.ids[k] for k in not_leaked(train, scored, workers)}
-        found = read_predictions(cell.folder / row["split"])
-        kept = [k for k, name in enumerate(found.ids) if name in clean[key]]
-        row["n_clean"] = len(kept)
-        row["auc_clean"] = float(auc(found.probs[kept], found.labels[kept], found.task))
-        row["accuracy_clean"] = float((found.guesses[kept] == found.labels[kept]).mean())
+            clean_ids[key] = {scored.ids[k] for k in not_leaked(train, scored, workers)}
+        predictions = read_predictions(cell.folder / row["split"])
+        rows = [k for k, name in enumerate(predictions.ids) if name in clean_ids[key]]
+        row["n_clean"] = len(rows)
+        row["auc_clean"] = float(auc(predictions.probs[rows], predictions.labels[rows], predictions.task))
+        row["accuracy_clean"] = float((predictions.guesses[rows] == predictions.labels[rows]).mean())
         write_json(cell.folder / "cell.json", row)
 
 

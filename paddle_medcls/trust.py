@@ -1,15 +1,15 @@
 """Faithfulness of heat maps: deletion, insertion, sanity checks.
 
-A heat map convinces whether or not it shows what the network used. Three questions:
+A heat map looks convincing whether or not it shows what the network used. Three measures:
 
 - Deletion and insertion (Petsiuk et al. 2018): hide the map's hottest pixels first, or show them
-  first in a blurred image; how fast does the probability of the class fall, or rise? The area below
-  the curve is small for a good deletion and large for a good insertion. Random maps of the same
-  coarseness are measured beside it.
-- Random weights (Adebayo et al. 2018): a map that looks the same for a network that has learned
-  nothing shows the image, not the network.
-- Masks: where the organ's outline is known, which share of the map lies inside it, beside the share
-  of the image that the outline covers.
+  first in a blurred image, and record the probability of the class. A faithful map has a small area below
+  the deletion curve and a large one below the insertion curve. Random maps of the same resolution are
+  measured for comparison.
+- Random weights (Adebayo et al. 2018): a map that looks the same for a network with random weights
+  shows the image, not what the network has learned.
+- Masks: where a mask of the organ is known, the share of the map inside it, compared with the mask's share
+  of the image.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from paddle_medcls.sidecar import Sidecar
 STEPS = 10
 RANDOM_MAPS = 2
 UNTRAINED = 3
-"""Networks with random weights; one alone often has nothing but negative evidence for a class, an empty map."""
-MEASURES = (  # (name, text, is the better map's figure lower?); None: there is no random map to compare with
+"""Networks with random weights; a single one often has only negative evidence for a class, which gives an empty map."""
+MEASURES = (  # (name, text, is lower better?); None: there is no random map to compare with
     ("deletion", "deletion area (better: lower)", True),
     ("insertion", "insertion area (better: higher)", False),
     ("random_weights", "rank correlation with random weights (better: near 0)", None),
@@ -45,41 +45,49 @@ class Measurement:
 
     Args:
         model: the network.
-        card: its sidecar.
+        sidecar: of the network.
         layer: name of a layer, see `gradcam.gradcam`; None: the default one.
         seed: of the random maps and the networks with random weights.
         method: one of `gradcam.METHODS`.
 
     Attributes:
-        rows: one dict an image: `image`, `class`, then each measure and `<measure>_chance` as far as there are.
+        rows: one dict an image: `image`, `class`, then each measure and `<measure>_chance`, where they exist.
     """
 
-    def __init__(self, model, card: Sidecar, layer: str | None = None, seed: int = 0, method: str = "gradcam") -> None:
+    def __init__(
+        self, model, sidecar: Sidecar, layer: str | None = None, seed: int = 0, method: str = "gradcam"
+    ) -> None:
         self.model = model
-        self.card = card
+        self.sidecar = sidecar
         self.method = method
-        spec = card.preprocessing
+        spec = sidecar.preprocessing
         zeros = np.zeros((1, spec.num_channels, spec.size_px, spec.size_px), np.float32)
         self.layer = layer or default_layer(model, zeros)
         self.grid = layer_shapes(model, zeros).get(self.layer, (0, 1, 1))[1:]
         self.rng = np.random.default_rng(seed)
         state = paddle.get_rng_state()
         paddle.seed(seed)
-        self.untrained = [card.network.build() for _ in range(UNTRAINED)]
+        self.untrained = [sidecar.network.build() for _ in range(UNTRAINED)]
         paddle.set_rng_state(state)
         self.rows: list[dict] = []
 
     def add(self, path: Path, image: np.ndarray, class_index: int) -> None:
-        """Measures the map of one image, as `Predictor.decode` gives it."""
-        spec = self.card.preprocessing
+        """Measures the map of one image and appends the row to `rows`.
+
+        Args:
+            path: of the image; a mask is looked for beside it, see `mask_of`.
+            image: its pixels, see `Predictor.decode`.
+            class_index: of the explained class.
+        """
+        spec = self.sidecar.preprocessing
         x = preprocess(to_channels(image, spec.channels), spec)
-        row: dict = {"image": str(path), "class": self.card.classes[class_index]}
+        row: dict = {"image": str(path), "class": self.sidecar.classes[class_index]}
         self.rows.append(row)
         heat = gradcam(self.model, x[None], self.layer, class_index, self.method)[0]
         if not heat.any():  # no positive evidence for the class: nothing to measure
             return
         order, *chance = random_maps(1 + RANDOM_MAPS, self.grid, spec.size_px, self.rng)
-        maps = [heat + 1e-9 * order.astype(np.float64), *chance]  # where the map says nothing, it is a random one
+        maps = [heat + 1e-9 * order.astype(np.float64), *chance]  # pixels of equal heat in random order
         for name, curves in deletion_insertion(self._score(class_index), x, maps).items():
             areas = areas_below(curves)
             row |= {name: float(areas[0]), f"{name}_chance": float(areas[1:].mean())}
@@ -94,18 +102,18 @@ class Measurement:
             row |= {"inside": energy_inside(full, mask), "inside_chance": float(mask.mean())}
 
     def _score(self, class_index: int) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda x: self.card.head.probabilities(predict_logits(self.model, x))[:, class_index]
+        return lambda x: self.sidecar.head.probabilities(predict_logits(self.model, x))[:, class_index]
 
     def columns(self) -> tuple[list[str], list[list]]:
-        """Header and rows of measures.csv; empty where there is nothing to measure."""
-        figures = [column for name, _, _ in MEASURES for column in (name, f"{name}_chance")]
-        header = ["image", "class", *(name for name in figures if name != "random_weights_chance")]
+        """Header and rows of measures.csv; cells without a measure are empty."""
+        names = [column for name, _, _ in MEASURES for column in (name, f"{name}_chance")]
+        header = ["image", "class", *(name for name in names if name != "random_weights_chance")]
         return header, [[row.get(name, "") for name in header] for row in self.rows]
 
     def table(self) -> str:
-        """Means over the images, and in how many the map beats its chance figure, with a 95% interval.
+        """Means over the images, and the share of images whose map is better than chance, with a 95% interval.
 
-        By class too: hiding parts of an image is no test of a class that means "nothing found".
+        Also by class: deletion is no test of a class like "normal", which has no place in the image.
         """
         table = PrettyTable(
             ["measure", "class", METHODS[self.method], "chance", "images", "better than chance in"], align="l"
@@ -115,12 +123,12 @@ class Measurement:
             for shown in [*classes, "all"] if len(classes) > 1 else classes:
                 rows = [row for row in self.rows if name in row and shown in ("all", row["class"])]
                 if rows:  # else no masks, or only empty maps
-                    table.add_row([text, shown, *_figures(name, lower, rows)])
+                    table.add_row([text, shown, *_cells(name, lower, rows)])
         return str(table)
 
 
-def _figures(name: str, lower: bool | None, rows: list[dict]) -> list[object]:
-    """Mean, mean by chance, images, and in how many the map is better, for the table."""
+def _cells(name: str, lower: bool | None, rows: list[dict]) -> list[object]:
+    """Cells of the table: mean, mean of the random maps, images, and in how many the map is better."""
     values = np.array([row[name] for row in rows])
     known = np.isfinite(values)
     count = int(known.sum())
@@ -136,13 +144,13 @@ def _figures(name: str, lower: bool | None, rows: list[dict]) -> list[object]:
 def deletion_insertion(
     score: Callable[[np.ndarray], np.ndarray], x: np.ndarray, maps: Sequence[np.ndarray], steps: int = STEPS
 ) -> dict[str, np.ndarray]:
-    """Curves of the class's probability while pixels are hidden or shown, the hottest first.
+    """Probability of the class while pixels are hidden or shown, the hottest first.
 
     Args:
         score: batch (N, C, H, W) -> probabilities (N,).
         x: one preprocessed image (C, H, W).
-        maps: M maps (H, W), of which the order of the values counts; equal ones in the order of the image.
-        steps: equal steps from no pixel to all.
+        maps: M maps (H, W), of which only the order of the values is used; equal values in the order of the pixels.
+        steps: number of equal steps from no pixel to all.
 
     Returns:
         `deletion` (from the image to its mean colour) and `insertion` (from the blurred image to the
@@ -171,13 +179,20 @@ def areas_below(curves: np.ndarray) -> np.ndarray:
 
 
 def random_maps(count: int, grid: tuple[int, int], size_px: int, rng: np.random.Generator) -> np.ndarray:
-    """Maps that know nothing, as coarse as a layer's: (count, size_px, size_px) in [0, 1]."""
+    """Random maps of the resolution of a layer: (count, size_px, size_px) in [0, 1].
+
+    Args:
+        count: number of maps.
+        grid: height and width of the layer's maps.
+        size_px: side of the result.
+        rng: random generator.
+    """
     cells = rng.random((count, *grid), np.float32)
     return np.stack([cv2.resize(one, (size_px, size_px), interpolation=cv2.INTER_LINEAR) for one in cells])
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's correlation of two maps, equal values sharing their rank; nan if one of them is flat."""
+    """Spearman's rank correlation of two maps (H, W); equal values share a rank; nan if one map is constant."""
 
     def ranks(values: np.ndarray) -> np.ndarray:
         _, where, counts = np.unique(values.ravel(), return_inverse=True, return_counts=True)

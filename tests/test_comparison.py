@@ -279,7 +279,9 @@ def test_one_class_has_no_auc() -> None:
 def test_other_images_labels_and_classes_are_refused() -> None:
     a, b = model(1, "binary", 8), model(2, "binary", 8)
     renamed = Predictions(b.path, ["new.png", *b.ids[1:]], b.labels, b.guesses, b.probs, b.classes)
-    with pytest.raises(DataError, match=r"not predictions of the same images[\s\S]*A alone: 0.png[\s\S]*B alone: new"):
+    with pytest.raises(
+        DataError, match=r"not predictions of the same images[\s\S]*only in A: 0.png[\s\S]*only in B: new"
+    ):
         compare(a, renamed)
     with pytest.raises(DataError, match="not predictions of the same images"):
         compare(a, model(2, "binary", 9))

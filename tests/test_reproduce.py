@@ -88,8 +88,8 @@ def test_verdict(mean, sd, n, figure, noise, expected):
 
 def test_a_published_mean_is_less_noisy_than_a_run():
     # limit 2 x sqrt(.01^2 / 3 + .01^2 / 3) = .0163, and half of a third digit
-    assert verdict(0.9165, 0.010, 3, 0.900, None, figure_runs=3) == "inside"
-    assert verdict(0.9170, 0.010, 3, 0.900, None, figure_runs=3) == "above"
+    assert verdict(0.9165, 0.010, 3, 0.900, None, target_runs=3) == "inside"
+    assert verdict(0.9170, 0.010, 3, 0.900, None, target_runs=3) == "above"
 
 
 def test_the_paper_gives_means_of_three_runs():
@@ -202,7 +202,7 @@ def test_a_grid_goes_on_after_interruptions(root, tmp_path, monkeypatch):
     assert calls == [(cells[0].name, True), (cells[1].name, False)]
     with open(output / "results.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["seed"] for row in rows] == ["0", "1"] and {row["note"] for row in rows} == {"drawn images"}
+    assert [row["seed"] for row in rows] == ["0", "1"] and {row["note"] for row in rows} == {"synthetic images"}
     assert float(rows[0]["minutes"]) > 0 and int(rows[0]["parameters"]) == 11_168_706
     assert (cells[0].folder / "test/metrics.json").is_file()
 

@@ -1,4 +1,4 @@
-"""`python tools/eval.py --weights COVID.pdparams`: scores a weight file on a split."""
+"""`python tools/eval.py --weights COVID.pdparams`: evaluates a trained model on a split, or compares two."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from paddle_medcls.commands import add_engine_options, named, open_predictor, parser, run
 
-TEXT = """Scores a weight file on a whole split: loss, accuracy and AUC with 95% intervals, precision,
-recall and F1 of each class, the published figure beside ours. The file's sidecar says how it was
-trained; without one the layout of the two notebooks' files is recognised.
+TEXT = """Evaluates a weight file on a split: loss, accuracy and AUC with 95% intervals, precision, recall and F1
+of each class, and the published results for comparison. The sidecar beside the file says how it was trained;
+without one the weight files of the PALM and COVID-19 tutorials are recognised.
 
 --calibrate fits a temperature on the validation split, chooses the threshold there if --sensitivity is
-given, and writes both to the sidecar, from where every command takes them.
+given, and writes both to the sidecar, which every command reads.
 
 --compare A B tests whether two models differ on the same images: two predictions_<split>.csv, or two folders
 that hold one (a run directory, or what --output wrote). It needs neither weights nor images."""
@@ -30,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument(
         "--recipe", type=named("recipe"), help="for a file without a sidecar: the recipe it was trained with"
     )
-    p.add_argument("--without-leaks", action="store_true", help="score again without images that training has too")
+    p.add_argument("--without-leaks", action="store_true", help="also evaluate without images that training has too")
     p.add_argument("--calibrate", action="store_true", help="fit temperature (and threshold) on validation first")
-    p.add_argument("--sensitivity", type=float, metavar="S", help="with --calibrate, two classes: wanted sensitivity")
+    p.add_argument("--sensitivity", type=float, metavar="S", help="with --calibrate, two classes: sensitivity to reach")
     p.add_argument(
         "--prevalence", type=float, metavar="P", help="two classes: also print PPV and NPV at this prevalence"
     )
-    p.add_argument("--errors", type=int, metavar="N", help="with --output: errors.html, the N most telling mistakes")
+    p.add_argument("--errors", type=int, metavar="N", help="with --output: errors.html with N images a section")
     p.add_argument("--output", type=Path, help="also write metrics.json, predictions and pictures here")
     p.add_argument("--batch-size", type=int, default=32)
     p.add_argument("--workers", type=int, default=2, help="threads that read images")
@@ -59,13 +59,13 @@ def _compare(args: argparse.Namespace) -> int:
     from paddle_medcls.report import NOTICE, comparison_table
 
     a, b = (read_predictions(path) for path in args.compare)
-    found = compare(a, b)
-    over = f" over {found['auc']['patients']} patients" if "patients" in found["auc"] else ""
+    result = compare(a, b)
+    over = f" over {result['auc']['patients']} patients" if "patients" in result["auc"] else ""
     print(f"A: {a.path}\nB: {b.path}\n{len(a.ids)} images in both{over}")
-    print(comparison_table(found))
-    print(verdict(found))
+    print(comparison_table(result))
+    print(verdict(result))
     if args.output:
-        write_json(args.output / "comparison.json", {"a": str(a.path), "b": str(b.path), "n": len(a.ids), **found})
+        write_json(args.output / "comparison.json", {"a": str(a.path), "b": str(b.path), "n": len(a.ids), **result})
         print(f"comparison.json written to {args.output}")
     print(NOTICE)
     return 0
@@ -80,7 +80,7 @@ def _work(args: argparse.Namespace) -> int:
     options = EvalOptions(**{name: getattr(args, name) for name in names}, errors=args.errors or 0)
     args.weights = find_model(args.weights)
     if sidecar_of(args.weights).is_file():
-        check_options(Sidecar.read(sidecar_of(args.weights)), options)  # before an engine is prepared
+        check_options(Sidecar.read(sidecar_of(args.weights)), options)  # before the model is loaded
     predictor = open_predictor(args.weights, args)
     for note in [f"weights: {args.weights} ({predictor.engine}, {predictor.precision})", *predictor.notes]:
         print(note, file=sys.stderr)

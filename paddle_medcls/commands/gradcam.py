@@ -10,9 +10,9 @@ from pathlib import Path
 from paddle_medcls.commands import named, parser, run
 from paddle_medcls.trained_models import newest_weights
 
-TEXT = """Shows by Grad-CAM where a network found its reasons. Writes each image under its heat map, at its
-own size, and contact_sheet.png, eight images above their maps. An unreadable file is reported, the
-others are done, and the exit code is 1.
+TEXT = """Shows by Grad-CAM which parts of an image are evidence for a class. Writes each image under its heat map, at
+its own size, and contact_sheet.png, eight images above their maps. An unreadable file is reported, the
+others are processed, and the exit code is 1.
 
 --measure prints how faithful the maps are: deletion and insertion areas beside random maps, the
 correlation with maps of networks with random weights, and, where <class>/masks/<name> exists, the
@@ -33,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, metavar="DIR", help="folder of the pictures; with --measure also measures.csv"
     )
     p.add_argument(
-        "--layer", metavar="NAME", help="default: block.15 of ResNet-50, features.29 of VGG-16, and their like"
+        "--layer", metavar="NAME", help="default: block.15 of ResNet-50, features.29 of VGG-16; see --list-layers"
     )
     p.add_argument(
         "--method", choices=("gradcam", "gradcam++"), default="gradcam", help="gradcam (default), or gradcam++ of 2018"
     )
     p.add_argument("--class", dest="class_name", metavar="NAME", help="explain this class, not the predicted one")
-    p.add_argument("--measure", action="store_true", help="measure the maps; some 60 passes an image")
-    p.add_argument("--list-layers", action="store_true", help="name the layers that --layer takes, and stop")
+    p.add_argument("--measure", action="store_true", help="measure how faithful the maps are; about 60 passes an image")
+    p.add_argument("--list-layers", action="store_true", help="print the layers that --layer takes, and exit")
     p.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
     p.add_argument("--workers", type=int, default=2, metavar="N", help="threads that read images (default: 2)")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
@@ -72,33 +72,33 @@ def _work(args: argparse.Namespace) -> int:
     for note in [f"weights: {weights}", *predictor.notes, *drawn, NOTICE]:
         print(note, file=sys.stderr)
     names = ("output", "layer", "method", "class_name", "measure", "batch_size", "workers")
-    found = heat_maps(predictor, paths, HeatMapOptions(**{name: getattr(args, name) for name in names}))
-    if args.output and found.made:
-        print(f"{len(found.made)} heat map(s) and contact_sheet.png written to {args.output}")
-    if found.measurement and found.measurement.rows:
-        print("\n".join([*drawn, found.measurement.table()]))
-    if found.empty:
-        some = ", ".join(path.name for path in found.empty[:5]) + (" …" if len(found.empty) > 5 else "")
+    result = heat_maps(predictor, paths, HeatMapOptions(**{name: getattr(args, name) for name in names}))
+    if args.output and result.made:
+        print(f"{len(result.made)} heat map(s) and contact_sheet.png written to {args.output}")
+    if result.measurement and result.measurement.rows:
+        print("\n".join([*drawn, result.measurement.table()]))
+    if result.empty:
+        some = ", ".join(path.name for path in result.empty[:5]) + (" …" if len(result.empty) > 5 else "")
         print(
-            f"{len(found.empty)} map(s) are empty: no positive evidence for the class in {found.layer}: {some}",
+            f"{len(result.empty)} map(s) are empty: no positive evidence for the class in {result.layer}: {some}",
             file=sys.stderr,
         )
-    if found.failed:
-        print(f"{len(found.failed)} of {len(paths)} file(s) could not be read", file=sys.stderr)
-    return 1 if found.failed else 0
+    if result.failed:
+        print(f"{len(result.failed)} of {len(paths)} file(s) could not be read", file=sys.stderr)
+    return 1 if result.failed else 0
 
 
 def _without_masks(paths: list[Path], output: Path | None) -> list[Path]:
-    """Leaves out masks of the images, and what an earlier call wrote below the images; says so."""
+    """Leaves out masks and the pictures of an earlier call, and reports their number."""
     own = output.resolve() if output else None
-    kept = [path for path in paths if path.parent.name != "masks" and own not in path.resolve().parents]
-    if len(kept) < len(paths):
-        print(f"left out: {len(paths) - len(kept)} file(s) in masks/ and in the output folder", file=sys.stderr)
-    if not kept:
+    images = [path for path in paths if path.parent.name != "masks" and own not in path.resolve().parents]
+    if len(images) < len(paths):
+        print(f"left out: {len(paths) - len(images)} file(s) in masks/ and in the output folder", file=sys.stderr)
+    if not images:
         from paddle_medcls.errors import DataError
 
-        raise DataError("no images but masks and pictures of an earlier call", do="name a folder of images")
-    return kept
+        raise DataError("all files are masks or pictures of an earlier call", do="name a folder of images")
+    return images
 
 
 def _list_layers(predictor) -> int:

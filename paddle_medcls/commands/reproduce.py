@@ -1,4 +1,4 @@
-"""`python tools/reproduce.py --suite medmnist --sets breast,retina --seeds 3`: a grid and its table."""
+"""`python tools/reproduce.py --suite medmnist --sets breast,retina --seeds 3`: reproduces published results."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from pathlib import Path
 
 from paddle_medcls.commands import named, parser, run
 
-TEXT = """Trains recipes with several seeds each, scores every one on the test split, and writes a table beside
-the published figures. Run the same command again after any interruption: finished runs are kept, a
-half-done one is resumed."""
+TEXT = """Trains recipes with several seeds each, evaluates each run on the test split, and writes a table with the
+published results. Run the same command again after an interruption: finished runs are kept, and the
+interrupted one is resumed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("reproduce", TEXT)
     p.add_argument("--suite", required=True, choices=("medmnist", "palm", "covid"))
     p.add_argument(
-        "--recipe", type=named("recipe", _names), default=(), help="one or more, with commas (default: the suite's)"
+        "--recipe",
+        type=named("recipe", _names),
+        default=(),
+        help="names separated by commas (default: the suite's)",
     )
     p.add_argument(
         "--sets",
@@ -28,20 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=(),
         help="MedMNIST sets, as breast,retina (default: those with a file)",
     )
-    p.add_argument("--download", action="store_true", help="fetch the sets that are not there (MedMNIST)")
+    p.add_argument("--download", action="store_true", help="download the missing sets (MedMNIST)")
     p.add_argument(
         "--models", type=named("model", _names), default=(), help="as resnet18,resnet50 (default: the suite's)"
     )
-    p.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
-    p.add_argument("--epochs", type=int, help="of each run; decay points keep their share")
+    p.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: 3)")
+    p.add_argument("--epochs", type=int, help="of each run; decay points are scaled with it")
     p.add_argument("--data-root", type=Path, help="folder of the images (default: datasets/<…>)")
     p.add_argument("--output", type=Path, help="folder of the grid (default: runs/reproduce-<suite>)")
     p.add_argument(
         "--without-leaks",
         action="store_true",
-        help="score the images again that training does not have, exactly or nearly",
+        help="also evaluate without images of which training has a copy or near copy",
     )
-    p.add_argument("--budget-minutes", type=float, default=math.inf, help="stop then; the same command continues")
+    p.add_argument("--budget-minutes", type=float, default=math.inf, help="time limit; the same command continues")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
     p.add_argument("--kernels", choices=("auto", "paddle", "onednn"), default="auto", help="see train")
