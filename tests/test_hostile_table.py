@@ -154,25 +154,25 @@ def arrays() -> Iterator[Case]:
     yield "a header that claims 784 TB", lambda folder: _claiming_npz(folder, b"(1000000000000, 28, 28)")
 
 
-def _drawn_npz(folder: Path) -> Path:
-    return test_medmnist.drawn(folder, "breastmnist") / "breastmnist.npz"
+def _synthetic_npz(folder: Path) -> Path:
+    return test_medmnist.synthetic_set(folder, "breastmnist") / "breastmnist.npz"
 
 
 def _npz(folder: Path, kind: str) -> None:
-    path = _drawn_npz(folder)
+    path = _synthetic_npz(folder)
     changed, _ = test_medmnist.broken(kind, test_medmnist.arrays_of(path), folder)
     np.savez_compressed(path, **changed)
     load_index("breastmnist", folder, "val")
 
 
 def _cut_npz(folder: Path, keep: int) -> None:
-    path = _drawn_npz(folder)
+    path = _synthetic_npz(folder)
     path.write_bytes(path.read_bytes()[:keep])
     load_index("breastmnist", folder, "val")
 
 
 def _claiming_npz(folder: Path, shape: bytes) -> None:
-    path = _drawn_npz(folder)
+    path = _synthetic_npz(folder)
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': " + shape + b", }"
     with zipfile.ZipFile(path) as file:
         kept = {name: file.read(name) for name in file.namelist()}
