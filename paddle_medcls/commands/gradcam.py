@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paddle_medcls.commands import named, parser, run
-from paddle_medcls.trained_models import newest_weights
 
 TEXT = """Shows by Grad-CAM which parts of an image are evidence for a class. Writes each image under its heat map, at
 its own size, and contact_sheet.png, eight images above their maps. An unreadable file is reported, the
@@ -61,6 +60,7 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.recipes import get_recipe
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE
     from paddle_medcls.runtime import select_device
+    from paddle_medcls.trained_models import newest_weights
 
     paths = [] if args.list_layers else _without_masks(expand(args.images), args.output)
     weights = args.weights or newest_weights(Path("runs"))
