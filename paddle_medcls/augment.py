@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass, replace
 import cv2
 import numpy as np
 
-from paddle_medcls.images import Preprocessing, fit
+from paddle_medcls.transforms import Preprocessing, fit
 
 FLIPS = {"flip": 3, "flip_vertical": 2}
 """Flips of `Augmentation` -> the axis of (N, C, H, W) that each reverses."""

@@ -17,13 +17,14 @@ from paddle_medcls.engines import FASTEST_FIRST, FORMS, InferenceBackend, compil
 from paddle_medcls.errors import DataError, SetupError, WeightsError
 from paddle_medcls.files import sha256
 from paddle_medcls.graph import KNOWN, logits_graph
-from paddle_medcls.images import decode_image, preprocess, read_image, to_channels, unfit
+from paddle_medcls.images import decode_image, read_image, to_channels
 from paddle_medcls.models.layouts import recognise
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.output_head import OutputHead, check_finite
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
+from paddle_medcls.transforms import preprocess, unfit
 
 _NOTEBOOKS = {("PALM tutorial", 1): "palm_tutorial", ("COVID-19 tutorial", 4): "covid_notebook"}
 """(layout, outputs) of a weight file without a sidecar -> the recipe it must have been made with."""

@@ -133,7 +133,7 @@ def test_an_image_is_a_function_of_seed_epoch_and_row(palm_root: Path) -> None:
 
 def test_evaluation_is_not_augmented(palm_root: Path) -> None:
     from paddle_medcls.data.loader import ImageDataset
-    from paddle_medcls.images import preprocess
+    from paddle_medcls.transforms import preprocess
 
     index = load_index("palm", palm_root, "val")
     toy = get_recipe("palm").replace(size_px=32)

@@ -24,9 +24,10 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.data.sample import draw
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.errors import DataError, RecipeError, RunError, Stopped
-from paddle_medcls.images import Preprocessing, decode_image, fit, read_image
+from paddle_medcls.images import decode_image, read_image
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.train import Options, train
+from paddle_medcls.transforms import Preprocessing, fit
 
 SPEC = Preprocessing(size_px=16, fit="crop", resize_px=20, channels="bgr")
 

@@ -21,12 +21,12 @@ from paddle_medcls import export as exporting
 from paddle_medcls.commands import eval, export, predict
 from paddle_medcls.errors import RunError, SetupError, WeightsError
 from paddle_medcls.files import sha256
-from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar, find_model, sidecar_of
+from paddle_medcls.transforms import Preprocessing
 
 LIBRARIES = {"paddle": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
 

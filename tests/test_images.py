@@ -15,18 +15,9 @@ from PIL import Image, ImageOps
 
 from paddle_medcls import images
 from paddle_medcls.errors import DataError, printable
-from paddle_medcls.images import (
-    Preprocessing,
-    decode_image,
-    fit,
-    normalize,
-    preprocess,
-    read_image,
-    to_channels,
-    unfit,
-    write_png,
-)
+from paddle_medcls.images import decode_image, read_image, to_channels, write_png
 from paddle_medcls.recipes import get_recipe
+from paddle_medcls.transforms import Preprocessing, fit, normalize, preprocess, unfit
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:

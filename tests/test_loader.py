@@ -17,7 +17,7 @@ from paddle_medcls.data import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import Batch, ImageDataset, cut, epoch_order, load_batches
 from paddle_medcls.errors import DataError
-from paddle_medcls.images import Preprocessing
+from paddle_medcls.transforms import Preprocessing
 
 SPEC = Preprocessing(size_px=8)
 CROP = Preprocessing(size_px=8, resize_px=8, fit="crop")  # the same pixels, but read one image at a time

@@ -29,11 +29,11 @@ from paddle_medcls.data.medmnist_cards import ALIASES, CARDS
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.errors import DataError, Stopped
-from paddle_medcls.images import fit, preprocess
 from paddle_medcls.medmnist_scores import write_scores
 from paddle_medcls.output_head import OutputHead
 from paddle_medcls.recipes import all_recipes, get_recipe
 from paddle_medcls.train import Options, train
+from paddle_medcls.transforms import fit, preprocess
 
 RECIPES = [name for name in all_recipes() if name.startswith("medmnist")]
 TASKS = {"breastmnist": "binary", "retinamnist": "ordinal", "bloodmnist": "multi-class", "chestmnist": "multi-label"}

@@ -12,11 +12,11 @@ from fakes import pixels, write_image
 
 from paddle_medcls import trust
 from paddle_medcls.files import picture_names
-from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import MODELS, Network, resnet
 from paddle_medcls.plots import overlay
 from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar
+from paddle_medcls.transforms import Preprocessing
 
 nn = paddle.nn
 

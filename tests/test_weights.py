@@ -35,7 +35,6 @@ from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.errors import WeightsError
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.files import sha256, write_json
-from paddle_medcls.images import Preprocessing
 from paddle_medcls.models import LOSSES, Network
 from paddle_medcls.models.weights import (
     load_pretrained,
@@ -51,6 +50,7 @@ from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import KIND, Sidecar
+from paddle_medcls.transforms import Preprocessing
 
 # --- the notebooks' files --------------------------------------------------------------------------
 

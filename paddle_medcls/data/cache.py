@@ -26,7 +26,7 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.errors import DataError, SetupError
 from paddle_medcls.files import atomic_write, folder_error, sha256, write_json
-from paddle_medcls.images import Preprocessing
+from paddle_medcls.transforms import Preprocessing
 
 FREE_SHARE = 0.5  # largest fraction of the free disk space for one cache of images
 GEOMETRY = ("size_px", "resize_px", "fit", "channels", "interpolation", "decode")

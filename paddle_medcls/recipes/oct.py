@@ -15,8 +15,8 @@ minutes on a GPU.
 """
 
 from paddle_medcls.augment import Augmentation
-from paddle_medcls.images import Preprocessing
 from paddle_medcls.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
+from paddle_medcls.transforms import Preprocessing
 
 OCT = Recipe(
     name="oct",
