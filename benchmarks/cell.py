@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from paddle_medcls.errors import RunError
+from paddle_medcls.core.errors import RunError
 
 
 @dataclass(frozen=True)

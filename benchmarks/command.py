@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(args: argparse.Namespace) -> int:
     from benchmarks.runner import KIND, compare, describe, merge, read, run_rows
-    from paddle_medcls.files import write_json
+    from paddle_medcls.core.files import write_json
 
     for name in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE"):
         if name in os.environ:

@@ -6,13 +6,13 @@ import json
 import sys
 
 from benchmarks.cell import Job, peak_mb
-from paddle_medcls.errors import SetupError
+from paddle_medcls.core.errors import SetupError
 
 
 def measure(job: Job) -> dict:
     """Returns `value` and `peak_mb`, or `not_measured`: the reason why the variant cannot be measured here."""
     if job.row == "machine":
-        from paddle_medcls.runtime import environment
+        from paddle_medcls.core.paddle_setup import environment
 
         return environment("cpu")
     from benchmarks.networks import prepare

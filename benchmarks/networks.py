@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.cell import Job, rate, train_command
-from paddle_medcls.cpu import usable_cores
-from paddle_medcls.errors import RunError, SetupError
+from paddle_medcls.core.errors import RunError, SetupError
+from paddle_medcls.core.hardware import usable_cores
 
 CLASSES = 4
 
@@ -45,7 +45,7 @@ RESNET18 = Work("resnet18", "small", 28, 128, 0.914)
 
 
 def import_as_installed() -> None:
-    """Imports Paddle before `runtime` does, so that `runtime` cannot configure it."""
+    """Imports Paddle before `paddle_setup` does, so that `paddle_setup` cannot configure it."""
     importlib.import_module("zlib")  # Paddle 2.6.2 crashes in zlib if it is imported first
     importlib.import_module("paddle")
 
@@ -54,13 +54,13 @@ def training(job: Job, work: Work, kernels: str) -> float:
     """Images per second of training steps.
 
     Args:
-        kernels: "as installed" (Paddle's, not configured), "paddle" (Paddle's, configured by `runtime`), "onednn f32"
-            or "onednn bf16" (this package's), "auto" (oneDNN's if they are available, else Paddle's).
+        kernels: "as installed" (Paddle's, not configured), "paddle" (Paddle's, configured by `paddle_setup`),
+            "onednn f32" or "onednn bf16" (this package's), "auto" (oneDNN's if they are available, else Paddle's).
     """
     if kernels == "as installed":
         import_as_installed()
+    from paddle_medcls.core.paddle_setup import paddle
     from paddle_medcls.models import Network
-    from paddle_medcls.runtime import paddle
 
     work = work.smaller(job)
     paddle.seed(0)
@@ -134,13 +134,13 @@ def prepare(job: Job) -> float:
     import cv2
     import numpy as np
 
+    from paddle_medcls.core.files import sha256
+    from paddle_medcls.core.paddle_setup import paddle
     from paddle_medcls.data.synthetic import radiograph
-    from paddle_medcls.files import sha256
     from paddle_medcls.graph import logits_graph
     from paddle_medcls.graph_models import to_onnx, to_openvino
     from paddle_medcls.models import Network
     from paddle_medcls.models.weights import read_weights, save_weights
-    from paddle_medcls.runtime import paddle
     from paddle_medcls.sidecar import Sidecar
     from paddle_medcls.transforms import Preprocessing
 
@@ -251,7 +251,7 @@ def product(job: Job, as_installed: bool = False) -> float:
     """GFLOP per second of square float32 matrix products in Paddle."""
     if as_installed:
         import_as_installed()
-    from paddle_medcls.runtime import paddle
+    from paddle_medcls.core.paddle_setup import paddle
 
     side = 2048
     a, b = paddle.randn([side, side]), paddle.randn([side, side])

@@ -10,7 +10,7 @@ from benchmarks import networks, system
 from benchmarks.cell import Job
 from benchmarks.networks import RESNET18, RESNET50, Work
 from paddle_medcls.commands import COMMANDS
-from paddle_medcls.cpu import usable_cores
+from paddle_medcls.core.hardware import usable_cores
 
 Variants = dict[str, Callable[[Job], float]]
 

@@ -16,10 +16,10 @@ from statistics import median
 
 from benchmarks.cell import Job
 from benchmarks.rows import GFLOP, LIMITS, ONCE, PEERS, ROWS, UNITS
-from paddle_medcls.cpu import usable_cores
-from paddle_medcls.errors import RunError
-from paddle_medcls.files import python_path
-from paddle_medcls.progress import progress
+from paddle_medcls.core.errors import RunError
+from paddle_medcls.core.files import python_path
+from paddle_medcls.core.hardware import usable_cores
+from paddle_medcls.core.progress import progress
 
 KIND = "paddle_medcls benchmark"
 PREPARED = ("inference1", "inference32", "start")  # rows that need the files of `networks.prepare`

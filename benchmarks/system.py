@@ -175,11 +175,11 @@ def many_images(job: Job, count: int) -> float:
     import cv2
     import numpy as np
 
+    from paddle_medcls.core.paddle_setup import paddle
     from paddle_medcls.data.index import Index
     from paddle_medcls.data.loader import ImageDataset
     from paddle_medcls.data.statistics import scan
     from paddle_medcls.evaluate import evaluate_split
-    from paddle_medcls.runtime import paddle
     from paddle_medcls.transforms import Preprocessing
 
     with tempfile.TemporaryDirectory() as folder:

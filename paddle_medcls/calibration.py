@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from paddle_medcls.errors import DataError
+from paddle_medcls.core.errors import DataError
 from paddle_medcls.metrics import loss_value
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from paddle_medcls.errors import RunError
-from paddle_medcls.files import atomic_write
-from paddle_medcls.runtime import paddle
+from paddle_medcls.core.errors import RunError
+from paddle_medcls.core.files import atomic_write
+from paddle_medcls.core.paddle_setup import paddle
 
 FILE = "last/state.safetensors"
 

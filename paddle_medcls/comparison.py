@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.errors import DataError, command
+from paddle_medcls.core.errors import DataError, command
 from paddle_medcls.metrics import (
     accuracy_interval,
     auc,

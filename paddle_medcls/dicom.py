@@ -20,7 +20,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from paddle_medcls import jpeg
-from paddle_medcls.errors import DataError
+from paddle_medcls.core.errors import DataError
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")

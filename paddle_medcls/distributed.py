@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_medcls.runtime import paddle
+from paddle_medcls.core.paddle_setup import paddle
 
 _CALLS = itertools.count()  # of `from_first`, which all processes call in the same order
 

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.cpu import has_bfloat16, usable_cores
-from paddle_medcls.errors import SetupError, WeightsError
+from paddle_medcls.core.errors import SetupError, WeightsError
+from paddle_medcls.core.hardware import has_bfloat16, usable_cores
 from paddle_medcls.graph import Graph
 from paddle_medcls.graph_models import to_onnx, to_openvino
 
@@ -280,7 +280,7 @@ def _open_openvino(path: Path, precision: str) -> Run:
 
 
 def _open_onednn(path: Path, precision: str) -> Run:
-    from paddle_medcls.runtime import paddle
+    from paddle_medcls.core.paddle_setup import paddle
 
     folder, name = path.parent, path.name[: -len(".inference.pdiparams")]
     if of_later_paddle(folder, name):
@@ -323,7 +323,7 @@ def program_names(name: str) -> tuple[str, str]:
 
 def of_later_paddle(folder: Path, name: str) -> bool:
     """Whether an export is Paddle 3's and this is Paddle 2, which crashes on it."""
-    from paddle_medcls.runtime import paddle
+    from paddle_medcls.core.paddle_setup import paddle
 
     return (folder / program_names(name)[0]).is_file() and paddle.__version__.startswith("2.")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from paddle_medcls.core.files import write_text
 from paddle_medcls.data.index import Index
-from paddle_medcls.files import write_text
 from paddle_medcls.metrics import auc, confusion, per_class
 from paddle_medcls.output_head import OutputHead
 from paddle_medcls.report import DRAWN_NOTICE, NOTICE

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from paddle_medcls.augment import flip_axes
+from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.core.progress import progress
 from paddle_medcls.data.loader import ImageDataset, cut, load_batches
 from paddle_medcls.output_head import check_finite
-from paddle_medcls.progress import progress
-from paddle_medcls.runtime import paddle
 
 
 def predict_logits(model, x: np.ndarray, flips: tuple[str, ...] = ()) -> np.ndarray:

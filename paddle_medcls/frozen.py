@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
+from paddle_medcls.core.files import atomic_write, folder_error
+from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.core.progress import progress
 from paddle_medcls.data.cache import content_key, keyed_file, refuse_changed
 from paddle_medcls.data.loader import Batch, ImageDataset, cut, load_batches
-from paddle_medcls.files import atomic_write, folder_error
-from paddle_medcls.progress import progress
-from paddle_medcls.runtime import paddle
 
 
 def freeze(model) -> None:

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paddle_medcls.errors import RecipeError, did_you_mean
-from paddle_medcls.runtime import paddle
+from paddle_medcls.core.errors import RecipeError, did_you_mean
+from paddle_medcls.core.paddle_setup import paddle
 
 METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
 """Methods: value of the option -> name in the literature."""

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from paddle_medcls.augment import flip_axes
-from paddle_medcls.errors import SetupError
+from paddle_medcls.core.errors import SetupError
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import check_arrays
 

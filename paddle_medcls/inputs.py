@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.errors import DataError
+from paddle_medcls.core.errors import DataError
 from paddle_medcls.images import SUFFIXES
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from paddle_medcls.errors import Stopped, command
+from paddle_medcls.core.errors import Stopped, command
 
 
 class Interrupt:

@@ -17,9 +17,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from paddle_medcls import errors
-from paddle_medcls.errors import RunError, Stopped
-from paddle_medcls.files import python_path
+from paddle_medcls.core import errors
+from paddle_medcls.core.errors import RunError, Stopped
+from paddle_medcls.core.files import python_path
 
 _KINDS = "|".join(kind.__name__ for kind in errors.MedclsError.__subclasses__())
 _ERROR = re.compile(rf"^(({_KINDS}): |unexpected \w+|interrupted)")

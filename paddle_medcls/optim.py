@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.recipe import Recipe
-from paddle_medcls.runtime import paddle
 
 F = paddle.nn.functional
 

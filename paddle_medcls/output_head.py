@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paddle_medcls.errors import WeightsError
+from paddle_medcls.core.errors import WeightsError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from prettytable import PrettyTable
 
 from paddle_medcls.calibration import predictive_values
+from paddle_medcls.core.files import write_csv
 from paddle_medcls.data.index import Index
-from paddle_medcls.files import write_csv
 
 NOTICE = "For research and teaching; not for diagnosis."
 DRAWN_NOTICE = "SYNTHETIC SAMPLE: these images are synthetic; the results say nothing about patients."

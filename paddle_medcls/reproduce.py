@@ -18,20 +18,20 @@ from pathlib import Path
 
 from paddle_medcls.checkpoint import FILE
 from paddle_medcls.comparison import read_predictions
+from paddle_medcls.core.errors import DataError, RecipeError, RunError, Stopped, did_you_mean
+from paddle_medcls.core.files import write_csv, write_json, write_text
+from paddle_medcls.core.progress import progress
 from paddle_medcls.data import dataset_module, default_root, load_index
 from paddle_medcls.data.check import not_leaked
 from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.data.medmnist import NAMES, file_in, file_of
 from paddle_medcls.data.medmnist_cards import CARDS
-from paddle_medcls.errors import DataError, RecipeError, RunError, Stopped, did_you_mean
 from paddle_medcls.evaluate import evaluate_split
-from paddle_medcls.files import write_csv, write_json, write_text
 from paddle_medcls.gridtable import Row, table
 from paddle_medcls.metrics import auc
 from paddle_medcls.models import model_names
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.outputs import score_split, write_outputs
-from paddle_medcls.progress import progress
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.resume import read_environment

@@ -15,12 +15,12 @@ import numpy as np
 
 from paddle_medcls import __version__
 from paddle_medcls.checkpoint import FILE, load_state
-from paddle_medcls.errors import RunError
-from paddle_medcls.files import remove_abandoned
+from paddle_medcls.core.errors import RunError
+from paddle_medcls.core.files import remove_abandoned
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.rundir import HISTORY, STEP_LOG, State, read_timing
-from paddle_medcls.runtime import paddle
 from paddle_medcls.session import Session
 from paddle_medcls.sidecar import Sidecar, sidecar_of
 

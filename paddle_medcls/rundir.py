@@ -17,7 +17,7 @@ import numpy as np
 
 from paddle_medcls import plots
 from paddle_medcls.checkpoint import save_state
-from paddle_medcls.files import sha256, write_csv, write_json
+from paddle_medcls.core.files import sha256, write_csv, write_json
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.sidecar import Sidecar, sidecar_of

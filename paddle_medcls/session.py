@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paddle_medcls.cpu import has_bfloat16
+from paddle_medcls.core.errors import RunError, SetupError
+from paddle_medcls.core.hardware import has_bfloat16
+from paddle_medcls.core.paddle_setup import configure_gpu, require_gpu, select_device
 from paddle_medcls.distributed import join
-from paddle_medcls.errors import RunError, SetupError
-from paddle_medcls.runtime import configure_gpu, require_gpu, select_device
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_medcls.errors import WeightsError, command
+from paddle_medcls.core.errors import WeightsError, command
 from paddle_medcls.sidecar import Sidecar
 
 

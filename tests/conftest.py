@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if reason and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("gpu"):
-            from paddle_medcls.runtime import paddle
+            from paddle_medcls.core.paddle_setup import paddle
 
             if not paddle.is_compiled_with_cuda() or not paddle.device.cuda.device_count():
                 item.add_marker(pytest.mark.skip(reason="Paddle sees no GPU"))

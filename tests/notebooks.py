@@ -6,7 +6,7 @@ normalisation is `paddle.nn.BatchNorm`, the class that document 001's became in 
 
 from __future__ import annotations
 
-import paddle_medcls.runtime  # noqa: F401  prepares Paddle
+import paddle_medcls.core.paddle_setup  # noqa: F401  prepares Paddle
 
 import paddle  # isort: skip
 

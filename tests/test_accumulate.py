@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import toynet  # noqa: F401  registers its networks
 
+from paddle_medcls.core.errors import RecipeError, Stopped
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.sample import draw_npz
-from paddle_medcls.errors import RecipeError, Stopped
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.runtime import paddle
 from paddle_medcls.train import Options, train
 
 QUIET = Options("cpu", 0, image_cache="off", say=lambda line: None)

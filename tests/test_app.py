@@ -26,11 +26,11 @@ from fakes import ROOT, TOOLS, pixels, write_image
 
 from paddle_medcls.app import is_local
 from paddle_medcls.commands import app, predict
-from paddle_medcls.files import sha256
+from paddle_medcls.core.files import sha256
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.report import NOTICE
-from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar
 from paddle_medcls.transforms import Preprocessing
 

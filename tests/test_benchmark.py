@@ -15,7 +15,7 @@ from benchmarks.measure import measure
 from benchmarks.networks import RESNET18
 from benchmarks.rows import GFLOP, GROWTH, LIMITS, ONCE, PEERS, ROWS, UNITS
 from paddle_medcls.commands.benchmark import main
-from paddle_medcls.errors import RunError, SetupError
+from paddle_medcls.core.errors import RunError, SetupError
 
 TINY = replace(RESNET18, side=8, batch=2)
 

@@ -20,8 +20,8 @@ from fakes import TOOLS, pixels, write_image
 
 from paddle_medcls import __version__
 from paddle_medcls.commands import COMMANDS, eval, gradcam, medcls, predict, train
+from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, did_you_mean
 from paddle_medcls.data import load_index
-from paddle_medcls.errors import DataError, MedclsError, RecipeError, did_you_mean
 from paddle_medcls.images import read_image
 from paddle_medcls.report import DRAWN_NOTICE
 
@@ -275,7 +275,7 @@ def test_without_paddle_the_message_says_what_to_install(tmp_path: Path) -> None
 
 
 def test_gpu_on_a_cpu_build(run: Path, capsys: pytest.CaptureFixture) -> None:
-    from paddle_medcls.runtime import paddle
+    from paddle_medcls.core.paddle_setup import paddle
 
     if paddle.is_compiled_with_cuda():
         pytest.skip("a GPU build of Paddle")

@@ -16,8 +16,8 @@ from fakes import TOOLS
 from paddle_medcls import comparison
 from paddle_medcls.commands import eval
 from paddle_medcls.comparison import Predictions, compare, read_predictions, verdict
+from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.index import Index
-from paddle_medcls.errors import DataError
 from paddle_medcls.metrics import auc, bootstrap_auc, wilson
 from paddle_medcls.output_head import OutputHead
 from paddle_medcls.report import comparison_table, write_predictions

@@ -23,13 +23,13 @@ from pydicom.encaps import encapsulate  # noqa: E402
 from pydicom.filewriter import write_file_meta_info  # noqa: E402
 from pydicom.sequence import Sequence  # noqa: E402
 
+from paddle_medcls.core.errors import DataError  # noqa: E402
+from paddle_medcls.core.paddle_setup import paddle  # noqa: E402
 from paddle_medcls.dicom import _can_decode, window  # noqa: E402
-from paddle_medcls.errors import DataError  # noqa: E402
 from paddle_medcls.images import decode_image, image_mode, image_size, read_image  # noqa: E402
 from paddle_medcls.inputs import expand  # noqa: E402
 from paddle_medcls.models import Network  # noqa: E402
 from paddle_medcls.predict import PaddleNetwork, Predictor  # noqa: E402
-from paddle_medcls.runtime import paddle  # noqa: E402
 from paddle_medcls.sidecar import Sidecar  # noqa: E402
 from paddle_medcls.transforms import Preprocessing  # noqa: E402
 
@@ -607,7 +607,7 @@ def test_without_pydicom_the_error_says_what_to_install(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['pydicom'] = None\n"
         "from paddle_medcls.images import read_image\n"
-        "from paddle_medcls.errors import DataError\n"
+        "from paddle_medcls.core.errors import DataError\n"
         "try:\n    read_image(sys.argv[1])\nexcept DataError as error:\n    print(error)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "scan.dcm")]

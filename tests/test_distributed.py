@@ -17,11 +17,11 @@ import pytest
 import toynet
 
 from paddle_medcls import distributed
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data import load_index
 from paddle_medcls.distributed import from_first, pieces, whole_batch_norm
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import read_weights
-from paddle_medcls.runtime import paddle
 from paddle_medcls.train import Options, train
 
 # Without batch norm and dropout, whose results depend on how a batch is shared out. 13 images in

@@ -16,15 +16,16 @@ import pytest
 import toynet  # noqa: F401  adds its small networks
 from fakes import ROOT, pixels, write_image
 
-from paddle_medcls import cpu, engines
+from paddle_medcls import engines
 from paddle_medcls import export as exporting
 from paddle_medcls.commands import eval, export, predict
-from paddle_medcls.errors import RunError, SetupError, WeightsError
-from paddle_medcls.files import sha256
+from paddle_medcls.core import hardware
+from paddle_medcls.core.errors import RunError, SetupError, WeightsError
+from paddle_medcls.core.files import sha256
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.predict import PaddleNetwork, Predictor
-from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar, find_model, sidecar_of
 from paddle_medcls.transforms import Preprocessing
 
@@ -423,7 +424,7 @@ def test_bfloat16_needs_a_processor_that_has_it(weights: Path, monkeypatch) -> N
 
 def test_bfloat16_is_close(weights: Path, images) -> None:
     count_of("openvino")
-    if not cpu.has_bfloat16():
+    if not hardware.has_bfloat16():
         pytest.skip("this processor has no bfloat16")
     exact, fast = (Predictor.from_weights(weights, engine="openvino", precision=one) for one in ("f32", "bf16"))
     p, q = (served.head.probabilities(served.logits(images)) for served in (exact, fast))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from fakes import ROOT
 
-from paddle_medcls.errors import SetupError
-from paddle_medcls.files import atomic_write, remove_abandoned, sha256, write_csv, write_json, write_text
+from paddle_medcls.core.errors import SetupError
+from paddle_medcls.core.files import atomic_write, remove_abandoned, sha256, write_csv, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     code = (
         "import resource, signal, sys\n"
-        "from paddle_medcls.files import atomic_write\n"
+        "from paddle_medcls.core.files import atomic_write\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         "atomic_write(sys.argv[1], b'a' * 5_000)\n"
@@ -92,7 +92,7 @@ def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None
     """The next start removes the temporary file of a killed process, but not that of a running one."""
     code = (
         "import os, sys\n"
-        "from paddle_medcls.files import atomic_write\n"
+        "from paddle_medcls.core.files import atomic_write\n"
         "def write(name):\n"
         "    open(name, 'w').write('half')\n"
         "    os.kill(os.getpid(), 9)\n"

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from paddle_medcls.errors import RecipeError
+from paddle_medcls.core.errors import RecipeError
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.frozen import freeze, start_training
 from paddle_medcls.gradcam import default_layer, gradcam, layer_shapes
 from paddle_medcls.models import Network
-from paddle_medcls.runtime import paddle
 
 
 def batch(count: int = 3, size: int = 64, channels: int = 3) -> np.ndarray:

@@ -11,12 +11,12 @@ import pytest
 from fakes import ROOT
 
 from paddle_medcls import graph as graphs
-from paddle_medcls.errors import SetupError, WeightsError
+from paddle_medcls.core.errors import SetupError, WeightsError
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.evaluate import predict_logits
 from paddle_medcls.graph import Graph, Operation
 from paddle_medcls.graph_models import to_onnx, to_openvino
 from paddle_medcls.models import Network
-from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar
 from paddle_medcls.transforms import Preprocessing, normalize
 

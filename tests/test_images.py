@@ -14,7 +14,7 @@ from fakes import pixels, write_image
 from PIL import Image, ImageOps
 
 from paddle_medcls import images
-from paddle_medcls.errors import DataError, printable
+from paddle_medcls.core.errors import DataError, printable
 from paddle_medcls.images import decode_image, read_image, to_channels, write_png
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.transforms import Preprocessing, fit, normalize, preprocess, unfit
@@ -367,7 +367,7 @@ def test_palm_preprocessing_is_the_notebooks(shape: tuple[int, int]) -> None:
 
 def test_covid_preprocessing_is_the_notebooks() -> None:
     """COVID-19 radiography tutorial: float32, Paddle's Resize(224), ToTensor (no division by 255), Normalize."""
-    from paddle_medcls.runtime import paddle
+    from paddle_medcls.core.paddle_setup import paddle
 
     t = paddle.vision.transforms
     mean, std = [129.90909919] * 3, [59.0183735] * 3

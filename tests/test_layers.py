@@ -107,7 +107,7 @@ def test_readers_metrics_and_recipes_import_no_paddle() -> None:
 
 
 def test_paddle_is_imported_by_runtime_only() -> None:
-    """`runtime` configures Paddle before it is imported; other modules import it from there."""
+    """`paddle_setup` configures Paddle before it is imported; other modules import it from there."""
     for name, path in MODULES.items():
         if name == "runtime":
             continue

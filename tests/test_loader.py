@@ -13,10 +13,10 @@ import pytest
 from fakes import recipe, within
 
 from paddle_medcls.augment import Augmentation
+from paddle_medcls.core.errors import DataError
 from paddle_medcls.data import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import Batch, ImageDataset, cut, epoch_order, load_batches
-from paddle_medcls.errors import DataError
 from paddle_medcls.transforms import Preprocessing
 
 SPEC = Preprocessing(size_px=8)

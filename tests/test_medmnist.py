@@ -15,12 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paddle_medcls import files, metrics, published
+from paddle_medcls import metrics, published
 from paddle_medcls.assemble import network_for
 from paddle_medcls.augment import Augmentation, augment_batch, draw_epoch
 from paddle_medcls.commands import eval as eval_command
 from paddle_medcls.commands import reproduce as reproduce_command
 from paddle_medcls.commands import train as train_command
+from paddle_medcls.core import files
+from paddle_medcls.core.errors import DataError, Stopped
 from paddle_medcls.data import dataset_module, dataset_names, default_root, load_index, weights_name
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
@@ -28,7 +30,6 @@ from paddle_medcls.data.medmnist import card_of
 from paddle_medcls.data.medmnist_cards import ALIASES, CARDS
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.data.statistics import scan
-from paddle_medcls.errors import DataError, Stopped
 from paddle_medcls.medmnist_scores import write_scores
 from paddle_medcls.output_head import OutputHead
 from paddle_medcls.recipes import all_recipes, get_recipe

@@ -10,10 +10,10 @@ import pytest
 from fakes import pixels
 
 from paddle_medcls import models
-from paddle_medcls.errors import WeightsError
+from paddle_medcls.core.errors import WeightsError
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models import MODELS, Network, builder, model_names
 from paddle_medcls.models.weights import load_strict, recognise
-from paddle_medcls.runtime import paddle
 
 # Trainable parameters at 1000 outputs; 18, 34 and 50 equal torchvision's published num_params.
 COUNTS = {

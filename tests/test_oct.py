@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
+from paddle_medcls.core.errors import DataError
 from paddle_medcls.data import load_index
 from paddle_medcls.data.check import check
 from paddle_medcls.data.oct import CLASSES, patient_of
 from paddle_medcls.data.splits import split_groups
-from paddle_medcls.errors import DataError
 
 REAL = os.environ.get("MEDCLS_TEST_DATA")
 

@@ -16,14 +16,14 @@ from fakes import ROOT, recipe
 
 from paddle_medcls import rundir
 from paddle_medcls.commands import train as train_command
-from paddle_medcls.cpu import has_bfloat16
-from paddle_medcls.errors import RunError, SetupError, Stopped
+from paddle_medcls.core.errors import RunError, SetupError, Stopped
+from paddle_medcls.core.hardware import has_bfloat16
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models import Network, accelerate, dnnl
 from paddle_medcls.models.accelerate import Accelerated, obstacle
 from paddle_medcls.models.onednn import Operators
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.predict import Predictor
-from paddle_medcls.runtime import paddle
 from paddle_medcls.train import Options, train
 
 SMALL = Network("resnet18", 3, 1, "small")

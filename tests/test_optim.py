@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from fakes import recipe
 
-from paddle_medcls.errors import RecipeError
+from paddle_medcls.core.errors import RecipeError
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.optim import build_loss, build_optimizer, build_schedule, class_weights, learning_rates
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.runtime import paddle
 
 # --- learning rates --------------------------------------------------------------------------------
 

@@ -16,13 +16,13 @@ from fakes import pixels, write_image
 
 from paddle_medcls import engines, gradcam
 from paddle_medcls.commands import predict
-from paddle_medcls.errors import DataError, WeightsError
-from paddle_medcls.files import sha256
+from paddle_medcls.core.errors import DataError, WeightsError
+from paddle_medcls.core.files import sha256
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.images import read_image
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.predict import PaddleNetwork, Predictor
-from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar, find_model
 from paddle_medcls.transforms import Preprocessing, preprocess
 

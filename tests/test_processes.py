@@ -14,16 +14,17 @@ from pathlib import Path
 import fakes
 import pytest
 
-from paddle_medcls import errors, launcher
-from paddle_medcls.cpu import prepare_environment
+from paddle_medcls import launcher
+from paddle_medcls.core import errors
+from paddle_medcls.core.hardware import prepare_environment
 from paddle_medcls.train import Options, train
 
 PROGRAM = [sys.executable, str(fakes.TOOLS / "train.py")]
 
 
 def test_the_cores_are_divided(monkeypatch) -> None:
-    monkeypatch.setattr("paddle_medcls.cpu.usable_cores", lambda: 5)
-    monkeypatch.setattr("paddle_medcls.cpu.sys.modules", {})
+    monkeypatch.setattr("paddle_medcls.core.hardware.usable_cores", lambda: 5)
+    monkeypatch.setattr("paddle_medcls.core.hardware.sys.modules", {})
     for size, threads in ((None, "5"), ("2", "2"), ("9", "1")):
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         monkeypatch.delenv("PADDLE_LOCAL_SIZE", raising=False)

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from paddle_medcls import progress as module
-from paddle_medcls.progress import progress
+from paddle_medcls.core import progress as module
+from paddle_medcls.core.progress import progress
 
 
 def standard_error(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paddle_medcls.runtime import configure_gpu, paddle
+from paddle_medcls.core.paddle_setup import configure_gpu, paddle
 
 
 @pytest.fixture

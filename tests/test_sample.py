@@ -5,10 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 
+from paddle_medcls.core.errors import DataError
 from paddle_medcls.data import load_index
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.sample import draw
-from paddle_medcls.errors import DataError
 
 
 def digest(root):

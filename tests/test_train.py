@@ -23,12 +23,13 @@ import pytest
 import toynet
 from fakes import pixels, recipe, write_image
 
-from paddle_medcls import files, rundir
+from paddle_medcls import rundir
 from paddle_medcls.checkpoint import load_state
 from paddle_medcls.commands import eval as eval_command
+from paddle_medcls.core import files
+from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, RunError, SetupError
+from paddle_medcls.core.files import sha256
 from paddle_medcls.data import load_index
-from paddle_medcls.errors import DataError, MedclsError, RecipeError, RunError, SetupError
-from paddle_medcls.files import sha256
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.predict import Predictor
 from paddle_medcls.recipe import Recipe
@@ -555,7 +556,7 @@ def test_a_damaged_state_is_refused(damage: str, palm_root: Path, tmp_path: Path
 def test_a_full_disk_leaves_the_state_before(palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import safetensors.numpy
 
-    from paddle_medcls.errors import SetupError
+    from paddle_medcls.core.errors import SetupError
 
     interrupted(palm_root, tmp_path / "run", 2, **PLAIN)
     before = (tmp_path / "run" / "last" / "state.safetensors").read_bytes()

@@ -11,10 +11,10 @@ import pytest
 from fakes import pixels, write_image
 
 from paddle_medcls import trust
-from paddle_medcls.files import picture_names
+from paddle_medcls.core.files import picture_names
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models import MODELS, Network, resnet
 from paddle_medcls.plots import overlay
-from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import Sidecar
 from paddle_medcls.transforms import Preprocessing
 

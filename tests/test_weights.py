@@ -29,12 +29,13 @@ from hypothesis import strategies as st
 from notebooks import DEPTHS, Net001, Net003, trained
 
 from paddle_medcls import safe_pickle
+from paddle_medcls.core.errors import WeightsError
+from paddle_medcls.core.files import sha256, write_json
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset
-from paddle_medcls.errors import WeightsError
 from paddle_medcls.evaluate import evaluate_split
-from paddle_medcls.files import sha256, write_json
 from paddle_medcls.models import LOSSES, Network
 from paddle_medcls.models.weights import (
     load_pretrained,
@@ -48,7 +49,6 @@ from paddle_medcls.output_head import OutputHead
 from paddle_medcls.outputs import score_split
 from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.runtime import paddle
 from paddle_medcls.sidecar import KIND, Sidecar
 from paddle_medcls.transforms import Preprocessing
 

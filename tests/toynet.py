@@ -15,8 +15,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models import MODELS, Network, resnet
-from paddle_medcls.runtime import paddle
 
 nn = paddle.nn
 

@@ -23,12 +23,12 @@ import streamlit as st
 from paddle_medcls.app import is_local
 from paddle_medcls.app.texts import LANGUAGES, words
 from paddle_medcls.app.views import STYLE, Words, bars, block, decide, plain, safe, sentence, show_model, show_table
+from paddle_medcls.core.errors import WeightsError
+from paddle_medcls.core.paddle_setup import paddle, select_device
 from paddle_medcls.data.sample import examples
-from paddle_medcls.errors import WeightsError
 from paddle_medcls.images import SUFFIXES, to_channels
 from paddle_medcls.plots import overlay
 from paddle_medcls.predict import Predictor
-from paddle_medcls.runtime import paddle, select_device
 from paddle_medcls.sidecar import Sidecar
 from paddle_medcls.trained_models import trained_models
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from paddle_medcls.errors import MedclsError
+from paddle_medcls.core.errors import MedclsError
 from paddle_medcls.predict import Predictor
 from paddle_medcls.sidecar import Sidecar
 

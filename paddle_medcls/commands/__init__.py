@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_medcls import __version__
-from paddle_medcls.errors import command, did_you_mean, printable
+from paddle_medcls.core.errors import command, did_you_mean, printable
 
 PADDLES = ("paddlepaddle", "paddlepaddle-gpu")
 COMMANDS = {
@@ -155,7 +155,7 @@ def open_predictor(weights: Path, args: argparse.Namespace):
 
     engine = args.engine
     if args.device == "gpu" or _installed("paddlepaddle-gpu"):  # else Paddle, slow to import, need not be asked
-        from paddle_medcls.runtime import select_device
+        from paddle_medcls.core.paddle_setup import select_device
 
         if select_device(args.device) != "cpu" and engine == "auto":
             engine = None  # on a GPU the network itself
@@ -179,7 +179,7 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> 
     except Exception as error:
         if args.debug:
             raise
-        from paddle_medcls.errors import MedclsError, Stopped
+        from paddle_medcls.core.errors import MedclsError, Stopped
 
         if isinstance(error, Stopped):
             print(error, file=sys.stderr)

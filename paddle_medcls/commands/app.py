@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.app import is_local
-    from paddle_medcls.errors import SetupError, WeightsError
+    from paddle_medcls.core.errors import SetupError, WeightsError
     from paddle_medcls.report import NOTICE
 
     try:
@@ -48,7 +48,7 @@ def _work(args: argparse.Namespace) -> int:
     if args.weights and not args.weights.exists():
         raise WeightsError("no such file", where=args.weights, do="check the path given to --weights")
     _refuse_taken(args.address, args.port)
-    import paddle_medcls.runtime  # noqa: F401  in the main thread; errors show before the page opens
+    import paddle_medcls.core.paddle_setup  # noqa: F401  in the main thread; errors show before the page opens
 
     print(NOTICE, flush=True)  # Streamlit prints the address
     if not is_local(args.address):
@@ -83,7 +83,7 @@ def _work(args: argparse.Namespace) -> int:
 
 def _refuse_taken(address: str, port: int) -> None:
     """Raises SetupError if another program uses the port, or if the address is not one of this machine."""
-    from paddle_medcls.errors import SetupError
+    from paddle_medcls.core.errors import SetupError
 
     try:
         family, _, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from paddle_medcls.comparison import compare, read_predictions, verdict
-    from paddle_medcls.files import write_json
+    from paddle_medcls.core.files import write_json
     from paddle_medcls.report import NOTICE, comparison_table
 
     a, b = (read_predictions(path) for path in args.compare)

@@ -54,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.core.paddle_setup import select_device
     from paddle_medcls.heatmaps import HeatMapOptions, heat_maps
     from paddle_medcls.inputs import expand
     from paddle_medcls.predict import Predictor
     from paddle_medcls.recipes import get_recipe
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE
-    from paddle_medcls.runtime import select_device
     from paddle_medcls.trained_models import newest_weights
 
     paths = [] if args.list_layers else _without_masks(expand(args.images), args.output)
@@ -95,7 +95,7 @@ def _without_masks(paths: list[Path], output: Path | None) -> list[Path]:
     if len(images) < len(paths):
         print(f"left out: {len(paths) - len(images)} file(s) in masks/ and in the output folder", file=sys.stderr)
     if not images:
-        from paddle_medcls.errors import DataError
+        from paddle_medcls.core.errors import DataError
 
         raise DataError("all files are masks or pictures of an earlier call", do="name a folder of images")
     return images
@@ -104,7 +104,7 @@ def _without_masks(paths: list[Path], output: Path | None) -> list[Path]:
 def _list_layers(predictor) -> int:
     from prettytable import PrettyTable
 
-    from paddle_medcls.errors import RecipeError
+    from paddle_medcls.core.errors import RecipeError
     from paddle_medcls.gradcam import default_layer, layer_shapes
 
     model, x = predictor.model, predictor.input_zeros()

@@ -36,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    from paddle_medcls.errors import DataError, RecipeError, WeightsError, command, printable
-    from paddle_medcls.files import picture_names, write_csv
+    from paddle_medcls.core.errors import DataError, RecipeError, WeightsError, command, printable
+    from paddle_medcls.core.files import picture_names, write_csv
+    from paddle_medcls.core.progress import progress
     from paddle_medcls.inputs import expand
-    from paddle_medcls.progress import progress
     from paddle_medcls.report import DRAWN_NOTICE, NOTICE
     from paddle_medcls.trained_models import newest_weights
 
@@ -101,7 +101,7 @@ def _label_text(row: dict) -> str:
 
 def _json_line(row: dict) -> str:
     """One line of JSON; of the names of files no character reaches the terminal that it would act upon."""
-    from paddle_medcls.errors import printable
+    from paddle_medcls.core.errors import printable
 
     text = json.dumps(row, ensure_ascii=False)
     return "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
@@ -110,7 +110,7 @@ def _json_line(row: dict) -> str:
 def _picture(target: Path, path: Path, image, row: dict, card) -> None:
     """Writes the picture; a folder named like a class is taken as the true one, as in document 004."""
     from paddle_medcls import plots
-    from paddle_medcls.errors import printable
+    from paddle_medcls.core.errors import printable
     from paddle_medcls.report import DRAWN_NOTICE
 
     title = printable(path.name)
@@ -133,7 +133,7 @@ def _heat_map(target: Path, image, probs, predictor) -> None:
 def _table(rows: list[dict], k: int) -> str:
     from prettytable import PrettyTable
 
-    from paddle_medcls.errors import printable
+    from paddle_medcls.core.errors import printable
 
     table = PrettyTable(["image", "label", "probability", *(["most probable classes"] if k > 1 else [])], align="l")
     for row in rows:

@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.core.errors import DataError
     from paddle_medcls.data import dataset_module, default_root, fetch
-    from paddle_medcls.errors import DataError
 
     module = dataset_module(args.dataset)
     root = args.data_root or default_root(args.dataset)
@@ -96,7 +96,7 @@ def _unpack_archives(args: argparse.Namespace, module, root: Path) -> None:
 
 
 def _write_split_files(module, root: Path, seed: int) -> None:
-    from paddle_medcls.files import write_text
+    from paddle_medcls.core.files import write_text
 
     split_files = module.make_split_files(root, seed)
     for split, text in split_files.items():
@@ -107,7 +107,7 @@ def _write_split_files(module, root: Path, seed: int) -> None:
 
 
 def _statistics(args: argparse.Namespace, module, root: Path) -> None:
-    from paddle_medcls.cpu import usable_cores
+    from paddle_medcls.core.hardware import usable_cores
     from paddle_medcls.data import load_index
     from paddle_medcls.data.statistics import scan_splits
 
@@ -156,10 +156,10 @@ def _plot(indexes: list, scans: dict[str, dict], output: Path) -> None:
 
 
 def _audit(args: argparse.Namespace, module, root: Path) -> None:
-    from paddle_medcls.cpu import usable_cores
+    from paddle_medcls.core.files import write_json
+    from paddle_medcls.core.hardware import usable_cores
     from paddle_medcls.data import load_index
     from paddle_medcls.data.audit import audit
-    from paddle_medcls.files import write_json
     from paddle_medcls.report import DRAWN_NOTICE, audit_table
 
     train, scored = (load_index(args.dataset, root, module.SPLITS[k], args.labels) for k in (0, -1))
@@ -174,10 +174,10 @@ def _audit(args: argparse.Namespace, module, root: Path) -> None:
 
 def _check(args: argparse.Namespace, module, root: Path) -> int:
     """Prints the report; returns exit code 1 if an image cannot be read."""
-    from paddle_medcls.cpu import usable_cores
+    from paddle_medcls.core.files import write_json
+    from paddle_medcls.core.hardware import usable_cores
     from paddle_medcls.data import load_index
     from paddle_medcls.data.check import check
-    from paddle_medcls.files import write_json
 
     indexes = [load_index(args.dataset, root, split, args.labels) for split in module.SPLITS]
     report = check(indexes, args.workers or usable_cores())
@@ -201,7 +201,7 @@ def _check(args: argparse.Namespace, module, root: Path) -> int:
 
 def _print_lines(lines: list[str], output: Path | None) -> None:
     """Prints all lines, or the first 20 if a file holds the rest."""
-    from paddle_medcls.errors import printable
+    from paddle_medcls.core.errors import printable
 
     shown = lines[:20] if output else lines
     print("".join(f"  {printable(line)}\n" for line in shown), end="")

@@ -126,9 +126,9 @@ def _work(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
     """Trains in this process; the run directory and the metrics."""
-    from paddle_medcls.cpu import NOTES
+    from paddle_medcls.core.hardware import NOTES
+    from paddle_medcls.core.paddle_setup import select_device
     from paddle_medcls.distributed import from_first, join
-    from paddle_medcls.runtime import select_device
     from paddle_medcls.train import Options, check_recipe, train
 
     check_recipe(recipe)
@@ -148,10 +148,10 @@ def _launch(args: argparse.Namespace, recipe, count: int, environ: dict[str, str
     """Trains in several processes, which get this command's own arguments; the run directory and the metrics."""
     import json
 
-    from paddle_medcls.errors import SetupError, Stopped
+    from paddle_medcls.core.errors import SetupError, Stopped
+    from paddle_medcls.core.paddle_setup import count_gpus
     from paddle_medcls.interrupt import interrupted
     from paddle_medcls.launcher import launch
-    from paddle_medcls.runtime import count_gpus
     from paddle_medcls.train import check_recipe
 
     check_recipe(recipe)
@@ -201,15 +201,15 @@ def _count(args: argparse.Namespace) -> int:
 
         return read_environment(args.resume).get("processes", 1)
     if args.processes == "auto":
-        from paddle_medcls.runtime import count_gpus
+        from paddle_medcls.core.paddle_setup import count_gpus
 
         return 1 if args.device == "cpu" else max(1, count_gpus())
     return args.processes or 1
 
 
 def _recipe(args: argparse.Namespace):
+    from paddle_medcls.core.errors import RecipeError
     from paddle_medcls.data import dataset_module
-    from paddle_medcls.errors import RecipeError
     from paddle_medcls.recipe import Recipe
     from paddle_medcls.recipes import get_recipe
 
@@ -273,8 +273,8 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
 
 def _summary(recipe) -> int:
     from paddle_medcls.assemble import network_for
+    from paddle_medcls.core.paddle_setup import paddle
     from paddle_medcls.data import dataset_classes
-    from paddle_medcls.runtime import paddle
 
     classes, task = dataset_classes(recipe.dataset, recipe.labels)
     network = network_for(recipe, len(classes), task)

@@ -22,8 +22,8 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 
+from paddle_medcls.core.errors import DataError, command, did_you_mean
 from paddle_medcls.data.index import Index
-from paddle_medcls.errors import DataError, command, did_you_mean
 
 _HELPERS = {
     "archive_members",

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Callable
 
-from paddle_medcls.errors import DataError
-from paddle_medcls.progress import progress
+from paddle_medcls.core.errors import DataError
+from paddle_medcls.core.progress import progress
 
 MAX_MEMBERS = 400_000
 MAX_BYTES = 64 * 2**30

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import IO
 
+from paddle_medcls.core.errors import DataError
+from paddle_medcls.core.files import atomic_write
 from paddle_medcls.data.archive_members import BLOCK, MAX_BYTES, MAX_RATIO, for_each_file, unreadable_archive
-from paddle_medcls.errors import DataError
-from paddle_medcls.files import atomic_write
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_INNER = 16  # archives inside an archive

@@ -10,9 +10,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.reading import map_images, refuse_unreadable
-from paddle_medcls.errors import DataError
 from paddle_medcls.metrics import accuracy_interval, auc, bootstrap_auc, clusters_of
 from paddle_medcls.output_head import softmax
 

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from paddle_medcls.core.errors import DataError, command
 from paddle_medcls.data.index import Index, image_files, is_drawn, subfolders
 from paddle_medcls.data.splits import CUTS, split_by_class
-from paddle_medcls.errors import DataError, command
 
 WEIGHTS_NAME = "COVID"
 SPLITS = ("train", "val", "test")

@@ -12,9 +12,9 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from paddle_medcls import files
-from paddle_medcls.errors import DataError
-from paddle_medcls.progress import progress
+from paddle_medcls.core import files
+from paddle_medcls.core.errors import DataError
+from paddle_medcls.core.progress import progress
 
 SCHEMES = ("https",)
 TIMEOUT_SECONDS = 60

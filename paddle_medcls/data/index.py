@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.errors import DataError, printable
+from paddle_medcls.core.errors import DataError, printable
 from paddle_medcls.images import SUFFIXES, image_mode, read_image
 
 DEPTH = 6  # of the search for folders: <archive>/<archive inside>/<its top folder>/<set>/<split>/<class>

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import files
+from paddle_medcls.core import files
+from paddle_medcls.core.errors import DataError, command
 from paddle_medcls.data.download import checksum_text, download
 from paddle_medcls.data.index import DRAWN_MARK, Index, is_drawn, only_copy, subfolders
 from paddle_medcls.data.medmnist_cards import ALIASES, CARDS, SIZES, URL, Card
-from paddle_medcls.errors import DataError, command
 
 SPLITS = ("train", "val", "test")
 NAMES = (*CARDS, *ALIASES, *(f"{flag}_{side}" for flag in CARDS for side in SIZES[1:]))

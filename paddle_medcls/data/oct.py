@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from paddle_medcls.core.errors import DataError, command
 from paddle_medcls.data.index import Index, image_files, is_drawn, only_copy, subfolders
 from paddle_medcls.data.splits import split_groups
-from paddle_medcls.errors import DataError, command
 
 WEIGHTS_NAME = "OCT"
 SPLITS = ("train", "val", "test")

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable
 
+from paddle_medcls.core.errors import DataError
+from paddle_medcls.core.progress import progress
 from paddle_medcls.data.index import Index
-from paddle_medcls.errors import DataError
-from paddle_medcls.progress import progress
 
 CHUNK = 512  # images in progress at a time; all at once would fill the memory with their results
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from paddle_medcls.core.files import write_json
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.reading import map_images, refuse_unreadable
-from paddle_medcls.files import write_json
 from paddle_medcls.transforms import Preprocessing, fit
 
 VERSION = 2  # of the cached statistics; raised when their meaning changes

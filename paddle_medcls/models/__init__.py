@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from paddle_medcls.errors import WeightsError, did_you_mean
+from paddle_medcls.core.errors import WeightsError, did_you_mean
 
 if TYPE_CHECKING:
     from paddle.nn import Layer

@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from paddle_medcls.errors import SetupError
+from paddle_medcls.core.errors import SetupError
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models.dnnl import open_library
 from paddle_medcls.models.onednn import Operators
 from paddle_medcls.models.resnet import ResNet
-from paddle_medcls.runtime import paddle
 
 Backward = Callable[[np.ndarray], np.ndarray]
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.errors import SetupError
-from paddle_medcls.runtime import paddle
+from paddle_medcls.core.errors import SetupError
+from paddle_medcls.core.paddle_setup import paddle
 
 MAJOR = 3  # version of oneDNN that the names and numbers are from
 BF16, F32 = 2, 3  # data types

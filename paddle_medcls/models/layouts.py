@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from paddle_medcls.errors import WeightsError
+from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.models import Network
 
 _LAYOUTS = (  # (layout, a parameter only it has, patterns: their names -> ours)

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models.dnnl import BF16, DST, F32, SRC, Engine, Prepared, Shape, dims, floats
-from paddle_medcls.runtime import paddle
 
 TRAINING, INFERENCE, BACKWARD = 64, 96, 128
 CONVOLUTION, MAX_POOL, ADD, RELU = 0x1, 0x1FF, 0x1FFF0, 0x100  # RELU: gradient from the output

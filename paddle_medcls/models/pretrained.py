@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.data.download import download
-from paddle_medcls.errors import WeightsError
 
 URL = "https://paddle-hapi.bj.bcebos.com/models/{model}.pdparams"
 MD5 = {

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models import Network
-from paddle_medcls.runtime import paddle
 
 nn = paddle.nn
 

@@ -9,8 +9,8 @@ Source: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale
 
 from __future__ import annotations
 
+from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models import Network
-from paddle_medcls.runtime import paddle
 
 nn = paddle.nn
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.errors import WeightsError
-from paddle_medcls.files import MAX_JSON_BYTES, atomic_write, parse_json, read_bounded
+from paddle_medcls.core.errors import WeightsError
+from paddle_medcls.core.files import MAX_JSON_BYTES, atomic_write, parse_json, read_bounded
 from paddle_medcls.models import Network
 from paddle_medcls.models.layouts import recognise
 from paddle_medcls.safe_pickle import read_pickle
@@ -134,7 +134,7 @@ def load_pretrained(model, network: Network, path: str | Path) -> str:
 
 def save_weights(model, path: str | Path) -> None:
     """Writes `.pdparams` in Paddle's own format, see `files.atomic_write`."""
-    from paddle_medcls.runtime import paddle  # here: reading needs no Paddle
+    from paddle_medcls.core.paddle_setup import paddle  # here: reading needs no Paddle
 
     state = model.state_dict()
     atomic_write(path, lambda temporary: paddle.save(state, temporary))

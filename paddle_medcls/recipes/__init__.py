@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from paddle_medcls.core.errors import RecipeError, did_you_mean
 from paddle_medcls.data.medmnist import NAMES
-from paddle_medcls.errors import RecipeError, did_you_mean
 from paddle_medcls.recipe import Recipe
 
 

@@ -1,6 +1,6 @@
 """Imports and configures Paddle; all other modules import Paddle from here.
 
-`from paddle_medcls.runtime import paddle` makes sure that two things are done before Paddle is imported:
+`from paddle_medcls.core.paddle_setup import paddle` makes sure that two things are done before Paddle is imported:
 
 - zlib is imported first: Paddle 2.6.2 exports its own inflate, and any later use of zlib crashes.
 - the number of threads and the switch of the matrix library are set, see `cpu`.
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from paddle_medcls import __version__
-from paddle_medcls.cpu import cpu_info, prepare_environment
-from paddle_medcls.errors import SetupError
+from paddle_medcls.core.errors import SetupError
+from paddle_medcls.core.hardware import cpu_info, prepare_environment
 
 
 def _import_paddle() -> Any:

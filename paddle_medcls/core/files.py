@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from paddle_medcls.errors import SetupError
+from paddle_medcls.core.errors import SetupError
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 """Names of recipes, data sets and readings of labels: they become parts of file names."""
@@ -120,7 +120,7 @@ def folder_error(folder: Path) -> str:
 
 def python_path() -> str:
     """Returns a PYTHONPATH with which a new process can import this package, installed or not."""
-    return os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    return os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:

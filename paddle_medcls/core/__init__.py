@@ -1,0 +1,1 @@
+"""Errors, files, progress, hardware, and the only import of Paddle."""
