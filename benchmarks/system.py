@@ -79,7 +79,7 @@ def read_photograph(job: Job, decode: str = "exact") -> float:
     """Milliseconds from the file of a synthetic fundus photograph, 2124 x 2056 pixels, to the network's input.
 
     Args:
-        decode: "exact", or "reduced", see `images.Preprocessing`.
+        decode: "exact", or "reduced", see `decode.Preprocessing`.
     """
     import numpy as np
 

@@ -14,8 +14,8 @@ from paddle_medcls import __version__, report
 from paddle_medcls.core.errors import RecipeError, SetupError, did_you_mean
 from paddle_medcls.core.files import remove_abandoned
 from paddle_medcls.core.paddle_setup import count_gpus, paddle
-from paddle_medcls.data import load_index
 from paddle_medcls.data.cache import mapped, scan_cached
+from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.distributed import from_first, whole_batch_norm

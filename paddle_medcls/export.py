@@ -27,7 +27,7 @@ from paddle_medcls.core.errors import RunError, SetupError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
-from paddle_medcls.data import dataset_names, load_index
+from paddle_medcls.data.datasets import dataset_names, load_index
 from paddle_medcls.data.sample import draw
 from paddle_medcls.engines import FORMS, require, stdout_to_stderr
 from paddle_medcls.graph import KNOWN, pixels_graph

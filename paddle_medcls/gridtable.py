@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paddle_medcls import published
-from paddle_medcls.data.medmnist import NAMES, card_of
+from paddle_medcls.data.datasets.medmnist import NAMES, card_of
 from paddle_medcls.recipe import Recipe
 
 RULE = """Verdict: a difference is inside the seed noise if it is at most 2 x sqrt(sd^2 / n + s^2 / m), where sd is

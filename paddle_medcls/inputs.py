@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paddle_medcls.core.errors import DataError
-from paddle_medcls.images import SUFFIXES
+from paddle_medcls.data.decode import SUFFIXES
 
 
 def expand(arguments: Sequence[str]) -> list[Path]:

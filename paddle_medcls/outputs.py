@@ -9,8 +9,8 @@ import numpy as np
 
 from paddle_medcls import calibration, metrics, modelcard, plots, report
 from paddle_medcls.core.files import sha256, write_json
+from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.data.index import Index
-from paddle_medcls.data.medmnist import NAMES
 from paddle_medcls.medmnist_scores import write_scores
 from paddle_medcls.output_head import OutputHead
 from paddle_medcls.sidecar import Sidecar, sidecar_of

@@ -13,11 +13,11 @@ import numpy as np
 
 from paddle_medcls.core.errors import DataError, SetupError, WeightsError
 from paddle_medcls.core.files import sha256
-from paddle_medcls.data import dataset_classes
+from paddle_medcls.data.datasets import dataset_classes
+from paddle_medcls.data.decode import decode_image, read_image, to_channels
 from paddle_medcls.data.index import Index
 from paddle_medcls.engines import FASTEST_FIRST, FORMS, InferenceBackend, compile_graph, open_model, require
 from paddle_medcls.graph import KNOWN, logits_graph
-from paddle_medcls.images import decode_image, read_image, to_channels
 from paddle_medcls.models.layouts import recognise
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.output_head import OutputHead, check_finite

@@ -21,11 +21,11 @@ from paddle_medcls.comparison import read_predictions
 from paddle_medcls.core.errors import DataError, RecipeError, RunError, Stopped, did_you_mean
 from paddle_medcls.core.files import write_csv, write_json, write_text
 from paddle_medcls.core.progress import progress
-from paddle_medcls.data import dataset_module, default_root, load_index
-from paddle_medcls.data.check import not_leaked
+from paddle_medcls.data.datasets import dataset_module, default_root, load_index
+from paddle_medcls.data.datasets.medmnist import NAMES, file_in, file_of
+from paddle_medcls.data.datasets.medmnist_cards import CARDS
+from paddle_medcls.data.duplicates import not_leaked
 from paddle_medcls.data.loader import ImageDataset
-from paddle_medcls.data.medmnist import NAMES, file_in, file_of
-from paddle_medcls.data.medmnist_cards import CARDS
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.gridtable import Row, table
 from paddle_medcls.metrics import auc

@@ -12,8 +12,8 @@ import numpy as np
 from paddle_medcls.calibration import threshold_for
 from paddle_medcls.comparison import Predictions
 from paddle_medcls.core.errors import DataError, RecipeError, RunError
-from paddle_medcls.data import dataset_module, default_root, load_index
-from paddle_medcls.data.check import not_leaked
+from paddle_medcls.data.datasets import dataset_module, default_root, load_index
+from paddle_medcls.data.duplicates import not_leaked
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.errorpage import write_error_page

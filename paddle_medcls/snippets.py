@@ -1,6 +1,6 @@
 """Code and words that tell how to prepare an image for a trained network, for model cards.
 
-The same scaling as `images.fit`, written for this one network and without this package; tests run the code and compare.
+The same scaling as `decode.fit`, written for this one network and without this package; tests run the code and compare.
 """
 
 from __future__ import annotations

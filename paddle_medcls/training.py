@@ -12,7 +12,7 @@ import numpy as np
 from paddle_medcls import modelcard, rundir
 from paddle_medcls.assemble import Data, Learner, build_learner, choose_kernels
 from paddle_medcls.core.paddle_setup import environment, paddle
-from paddle_medcls.data import weights_name
+from paddle_medcls.data.datasets import weights_name
 from paddle_medcls.data.loader import cut, epoch_order
 from paddle_medcls.models.accelerate import Accelerated
 from paddle_medcls.models.onednn import Operators

@@ -22,9 +22,9 @@ import numpy as np
 from prettytable import PrettyTable
 
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.data.decode import read_image, to_channels
 from paddle_medcls.evaluate import predict_logits
 from paddle_medcls.gradcam import METHODS, default_layer, gradcam, layer_shapes
-from paddle_medcls.images import read_image, to_channels
 from paddle_medcls.metrics import wilson
 from paddle_medcls.sidecar import Sidecar
 from paddle_medcls.transforms import preprocess, unfit

@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 from fakes import COVID_FOLDERS, pixels
 
-from paddle_medcls.data.oct import CLASSES
+from paddle_medcls.data.datasets.oct import CLASSES
 
 
 def encoded(suffix: str, seed: int, level: int = 128) -> bytes:

@@ -13,8 +13,8 @@ import source_archives as source
 
 from paddle_medcls.commands import prepare, train
 from paddle_medcls.core.errors import DataError
-from paddle_medcls.data import load_index
 from paddle_medcls.data.archives import unpack, unpack_all
+from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.sample import draw_npz
 
 

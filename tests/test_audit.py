@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 
 from paddle_medcls.commands import prepare
 from paddle_medcls.core.errors import DataError
-from paddle_medcls.data import load_index
 from paddle_medcls.data.audit import audit, softmax_regression, standardise
+from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.metrics import wilson
 from paddle_medcls.report import audit_table

@@ -10,7 +10,7 @@ import pytest
 from fakes import pixels
 
 from paddle_medcls.augment import Augmentation, augment
-from paddle_medcls.data import load_index
+from paddle_medcls.data.datasets import load_index
 from paddle_medcls.recipes import get_recipe
 
 IMAGE = pixels(0)

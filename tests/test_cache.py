@@ -19,12 +19,13 @@ from PIL import Image, ImageOps
 
 from paddle_medcls.core import files
 from paddle_medcls.core.errors import DataError, RecipeError, RunError, Stopped
-from paddle_medcls.data import cache, load_index
+from paddle_medcls.data import cache
 from paddle_medcls.data.cache import content_key, scan_cached
+from paddle_medcls.data.datasets import load_index
+from paddle_medcls.data.decode import decode_image, read_image
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.sample import draw
 from paddle_medcls.data.statistics import scan
-from paddle_medcls.images import decode_image, read_image
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.train import Options, train
 from paddle_medcls.transforms import Preprocessing, fit

@@ -10,8 +10,8 @@ import pytest
 from fakes import covid_tree
 
 from paddle_medcls.commands import prepare
-from paddle_medcls.data import load_index
-from paddle_medcls.data.check import _correlations, check
+from paddle_medcls.data.datasets import load_index
+from paddle_medcls.data.duplicates import _correlations, check
 from paddle_medcls.data.index import Index
 
 REAL = os.environ.get("MEDCLS_TEST_DATA")
@@ -162,7 +162,7 @@ def test_palm_has_the_five_known_pairs():
 @pytest.mark.skipif(not REAL, reason="MEDCLS_TEST_DATA is not set")
 def test_covid_has_fifteen_pairs(tmp_path):
     """One exact and fourteen near ones, each looked at; their file numbers."""
-    from paddle_medcls.data.covid import find_images, make_split_files
+    from paddle_medcls.data.datasets.covid import find_images, make_split_files
 
     root = Path(REAL or "") / "covid19_radiography"
     assert sum(map(len, find_images(root).values())) == 1592

@@ -21,8 +21,8 @@ from fakes import TOOLS, pixels, write_image
 from paddle_medcls import __version__
 from paddle_medcls.commands import COMMANDS, eval, gradcam, medcls, predict, train
 from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, did_you_mean
-from paddle_medcls.data import load_index
-from paddle_medcls.images import read_image
+from paddle_medcls.data.datasets import load_index
+from paddle_medcls.data.decode import read_image
 from paddle_medcls.report import DRAWN_NOTICE
 
 HEAVY = ("paddle", "matplotlib", "sklearn", "pandas", "cv2", "scipy", "numpy", "streamlit")
@@ -136,7 +136,7 @@ def test_the_argument_list_of_the_medmnist_tutorial(tmp_path: Path, capsys: pyte
 
 def test_download_with_and_without_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     fetched = []
-    monkeypatch.setattr("paddle_medcls.data.fetch", lambda name, root: fetched.append(name) or "")
+    monkeypatch.setattr("paddle_medcls.data.datasets.fetch", lambda name, root: fetched.append(name) or "")
     for value in ([], ["True"], ["true"], ["False"]):
         train.main(["--dataset", "breastmnist", "--data-root", str(tmp_path), "--download", *value])
     assert fetched == ["breastmnist"] * 3

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_medcls.core.errors import DataError
-from paddle_medcls.data import covid, dataset_classes, dataset_names, load_index, palm
+from paddle_medcls.data.datasets import covid, dataset_classes, dataset_names, load_index, palm
 from paddle_medcls.data.index import DRAWN_MARK, Index, subfolders
 from paddle_medcls.data.splits import CUTS, holdout, split_by_class
 from paddle_medcls.data.statistics import cached_scan, examples_of_classes, file_key, read_cache, scan
@@ -634,7 +634,7 @@ def test_examples_are_spread_over_each_class() -> None:
 def test_the_package_knows_what_the_card_says(name: str) -> None:
     head, _, rest = (ROOT / "datasets" / name / "README.md").read_text(encoding="utf-8").partition("\n## ")
     rows = [line.strip("| ").split(" | ", 1) for line in head.splitlines() if line.startswith("| ")]
-    module = importlib.import_module(f"paddle_medcls.data.{name}")
+    module = importlib.import_module(f"paddle_medcls.data.datasets.{name}")
     assert module.ABOUT == {"title": head.partition("\n")[0].lstrip("# "), **{row[0]: row[1] for row in rows[1:]}}
     section = rest.partition("\n## Known faults\n")[2].partition("\n## ")[0].strip()
     assert list(module.KNOWN_FAULTS) == [" ".join(item.split()) for item in f"\n{section}".split("\n- ")[1:]]

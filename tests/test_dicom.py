@@ -25,8 +25,8 @@ from pydicom.sequence import Sequence  # noqa: E402
 
 from paddle_medcls.core.errors import DataError  # noqa: E402
 from paddle_medcls.core.paddle_setup import paddle  # noqa: E402
-from paddle_medcls.dicom import _can_decode, window  # noqa: E402
-from paddle_medcls.images import decode_image, image_mode, image_size, read_image  # noqa: E402
+from paddle_medcls.data.decode import decode_image, image_mode, image_size, read_image  # noqa: E402
+from paddle_medcls.data.dicom import _can_decode, window  # noqa: E402
 from paddle_medcls.inputs import expand  # noqa: E402
 from paddle_medcls.models import Network  # noqa: E402
 from paddle_medcls.predict import PaddleNetwork, Predictor  # noqa: E402
@@ -606,7 +606,7 @@ def test_without_pydicom_the_error_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "scan.dcm").write_bytes(dicom(IMAGE))
     code = (
         "import sys; sys.modules['pydicom'] = None\n"
-        "from paddle_medcls.images import read_image\n"
+        "from paddle_medcls.data.decode import read_image\n"
         "from paddle_medcls.core.errors import DataError\n"
         "try:\n    read_image(sys.argv[1])\nexcept DataError as error:\n    print(error)"
     )

@@ -10,9 +10,9 @@ import pytest
 from paddle_medcls.commands import prepare
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data import download as module
-from paddle_medcls.data import fetch, medmnist
+from paddle_medcls.data.datasets import fetch, medmnist
+from paddle_medcls.data.datasets.medmnist_cards import CARDS
 from paddle_medcls.data.download import download
-from paddle_medcls.data.medmnist_cards import CARDS
 
 BODY = bytes(range(256)) * 4000
 MD5 = hashlib.md5(BODY).hexdigest()

@@ -13,7 +13,7 @@ import pytest
 from paddle_medcls.augment import _random_crop, random_version
 from paddle_medcls.core.errors import DataError, RecipeError, WeightsError
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.data import load_index
+from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash, head_logits, start_training

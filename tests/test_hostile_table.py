@@ -31,10 +31,10 @@ from test_download import BODY, MD5, server  # noqa: F401  a fixture
 from paddle_medcls.comparison import read_predictions
 from paddle_medcls.core.errors import MedclsError
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.data import covid, load_index
 from paddle_medcls.data.archives import unpack
+from paddle_medcls.data.datasets import covid, load_index
+from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.download import download
-from paddle_medcls.images import read_image
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.sidecar import Sidecar

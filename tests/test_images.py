@@ -13,9 +13,9 @@ import pytest
 from fakes import pixels, write_image
 from PIL import Image, ImageOps
 
-from paddle_medcls import images
 from paddle_medcls.core.errors import DataError, printable
-from paddle_medcls.images import decode_image, read_image, to_channels, write_png
+from paddle_medcls.data import decode
+from paddle_medcls.data.decode import decode_image, read_image, to_channels, write_png
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.transforms import Preprocessing, fit, normalize, preprocess, unfit
 
@@ -299,7 +299,7 @@ def test_image_bomb_is_refused_from_its_header(side: int, monkeypatch: pytest.Mo
     np.testing.assert_array_equal(decode_image(grey_png(300, 100), "small"), np.zeros((300, 300, 3), np.uint8))
     bomb = grey_png(side, 100)
     assert len(bomb) < 2_000_000
-    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: pytest.fail("the bomb was decoded"))
+    monkeypatch.setattr(decode.cv2, "imdecode", lambda *_: pytest.fail("the bomb was decoded"))
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("the bomb was decoded"))
     with pytest.raises(DataError, match="bomb.png") as caught:
         decode_image(bomb, "bomb.png")

@@ -14,7 +14,7 @@ from fakes import recipe, within
 
 from paddle_medcls.augment import Augmentation
 from paddle_medcls.core.errors import DataError
-from paddle_medcls.data import load_index
+from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import Batch, ImageDataset, cut, epoch_order, load_batches
 from paddle_medcls.transforms import Preprocessing

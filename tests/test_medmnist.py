@@ -23,11 +23,11 @@ from paddle_medcls.commands import reproduce as reproduce_command
 from paddle_medcls.commands import train as train_command
 from paddle_medcls.core import files
 from paddle_medcls.core.errors import DataError, Stopped
-from paddle_medcls.data import dataset_module, dataset_names, default_root, load_index, weights_name
+from paddle_medcls.data.datasets import dataset_module, dataset_names, default_root, load_index, weights_name
+from paddle_medcls.data.datasets.medmnist import card_of
+from paddle_medcls.data.datasets.medmnist_cards import ALIASES, CARDS
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
-from paddle_medcls.data.medmnist import card_of
-from paddle_medcls.data.medmnist_cards import ALIASES, CARDS
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.medmnist_scores import write_scores

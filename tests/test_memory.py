@@ -18,7 +18,7 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.data.statistics import scan
 from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.evaluate import evaluate_split
-from paddle_medcls.images import Preprocessing
+from paddle_medcls.data.decode import Preprocessing
 from paddle_medcls.models import Network
 
 count = int(sys.argv[1])

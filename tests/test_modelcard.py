@@ -20,10 +20,10 @@ from toynet import toy
 from paddle_medcls import export, outputs
 from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.data import dataset_names, load_index
+from paddle_medcls.data.datasets import dataset_names, load_index
+from paddle_medcls.data.datasets.medmnist_cards import CARDS
+from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.index import Index
-from paddle_medcls.data.medmnist_cards import CARDS
-from paddle_medcls.images import read_image
 from paddle_medcls.metrics import wilson
 from paddle_medcls.modelcard import card_text, dataset_card, is_card, run_facts, write_card
 from paddle_medcls.models import Network

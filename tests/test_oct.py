@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from paddle_medcls.core.errors import DataError
-from paddle_medcls.data import load_index
-from paddle_medcls.data.check import check
-from paddle_medcls.data.oct import CLASSES, patient_of
+from paddle_medcls.data.datasets import load_index
+from paddle_medcls.data.datasets.oct import CLASSES, patient_of
+from paddle_medcls.data.duplicates import check
 from paddle_medcls.data.splits import split_groups
 
 REAL = os.environ.get("MEDCLS_TEST_DATA")

@@ -19,7 +19,7 @@ from paddle_medcls.commands import predict
 from paddle_medcls.core.errors import DataError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.images import read_image
+from paddle_medcls.data.decode import read_image
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.predict import PaddleNetwork, Predictor

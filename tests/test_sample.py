@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paddle_medcls.core.errors import DataError
-from paddle_medcls.data import load_index
+from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.sample import draw
 

@@ -16,7 +16,7 @@ from paddle_medcls.calibration import fit_temperature, threshold_for
 from paddle_medcls.commands import eval, predict
 from paddle_medcls.comparison import compare, read_predictions
 from paddle_medcls.core.errors import DataError, RunError
-from paddle_medcls.data import load_index
+from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.errorpage import write_error_page
 from paddle_medcls.heatmaps import HeatMapOptions, heat_maps

@@ -29,7 +29,7 @@ from paddle_medcls.commands import eval as eval_command
 from paddle_medcls.core import files
 from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, RunError, SetupError
 from paddle_medcls.core.files import sha256
-from paddle_medcls.data import load_index
+from paddle_medcls.data.datasets import load_index
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.predict import Predictor
 from paddle_medcls.recipe import Recipe

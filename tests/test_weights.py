@@ -32,7 +32,7 @@ from paddle_medcls import safe_pickle
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.data import load_index
+from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.evaluate import evaluate_split

@@ -25,8 +25,8 @@ from paddle_medcls.app.texts import LANGUAGES, words
 from paddle_medcls.app.views import STYLE, Words, bars, block, decide, plain, safe, sentence, show_model, show_table
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.paddle_setup import paddle, select_device
+from paddle_medcls.data.decode import SUFFIXES, to_channels
 from paddle_medcls.data.sample import examples
-from paddle_medcls.images import SUFFIXES, to_channels
 from paddle_medcls.plots import overlay
 from paddle_medcls.predict import Predictor
 from paddle_medcls.sidecar import Sidecar

@@ -39,7 +39,7 @@ def _models() -> list[tuple[str, str]]:
 
 
 def _datasets() -> list[tuple[str, str]]:
-    from paddle_medcls.data import dataset_module, dataset_names
+    from paddle_medcls.data.datasets import dataset_module, dataset_names
 
     return [(name, _of_dataset(name, dataset_module(name))) for name in dataset_names()]
 

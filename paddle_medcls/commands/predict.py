@@ -123,7 +123,7 @@ def _picture(target: Path, path: Path, image, row: dict, card) -> None:
 
 def _heat_map(target: Path, image, probs, predictor) -> None:
     """Writes the image under the heat map of the class that was decided for."""
-    from paddle_medcls.images import to_channels, write_png
+    from paddle_medcls.data.decode import to_channels, write_png
     from paddle_medcls.plots import overlay
 
     heat = predictor.heatmaps([image], predictor.head.explained(probs[None]))[0]

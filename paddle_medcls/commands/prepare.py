@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.core.errors import DataError
-    from paddle_medcls.data import dataset_module, default_root, fetch
+    from paddle_medcls.data.datasets import dataset_module, default_root, fetch
 
     module = dataset_module(args.dataset)
     root = args.data_root or default_root(args.dataset)
@@ -108,7 +108,7 @@ def _write_split_files(module, root: Path, seed: int) -> None:
 
 def _statistics(args: argparse.Namespace, module, root: Path) -> None:
     from paddle_medcls.core.hardware import usable_cores
-    from paddle_medcls.data import load_index
+    from paddle_medcls.data.datasets import load_index
     from paddle_medcls.data.statistics import scan_splits
 
     shared = hasattr(module, "NAMES")  # several data sets in one folder; each gets a folder for its results
@@ -158,8 +158,8 @@ def _plot(indexes: list, scans: dict[str, dict], output: Path) -> None:
 def _audit(args: argparse.Namespace, module, root: Path) -> None:
     from paddle_medcls.core.files import write_json
     from paddle_medcls.core.hardware import usable_cores
-    from paddle_medcls.data import load_index
     from paddle_medcls.data.audit import audit
+    from paddle_medcls.data.datasets import load_index
     from paddle_medcls.report import DRAWN_NOTICE, audit_table
 
     train, scored = (load_index(args.dataset, root, module.SPLITS[k], args.labels) for k in (0, -1))
@@ -176,8 +176,8 @@ def _check(args: argparse.Namespace, module, root: Path) -> int:
     """Prints the report; returns exit code 1 if an image cannot be read."""
     from paddle_medcls.core.files import write_json
     from paddle_medcls.core.hardware import usable_cores
-    from paddle_medcls.data import load_index
-    from paddle_medcls.data.check import check
+    from paddle_medcls.data.datasets import load_index
+    from paddle_medcls.data.duplicates import check
 
     indexes = [load_index(args.dataset, root, split, args.labels) for split in module.SPLITS]
     report = check(indexes, args.workers or usable_cores())

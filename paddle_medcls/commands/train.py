@@ -209,7 +209,7 @@ def _count(args: argparse.Namespace) -> int:
 
 def _recipe(args: argparse.Namespace):
     from paddle_medcls.core.errors import RecipeError
-    from paddle_medcls.data import dataset_module
+    from paddle_medcls.data.datasets import dataset_module
     from paddle_medcls.recipe import Recipe
     from paddle_medcls.recipes import get_recipe
 
@@ -249,7 +249,7 @@ def _run_dir(args: argparse.Namespace, recipe) -> Path:
 
 def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
     """Run directory and data root; the data are fetched or drawn where that is asked for."""
-    from paddle_medcls.data import default_root, fetch
+    from paddle_medcls.data.datasets import default_root, fetch
 
     if args.resume:
         from paddle_medcls.resume import read_facts
@@ -274,7 +274,7 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
 def _summary(recipe) -> int:
     from paddle_medcls.assemble import network_for
     from paddle_medcls.core.paddle_setup import paddle
-    from paddle_medcls.data import dataset_classes
+    from paddle_medcls.data.datasets import dataset_classes
 
     classes, task = dataset_classes(recipe.dataset, recipe.labels)
     network = network_for(recipe, len(classes), task)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.core.errors import DataError, printable
-from paddle_medcls.images import SUFFIXES, image_mode, read_image
+from paddle_medcls.data.decode import SUFFIXES, image_mode, read_image
 
 DEPTH = 6  # of the search for folders: <archive>/<archive inside>/<its top folder>/<set>/<split>/<class>
 MAX_FOLDERS = 2000
@@ -58,7 +58,7 @@ class Index:
         return len(self.ids)
 
     def read(self, row: int, channels: str, least_px: int = 0) -> np.ndarray:
-        """Image `row` as uint8 (H, W, C); `channels` and `least_px` as in `images.read_image`."""
+        """Image `row` as uint8 (H, W, C); `channels` and `least_px` as in `decode.read_image`."""
         if not isinstance(self.sources, np.ndarray):
             return read_image(self.sources[row], channels, least_px)
         return self.read_rows(np.array([row]), channels)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from paddle_medcls.data.medmnist import card_of
+from paddle_medcls.data.datasets.medmnist import card_of
 
 SIDE = 160  # height of an image in pixels; MedMNIST's images have the size of their set
 

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 
 from paddle_medcls.core.errors import RecipeError, did_you_mean
-from paddle_medcls.data.medmnist import NAMES
+from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.recipe import Recipe
 
 

@@ -29,7 +29,7 @@ The tutorials' titles and links: `docs/tutorials.md`.
 """
 
 from paddle_medcls import published
-from paddle_medcls.data.medmnist import card_of
+from paddle_medcls.data.datasets.medmnist import card_of
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.transforms import Preprocessing
 

@@ -13,14 +13,15 @@ import importlib
 import io
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
-from paddle_medcls import jpeg
 from paddle_medcls.core.errors import DataError
+from paddle_medcls.data import jpeg
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -33,7 +34,7 @@ PLUGINS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg pylibjpeg-
 def _quiet() -> Iterator[None]:
     """Silences pydicom's warnings, which are about harmless oddities and may quote patient data."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"pydicom|paddle_medcls\.dicom")
+        warnings.filterwarnings("ignore", module=rf"pydicom|{re.escape(__name__)}")
         yield
 
 

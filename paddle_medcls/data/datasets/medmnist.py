@@ -21,9 +21,9 @@ import numpy as np
 
 from paddle_medcls.core import files
 from paddle_medcls.core.errors import DataError, command
+from paddle_medcls.data.datasets.medmnist_cards import ALIASES, CARDS, SIZES, URL, Card
 from paddle_medcls.data.download import checksum_text, download
 from paddle_medcls.data.index import DRAWN_MARK, Index, is_drawn, only_copy, subfolders
-from paddle_medcls.data.medmnist_cards import ALIASES, CARDS, SIZES, URL, Card
 
 SPLITS = ("train", "val", "test")
 NAMES = (*CARDS, *ALIASES, *(f"{flag}_{side}" for flag in CARDS for side in SIZES[1:]))
@@ -36,7 +36,7 @@ ABOUT = {
     "from": "Zenodo, record 10519652: https://doi.org/10.5281/zenodo.10519652",
     "licence": "CC BY 4.0; **DermaMNIST CC BY-NC 4.0** (no commercial use)",
     "to cite": "Yang et al., Scientific Data 10:41 (2023), doi 10.1038/s41597-022-01721-8, and each set's source",
-    "classes, md5 of all sizes": "`paddle_medcls/data/medmnist_cards.py`",
+    "classes, md5 of all sizes": "`paddle_medcls/data/datasets/medmnist_cards.py`",
 }
 """The table of `datasets/medmnist/README.md`, for model cards."""
 KNOWN_FAULTS = (

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import jpeg
 from paddle_medcls.core.errors import DataError, SetupError
 from paddle_medcls.core.files import atomic_write, read_bounded
-from paddle_medcls.dicom import decode_dicom, dicom_mode, dicom_size, is_dicom
+from paddle_medcls.data import jpeg
+from paddle_medcls.data.dicom import decode_dicom, dicom_mode, dicom_size, is_dicom
 
 try:
     import cv2

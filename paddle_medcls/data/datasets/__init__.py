@@ -1,0 +1,120 @@
+"""The data sets, one module for each; a module is found by its name.
+
+A module `data/datasets/<name>.py` defines
+
+- `SPLITS`: its splits, in order;
+- `WEIGHTS_NAME`: stem of its weight files ("PALM" for `PALM.pdparams`); without it, the set's name;
+- `NAMES`, only where it reads several data sets (MedMNIST): their names;
+- `describe(name, labels)`: class names and task;
+- `load(name, root, split, labels)`: an `Index`;
+- `ABOUT`, `KNOWN_FAULTS`: the text about the data for model cards, as in `datasets/<name>/README.md`;
+- `fetch(name, root)`, if a program may download the data set;
+- `file_of(name)`, if a data set is one file: the name of the file;
+- `make_split_files(root, seed)`, if the split is written by `prepare --split`: the text of each split file.
+
+To add a data set, add a module, and a recipe in `recipes/`. Nothing else is edited.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+from paddle_medcls.core.errors import DataError, command, did_you_mean
+from paddle_medcls.data.index import Index
+
+
+def _modules() -> dict[str, ModuleType]:
+    """The module of each data set."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"paddle_medcls.data.datasets.{info.name}")
+        if hasattr(module, "load"):  # else cards or tables of one
+            found.update(dict.fromkeys(getattr(module, "NAMES", (info.name,)), module))
+    return found
+
+
+def dataset_names() -> list[str]:
+    """The names for `--dataset`, sorted."""
+    return sorted(_modules())
+
+
+def dataset_module(name: str) -> ModuleType:
+    """The module of a data set.
+
+    Raises:
+        DataError: an unknown name; the message suggests the nearest one.
+    """
+    modules = _modules()
+    if name not in modules:
+        hint = did_you_mean(name, modules)
+        raise DataError(f"unknown data set {name!r}{hint}", expected=", ".join(sorted(modules)))
+    return modules[name]
+
+
+def weights_name(name: str) -> str:
+    """Stem of a data set's weight files: "PALM", "COVID", a MedMNIST flag."""
+    return getattr(dataset_module(name), "WEIGHTS_NAME", name)
+
+
+def default_root(name: str) -> Path:
+    """The default data root of a data set: datasets/<its module's name>."""
+    return Path("datasets") / dataset_module(name).__name__.rpartition(".")[2]
+
+
+def how_to_get(name: str) -> str:
+    """Where to get a data set, and the command that puts it into its data root."""
+    module = dataset_module(name)
+    prepare = f"{command('prepare')} --dataset {name}"
+    if hasattr(module, "fetch"):
+        return f"{prepare} --download"
+    lists = " --split" if hasattr(module, "make_split_files") else ""
+    return f"get the archives from {module.ABOUT['from']}; then: {prepare} --archives DIR{lists}"
+
+
+def fetch(name: str, root: str | Path) -> str:
+    """Downloads a data set into its data root; returns a message for the user.
+
+    Raises:
+        DataError: a data set that needs a registration; see also `download.download`.
+    """
+    module = dataset_module(name)
+    if not hasattr(module, "fetch"):
+        raise DataError(
+            f"{name} cannot be downloaded by a program",
+            expected="a MedMNIST set",
+            do=how_to_get(name),
+        )
+    return module.fetch(name, Path(root))
+
+
+def load_index(name: str, root: str | Path, split: str, labels: str = "default") -> Index:
+    """The images and labels of one split of a data set; no image is decoded.
+
+    Args:
+        name: "palm", "covid", …
+        root: the data root.
+        split: one of the data set's splits.
+        labels: reading of the labels, for data sets with several.
+
+    Raises:
+        DataError: unknown name or split, missing folder, or images and labels that disagree.
+    """
+    module = dataset_module(name)
+    if split not in module.SPLITS:
+        raise DataError(f"{name} has no split {split!r}", expected=", ".join(module.SPLITS))
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(
+            f"{name}: the data root does not exist",
+            where=root,
+            do=f"{how_to_get(name)}; or pass --data-root with the folder that holds it",
+        )
+    return module.load(name, root, split, labels)
+
+
+def dataset_classes(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
+    """Class names and task of a data set; its images need not be there."""
+    return dataset_module(name).describe(name, labels)
