@@ -141,8 +141,8 @@ def prepare(job: Job) -> float:
     from paddle_medcls.graph_models import to_onnx, to_openvino
     from paddle_medcls.models import Network
     from paddle_medcls.models.weights import read_weights, save_weights
+    from paddle_medcls.preprocessing.transforms import Preprocessing
     from paddle_medcls.sidecar import Sidecar
-    from paddle_medcls.transforms import Preprocessing
 
     folder = Path(job.folder)
     picture = cv2.resize(radiograph(np.random.default_rng(0), "Normal"), (299, 299))

@@ -100,7 +100,7 @@ def read_radiograph(job: Job) -> float:
 def _read_file(job: Job, image, size: tuple[int, int], suffix: str, decode: str) -> float:
     import cv2
 
-    from paddle_medcls.transforms import Preprocessing
+    from paddle_medcls.preprocessing.transforms import Preprocessing
 
     spec = Preprocessing(channels="bgr", interpolation="linear" if decode == "exact" else "area", decode=decode)
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +113,7 @@ def read_mapped(job: Job) -> float:
     """Milliseconds to read one image of 224 x 224 pixels from a uint8 array on disk, mapped into memory."""
     import numpy as np
 
-    from paddle_medcls.transforms import Preprocessing
+    from paddle_medcls.preprocessing.transforms import Preprocessing
 
     shape = (64, 224, 224, 3)
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +126,7 @@ def read_medmnist(job: Job) -> float:
     """Milliseconds per image, in batches of 128 images of 28 x 28 pixels in memory."""
     import numpy as np
 
-    from paddle_medcls.transforms import Preprocessing
+    from paddle_medcls.preprocessing.transforms import Preprocessing
 
     return _read(job, np.zeros((128, 28, 28, 3), np.uint8), Preprocessing(size_px=28))
 
@@ -136,7 +136,7 @@ def _read(job: Job, sources, spec) -> float:
     import numpy as np
 
     from paddle_medcls.data.index import Index
-    from paddle_medcls.data.loader import ImageDataset
+    from paddle_medcls.preprocessing.loader import ImageDataset
 
     count = len(sources)
     ids = tuple(str(row) for row in range(count))
@@ -177,10 +177,10 @@ def many_images(job: Job, count: int) -> float:
 
     from paddle_medcls.core.paddle_setup import paddle
     from paddle_medcls.data.index import Index
-    from paddle_medcls.data.loader import ImageDataset
-    from paddle_medcls.data.statistics import scan
     from paddle_medcls.evaluate import evaluate_split
-    from paddle_medcls.transforms import Preprocessing
+    from paddle_medcls.preprocessing.loader import ImageDataset
+    from paddle_medcls.preprocessing.statistics import scan
+    from paddle_medcls.preprocessing.transforms import Preprocessing
 
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.png" for number in range(count)]

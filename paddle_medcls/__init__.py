@@ -1,6 +1,6 @@
 """Medical image classification in PaddlePaddle: five published tutorials, reproduced.
 
-Reading order: data (`data/`), preprocessing (`images`, `augment`), networks (`models/`),
+Reading order: data (`data/`), preprocessing (`images`, `augmentation`), networks (`models/`),
 optimisation (`optim`, `train`), evaluation (`evaluate`, `metrics`, `report`), the published
 systems (`recipes/`), use (`predict`).
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from paddle_medcls.augment import flip_axes
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
-from paddle_medcls.data.loader import ImageDataset, cut, load_batches
 from paddle_medcls.output_head import check_finite
+from paddle_medcls.preprocessing.augmentation import flip_axes
+from paddle_medcls.preprocessing.loader import ImageDataset, cut, load_batches
 
 
 def predict_logits(model, x: np.ndarray, flips: tuple[str, ...] = ()) -> np.ndarray:
@@ -39,7 +39,7 @@ def evaluate_split(
         dataset: the split with its preprocessing, without augmentation.
         batch_size: images at a time.
         workers: threads that read images.
-        flips: averaged over, see `augment.flip_axes`.
+        flips: averaged over, see `augmentation.flip_axes`.
         process: rank and world: number of this process, and of all of them.
 
     Raises:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.augment import flip_axes
 from paddle_medcls.core.errors import RunError, SetupError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
@@ -34,6 +33,7 @@ from paddle_medcls.graph import KNOWN, pixels_graph
 from paddle_medcls.graph_models import OPSET, to_onnx, to_openvino
 from paddle_medcls.modelcard import is_card, run_facts, write_card
 from paddle_medcls.predict import AnyImage, Predictor
+from paddle_medcls.preprocessing.augmentation import flip_axes
 from paddle_medcls.sidecar import Sidecar, pixels_spec, sidecar_of
 
 TOLERANCE = {"f32": 1e-4, "bf16": 0.1}

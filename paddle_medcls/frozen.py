@@ -24,8 +24,8 @@ import numpy as np
 from paddle_medcls.core.files import atomic_write, folder_error
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
-from paddle_medcls.data.cache import content_key, keyed_file, refuse_changed
-from paddle_medcls.data.loader import Batch, ImageDataset, cut, load_batches
+from paddle_medcls.preprocessing.image_cache import content_key, keyed_file, refuse_changed
+from paddle_medcls.preprocessing.loader import Batch, ImageDataset, cut, load_batches
 
 
 def freeze(model) -> None:

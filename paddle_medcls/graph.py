@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from paddle_medcls.augment import flip_axes
 from paddle_medcls.core.errors import SetupError
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import check_arrays
+from paddle_medcls.preprocessing.augmentation import flip_axes
 
 if TYPE_CHECKING:
     from paddle_medcls.sidecar import Sidecar

@@ -21,10 +21,10 @@ from paddle_medcls.graph import KNOWN, logits_graph
 from paddle_medcls.models.layouts import recognise
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.output_head import OutputHead, check_finite
+from paddle_medcls.preprocessing.transforms import preprocess, unfit
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
-from paddle_medcls.transforms import preprocess, unfit
 
 _NOTEBOOKS = {("PALM tutorial", 1): "palm_tutorial", ("COVID-19 tutorial", 4): "covid_notebook"}
 """(layout, outputs) of a weight file without a sidecar -> the recipe it must have been made with."""
@@ -198,8 +198,8 @@ class Predictor:
 
     def split_logits(self, index: Index, batch_size: int, workers: int) -> np.ndarray:
         """Logits (N, outputs) of a whole split, in its order."""
-        from paddle_medcls.data.loader import ImageDataset, cut
         from paddle_medcls.evaluate import forward_split
+        from paddle_medcls.preprocessing.loader import ImageDataset, cut
 
         images, batches = ImageDataset(index, self.card.preprocessing), cut(range(len(index)), batch_size)
         logits = np.concatenate(forward_split(self.backend.logits, images, batches, workers))

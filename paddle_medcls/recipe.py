@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from paddle_medcls.augment import FLIPS, Augmentation
 from paddle_medcls.core.errors import RecipeError, did_you_mean
 from paddle_medcls.core.files import NAME, NAME_RULE, read_json
 from paddle_medcls.models import STEMS
-from paddle_medcls.transforms import CHOICES as PREPROCESSING_CHOICES
-from paddle_medcls.transforms import MAX_SIDE_PX, MEAN_RANGE, STD_RANGE, Preprocessing
+from paddle_medcls.preprocessing.augmentation import FLIPS, Augmentation
+from paddle_medcls.preprocessing.transforms import CHOICES as PREPROCESSING_CHOICES
+from paddle_medcls.preprocessing.transforms import MAX_SIDE_PX, MEAN_RANGE, STD_RANGE, Preprocessing
 
 CHOICES = {
     **PREPROCESSING_CHOICES,

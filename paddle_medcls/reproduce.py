@@ -25,13 +25,13 @@ from paddle_medcls.data.datasets import dataset_module, default_root, load_index
 from paddle_medcls.data.datasets.medmnist import NAMES, file_in, file_of
 from paddle_medcls.data.datasets.medmnist_cards import CARDS
 from paddle_medcls.data.duplicates import not_leaked
-from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.gridtable import Row, table
 from paddle_medcls.metrics import auc
 from paddle_medcls.models import model_names
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.outputs import score_split, write_outputs
+from paddle_medcls.preprocessing.loader import ImageDataset
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.resume import read_environment

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from paddle_medcls.augment import FLIPS
 from paddle_medcls.core.errors import WeightsError, did_you_mean
 from paddle_medcls.core.files import NAME, NAME_RULE, read_json, sha256, write_json
 from paddle_medcls.models import LOSSES, MODELS, Network
 from paddle_medcls.output_head import OutputHead
-from paddle_medcls.transforms import MAX_SIDE_PX, Preprocessing
+from paddle_medcls.preprocessing.augmentation import FLIPS
+from paddle_medcls.preprocessing.transforms import MAX_SIDE_PX, Preprocessing
 
 KIND = "paddle_medcls weights"
 FORMS = ("paddle", "onnx", "openvino")  # of an export, see `export`

@@ -21,7 +21,6 @@ from paddle_medcls.assemble import amp_type, check_recipe, read_data
 from paddle_medcls.core.errors import RunError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
-from paddle_medcls.data.loader import Batch, ImageDataset, load_batches
 from paddle_medcls.distributed import exchange, from_first, over_processes, pieces, synchronise
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.frozen import FeatureDataset, head_logits, start_training
@@ -29,6 +28,7 @@ from paddle_medcls.interrupt import Interrupt, interrupted
 from paddle_medcls.models.accelerate import Accelerated
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.output_head import check_finite
+from paddle_medcls.preprocessing.loader import Batch, ImageDataset, load_batches
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.resume import locked, read_environment
 from paddle_medcls.rundir import HISTORY, STEP_LOG, State

@@ -30,9 +30,9 @@ from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import save_weights
+from paddle_medcls.preprocessing.transforms import Preprocessing
 from paddle_medcls.report import NOTICE
 from paddle_medcls.sidecar import Sidecar
-from paddle_medcls.transforms import Preprocessing
 
 CHROMIUM = Path("/usr/bin/chromium")
 FIGURES = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from fakes import pixels
 
-from paddle_medcls.augment import Augmentation, augment
 from paddle_medcls.data.datasets import load_index
+from paddle_medcls.preprocessing.augmentation import Augmentation, augment
 from paddle_medcls.recipes import get_recipe
 
 IMAGE = pixels(0)
@@ -116,7 +116,7 @@ def test_intensity_by_hand() -> None:
 
 
 def test_an_image_is_a_function_of_seed_epoch_and_row(palm_root: Path) -> None:
-    from paddle_medcls.data.loader import ImageDataset
+    from paddle_medcls.preprocessing.loader import ImageDataset
 
     index = load_index("palm", palm_root, "train")
     toy = get_recipe("palm").replace(size_px=32)
@@ -132,8 +132,8 @@ def test_an_image_is_a_function_of_seed_epoch_and_row(palm_root: Path) -> None:
 
 
 def test_evaluation_is_not_augmented(palm_root: Path) -> None:
-    from paddle_medcls.data.loader import ImageDataset
-    from paddle_medcls.transforms import preprocess
+    from paddle_medcls.preprocessing.loader import ImageDataset
+    from paddle_medcls.preprocessing.transforms import preprocess
 
     index = load_index("palm", palm_root, "val")
     toy = get_recipe("palm").replace(size_px=32)

@@ -19,16 +19,16 @@ from PIL import Image, ImageOps
 
 from paddle_medcls.core import files
 from paddle_medcls.core.errors import DataError, RecipeError, RunError, Stopped
-from paddle_medcls.data import cache
-from paddle_medcls.data.cache import content_key, scan_cached
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.decode import decode_image, read_image
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.sample import draw
-from paddle_medcls.data.statistics import scan
+from paddle_medcls.preprocessing import image_cache
+from paddle_medcls.preprocessing.image_cache import content_key, scan_cached
+from paddle_medcls.preprocessing.statistics import scan
+from paddle_medcls.preprocessing.transforms import Preprocessing, fit
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.train import Options, train
-from paddle_medcls.transforms import Preprocessing, fit
 
 SPEC = Preprocessing(size_px=16, fit="crop", resize_px=20, channels="bgr")
 
@@ -138,15 +138,17 @@ def test_file_times_do_not_matter(
 
 @pytest.mark.parametrize("package", ["pydicom", "pillow"])
 def test_another_decoder_is_another_cache(index: Index, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, version = content_key(index, 1), cache.importlib.metadata.version
+    before, version = content_key(index, 1), image_cache.importlib.metadata.version
     assert content_key(index, 2) == before
-    monkeypatch.setattr(cache.importlib.metadata, "version", lambda name: "0.0" if name == package else version(name))
+    monkeypatch.setattr(
+        image_cache.importlib.metadata, "version", lambda name: "0.0" if name == package else version(name)
+    )
     assert content_key(index, 1) != before
 
 
 def test_a_file_is_hashed_again_only_when_its_status_changes(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
-    monkeypatch.setattr(cache, "sha256", lambda path: hashed.append(path) or "0" * 64)
+    monkeypatch.setattr(image_cache, "sha256", lambda path: hashed.append(path) or "0" * 64)
     for _ in range(2):
         content_key(index, 2)
     assert len(hashed) == len(index)
@@ -165,7 +167,7 @@ def test_images_replaced_while_they_are_read_are_refused(
         write_image(Path(index.sources[5]), pixels(77))
         return statistics
 
-    monkeypatch.setattr(cache, "scan", replacing)
+    monkeypatch.setattr(image_cache, "scan", replacing)
     with pytest.raises(DataError, match="images of the train split changed while they were read"):
         built(index, tmp_path / "images")
     assert list((tmp_path / "images").iterdir()) == []
@@ -176,8 +178,8 @@ def test_the_cache_of_version_0_1_is_not_read(index: Index, tmp_path: Path) -> N
     digest = hashlib.sha256(f"2 bgr {index.fingerprint()}".encode())
     for path in index.sources:
         digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
-    geometry = [getattr(SPEC, name) for name in cache.GEOMETRY]
-    old = cache.keyed_file(tmp_path, [digest.hexdigest(), geometry, cv2.__version__])
+    geometry = [getattr(SPEC, name) for name in image_cache.GEOMETRY]
+    old = image_cache.keyed_file(tmp_path, [digest.hexdigest(), geometry, cv2.__version__])
     np.save(old, np.zeros((len(index), 16, 16, 3), np.uint8))
     old.with_suffix(".json").write_text(json.dumps(scan(index, 1, "bgr")))
     _, images, lines = built(index, tmp_path)
@@ -210,7 +212,7 @@ def test_a_full_disk_leaves_a_run_without_a_cache(
 
         files.atomic_write(path, narrow)
 
-    monkeypatch.setattr(cache, "atomic_write", full)
+    monkeypatch.setattr(image_cache, "atomic_write", full)
     statistics, images, lines = built(index, tmp_path / "images")
     assert images is None and statistics == scan(index, 1, "bgr")
     assert len(lines) == 1 and "no image cache of train" in lines[0] and os.strerror(errno.ENOSPC) in lines[0]
@@ -223,7 +225,7 @@ def test_too_little_free_disk_and_a_folder_that_cannot_be_made(
     (tmp_path / "file").write_text("")
     statistics, images, lines = built(index, tmp_path / "file")
     assert images is None and statistics["count"] == 12 and "no image cache" in lines[0]
-    monkeypatch.setattr(cache, "FREE_SHARE", 0.0)
+    monkeypatch.setattr(image_cache, "FREE_SHARE", 0.0)
     statistics, images, lines = built(index, tmp_path / "images")
     assert images is None and statistics["count"] == 12 and "GB are free" in lines[0]
 

@@ -23,7 +23,7 @@ from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.datasets import covid, dataset_classes, dataset_names, load_index, palm
 from paddle_medcls.data.index import DRAWN_MARK, Index, subfolders
 from paddle_medcls.data.splits import CUTS, holdout, split_by_class
-from paddle_medcls.data.statistics import cached_scan, examples_of_classes, file_key, read_cache, scan
+from paddle_medcls.preprocessing.statistics import cached_scan, examples_of_classes, file_key, read_cache, scan
 
 # --- any data set ----------------------------------------------------------------------------------
 

@@ -26,8 +26,8 @@ from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.predict import PaddleNetwork, Predictor
+from paddle_medcls.preprocessing.transforms import Preprocessing
 from paddle_medcls.sidecar import Sidecar, find_model, sidecar_of
-from paddle_medcls.transforms import Preprocessing
 
 LIBRARIES = {"paddle": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
 

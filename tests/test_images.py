@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from paddle_medcls.core.errors import DataError, printable
 from paddle_medcls.data import decode
 from paddle_medcls.data.decode import decode_image, read_image, to_channels, write_png
+from paddle_medcls.preprocessing.transforms import Preprocessing, fit, normalize, preprocess, unfit
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.transforms import Preprocessing, fit, normalize, preprocess, unfit
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from fakes import recipe, within
 
-from paddle_medcls.augment import Augmentation
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
-from paddle_medcls.data.loader import Batch, ImageDataset, cut, epoch_order, load_batches
-from paddle_medcls.transforms import Preprocessing
+from paddle_medcls.preprocessing.augmentation import Augmentation
+from paddle_medcls.preprocessing.loader import Batch, ImageDataset, cut, epoch_order, load_batches
+from paddle_medcls.preprocessing.transforms import Preprocessing
 
 SPEC = Preprocessing(size_px=8)
 CROP = Preprocessing(size_px=8, resize_px=8, fit="crop")  # the same pixels, but read one image at a time

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from paddle_medcls import metrics, published
 from paddle_medcls.assemble import network_for
-from paddle_medcls.augment import Augmentation, augment_batch, draw_epoch
 from paddle_medcls.commands import eval as eval_command
 from paddle_medcls.commands import reproduce as reproduce_command
 from paddle_medcls.commands import train as train_command
@@ -27,14 +26,15 @@ from paddle_medcls.data.datasets import dataset_module, dataset_names, default_r
 from paddle_medcls.data.datasets.medmnist import card_of
 from paddle_medcls.data.datasets.medmnist_cards import ALIASES, CARDS
 from paddle_medcls.data.index import DRAWN_MARK
-from paddle_medcls.data.loader import ImageDataset, cut, epoch_order, load_batches
 from paddle_medcls.data.sample import draw_npz
-from paddle_medcls.data.statistics import scan
 from paddle_medcls.medmnist_scores import write_scores
 from paddle_medcls.output_head import OutputHead
+from paddle_medcls.preprocessing.augmentation import Augmentation, augment_batch, draw_epoch
+from paddle_medcls.preprocessing.loader import ImageDataset, cut, epoch_order, load_batches
+from paddle_medcls.preprocessing.statistics import scan
+from paddle_medcls.preprocessing.transforms import fit, preprocess
 from paddle_medcls.recipes import all_recipes, get_recipe
 from paddle_medcls.train import Options, train
-from paddle_medcls.transforms import fit, preprocess
 
 RECIPES = [name for name in all_recipes() if name.startswith("medmnist")]
 TASKS = {"breastmnist": "binary", "retinamnist": "ordinal", "bloodmnist": "multi-class", "chestmnist": "multi-label"}

@@ -29,10 +29,10 @@ from paddle_medcls.modelcard import card_text, dataset_card, is_card, run_facts,
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.predict import PaddleNetwork, Predictor
+from paddle_medcls.preprocessing.transforms import Preprocessing, fit
 from paddle_medcls.sidecar import Sidecar, pixels_spec
 from paddle_medcls.snippets import export_code
 from paddle_medcls.train import Options, train
-from paddle_medcls.transforms import Preprocessing, fit
 
 
 def sidecar(**changes: object) -> Sidecar:

@@ -23,8 +23,8 @@ from paddle_medcls.data.decode import read_image
 from paddle_medcls.models import Network
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.predict import PaddleNetwork, Predictor
+from paddle_medcls.preprocessing.transforms import Preprocessing, preprocess
 from paddle_medcls.sidecar import Sidecar, find_model
-from paddle_medcls.transforms import Preprocessing, preprocess
 
 CARD = Sidecar("covid", "covid", ("a", "b", "c"), "multi-class", "softmax", Network("toy", 3), Preprocessing(32))
 CHANNELS = ("rgb", "bgr", "gray")

@@ -12,9 +12,9 @@ from paddle_medcls import recipes
 from paddle_medcls.commands.listing import show
 from paddle_medcls.core.errors import RecipeError
 from paddle_medcls.data.datasets import dataset_names
+from paddle_medcls.preprocessing.transforms import Preprocessing
 from paddle_medcls.recipe import CHOICES, IMAGENET_MEAN, IMAGENET_STD, Recipe
 from paddle_medcls.recipes import all_recipes, get_recipe
-from paddle_medcls.transforms import Preprocessing
 
 
 @pytest.mark.parametrize("name", sorted(all_recipes()))

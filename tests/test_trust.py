@@ -15,8 +15,8 @@ from paddle_medcls.core.files import picture_names
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models import MODELS, Network, resnet
 from paddle_medcls.plots import overlay
+from paddle_medcls.preprocessing.transforms import Preprocessing
 from paddle_medcls.sidecar import Sidecar
-from paddle_medcls.transforms import Preprocessing
 
 nn = paddle.nn
 

@@ -34,7 +34,6 @@ from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
-from paddle_medcls.data.loader import ImageDataset
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.models import LOSSES, Network
 from paddle_medcls.models.weights import (
@@ -48,9 +47,10 @@ from paddle_medcls.models.weights import (
 from paddle_medcls.output_head import OutputHead
 from paddle_medcls.outputs import score_split
 from paddle_medcls.predict import PaddleNetwork, Predictor
+from paddle_medcls.preprocessing.loader import ImageDataset
+from paddle_medcls.preprocessing.transforms import Preprocessing
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.sidecar import KIND, Sidecar
-from paddle_medcls.transforms import Preprocessing
 
 # --- the notebooks' files --------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ def _write_split_files(module, root: Path, seed: int) -> None:
 def _statistics(args: argparse.Namespace, module, root: Path) -> None:
     from paddle_medcls.core.hardware import usable_cores
     from paddle_medcls.data.datasets import load_index
-    from paddle_medcls.data.statistics import scan_splits
+    from paddle_medcls.preprocessing.statistics import scan_splits
 
     shared = hasattr(module, "NAMES")  # several data sets in one folder; each gets a folder for its results
     output = args.output or (root / args.dataset if shared else root)
@@ -144,7 +144,7 @@ def _table(scans: dict[str, dict]) -> str:
 
 def _plot(indexes: list, scans: dict[str, dict], output: Path) -> None:
     from paddle_medcls import plots
-    from paddle_medcls.data.statistics import examples_of_classes
+    from paddle_medcls.preprocessing.statistics import examples_of_classes
     from paddle_medcls.report import DRAWN_NOTICE
 
     index = indexes[0]

@@ -15,8 +15,8 @@ One epoch of the full set with ResNet-50 takes about an hour on 2 CPU cores.
 The tutorials' titles and links: `docs/tutorials.md`.
 """
 
+from paddle_medcls.preprocessing.transforms import Preprocessing
 from paddle_medcls.recipe import Recipe
-from paddle_medcls.transforms import Preprocessing
 
 COVID = Recipe(
     name="covid",

@@ -30,8 +30,8 @@ The tutorials' titles and links: `docs/tutorials.md`.
 
 from paddle_medcls import published
 from paddle_medcls.data.datasets.medmnist import card_of
+from paddle_medcls.preprocessing.transforms import Preprocessing
 from paddle_medcls.recipe import Recipe
-from paddle_medcls.transforms import Preprocessing
 
 MEDMNIST = Recipe(
     name="medmnist",

@@ -14,9 +14,9 @@ nothing; it is left out. Computing the features of one version of 84,000 scans t
 minutes on a GPU.
 """
 
-from paddle_medcls.augment import Augmentation
+from paddle_medcls.preprocessing.augmentation import Augmentation
+from paddle_medcls.preprocessing.transforms import Preprocessing
 from paddle_medcls.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
-from paddle_medcls.transforms import Preprocessing
 
 OCT = Recipe(
     name="oct",

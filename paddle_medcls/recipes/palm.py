@@ -15,8 +15,8 @@ Published course runs with this network report a validation accuracy of 0.93 to 
 - `palm_three` tells normal, high myopia and pathologic myopia apart; no results are published for it.
 """
 
+from paddle_medcls.preprocessing.transforms import Preprocessing
 from paddle_medcls.recipe import Recipe
-from paddle_medcls.transforms import Preprocessing
 
 PALM_TUTORIAL = Recipe(
     name="palm_tutorial",

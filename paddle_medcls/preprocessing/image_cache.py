@@ -25,8 +25,8 @@ from paddle_medcls import __version__
 from paddle_medcls.core.errors import DataError, SetupError
 from paddle_medcls.core.files import atomic_write, folder_error, sha256, write_json
 from paddle_medcls.data.index import Index
-from paddle_medcls.data.statistics import scan
-from paddle_medcls.transforms import Preprocessing
+from paddle_medcls.preprocessing.statistics import scan
+from paddle_medcls.preprocessing.transforms import Preprocessing
 
 FREE_SHARE = 0.5  # largest fraction of the free disk space for one cache of images
 GEOMETRY = ("size_px", "resize_px", "fit", "channels", "interpolation", "decode")

@@ -23,7 +23,7 @@ import numpy as np
 from paddle_medcls.core.files import write_json
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.reading import map_images, refuse_unreadable
-from paddle_medcls.transforms import Preprocessing, fit
+from paddle_medcls.preprocessing.transforms import Preprocessing, fit
 
 VERSION = 2  # of the cached statistics; raised when their meaning changes
 

@@ -18,10 +18,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from paddle_medcls.augment import Augmentation, augment, augment_batch, draw_epoch, random_version
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.index import Index
-from paddle_medcls.transforms import Preprocessing, fit, normalize
+from paddle_medcls.preprocessing.augmentation import Augmentation, augment, augment_batch, draw_epoch, random_version
+from paddle_medcls.preprocessing.transforms import Preprocessing, fit, normalize
 
 Rows = TypeVar("Rows", range, np.ndarray)
 

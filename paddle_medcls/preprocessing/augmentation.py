@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass, replace
 import cv2
 import numpy as np
 
-from paddle_medcls.transforms import Preprocessing, fit
+from paddle_medcls.preprocessing.transforms import Preprocessing, fit
 
 FLIPS = {"flip": 3, "flip_vertical": 2}
 """Flips of `Augmentation` -> the axis of (N, C, H, W) that each reverses."""
@@ -159,14 +159,14 @@ def draw_epoch(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def augment_batch(images: np.ndarray, augmentation: Augmentation, draws: np.ndarray) -> np.ndarray:
-    """One random version of each image of a batch, with the same operations as `augment`.
+    """One random version of each image of a batch, with the same operations as `augmentation`.
 
     Args:
         images: (N, S, S, C), values 0..255, uint8 or float32.
         draws: (N, DRAWS), uniform in 0..1: random numbers of each image.
 
     Returns:
-        (N, S, S, C), uint8 or float32 as in `augment`.
+        (N, S, S, C), uint8 or float32 as in `augmentation`.
     """
     if augmentation.flip:
         chosen = draws[:, 0] < augmentation.flip

@@ -1,0 +1,1 @@
+"""From pixels to the input of a network: resize, crop, augment, normalise; caches and batches."""
