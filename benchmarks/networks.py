@@ -60,7 +60,7 @@ def training(job: Job, work: Work, kernels: str) -> float:
     if kernels == "as installed":
         import_as_installed()
     from paddle_medcls.core.paddle_setup import paddle
-    from paddle_medcls.models import Network
+    from paddle_medcls.models.network import Network
 
     work = work.smaller(job)
     paddle.seed(0)
@@ -91,8 +91,8 @@ def step_seconds(job: Job, work: Work) -> float:
 
 def _on_onednn(model, kernels: str):
     """The network with this package's own oneDNN kernels."""
-    from paddle_medcls.models.accelerate import Accelerated, obstacle
-    from paddle_medcls.models.onednn import Operators
+    from paddle_medcls.models.onednn.network import Accelerated, obstacle
+    from paddle_medcls.models.onednn.operators import Operators
 
     fault = obstacle(model, "cpu")
     if not fault:
@@ -139,10 +139,10 @@ def prepare(job: Job) -> float:
     from paddle_medcls.data.synthetic import radiograph
     from paddle_medcls.graph import logits_graph
     from paddle_medcls.graph_models import to_onnx, to_openvino
-    from paddle_medcls.models import Network
+    from paddle_medcls.models.network import Network
+    from paddle_medcls.models.sidecar import Sidecar
     from paddle_medcls.models.weights import read_weights, save_weights
     from paddle_medcls.preprocessing.transforms import Preprocessing
-    from paddle_medcls.sidecar import Sidecar
 
     folder = Path(job.folder)
     picture = cv2.resize(radiograph(np.random.default_rng(0), "Normal"), (299, 299))

@@ -75,7 +75,7 @@ def build(torch, job):
 
 
 def resnet(nn, name, stem):
-    """ResNet-18 or -50 (He et al. 2015), the same as in `paddle_medcls.models.resnet`."""
+    """ResNet-18 or -50 (He et al. 2015), the same as in `paddle_medcls.models.architectures.resnet`."""
 
     def conv_bn(wide_in, wide_out, kernel, stride=1, act=True):
         conv = nn.Conv2d(wide_in, wide_out, kernel, stride, kernel // 2, bias=False)

@@ -8,7 +8,7 @@ import numpy as np
 
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
-from paddle_medcls.output_head import check_finite
+from paddle_medcls.models.output_head import check_finite
 from paddle_medcls.preprocessing.augmentation import flip_axes
 from paddle_medcls.preprocessing.loader import ImageDataset, cut, load_batches
 

@@ -32,9 +32,9 @@ from paddle_medcls.engines import FORMS, require, stdout_to_stderr
 from paddle_medcls.graph import KNOWN, pixels_graph
 from paddle_medcls.graph_models import OPSET, to_onnx, to_openvino
 from paddle_medcls.modelcard import is_card, run_facts, write_card
+from paddle_medcls.models.sidecar import Sidecar, pixels_spec, sidecar_of
 from paddle_medcls.predict import AnyImage, Predictor
 from paddle_medcls.preprocessing.augmentation import flip_axes
-from paddle_medcls.sidecar import Sidecar, pixels_spec, sidecar_of
 
 TOLERANCE = {"f32": 1e-4, "bf16": 0.1}
 """Largest difference of a probability that an export may show; bf16's is there to catch a broken model."""

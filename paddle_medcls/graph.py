@@ -30,12 +30,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from paddle_medcls.core.errors import SetupError
-from paddle_medcls.models import Network
+from paddle_medcls.models.network import Network
 from paddle_medcls.models.weights import check_arrays
 from paddle_medcls.preprocessing.augmentation import flip_axes
 
 if TYPE_CHECKING:
-    from paddle_medcls.sidecar import Sidecar
+    from paddle_medcls.models.sidecar import Sidecar
 
 RESNETS = {  # blocks of each stage, and the channels that a block widens to
     "resnet18": ((2, 2, 2, 2), 1),

@@ -12,7 +12,7 @@ from paddle_medcls.core.files import write_text
 from paddle_medcls.data.datasets.medmnist import card_of
 from paddle_medcls.data.index import Index
 from paddle_medcls.metrics import auc
-from paddle_medcls.output_head import OutputHead
+from paddle_medcls.models.output_head import OutputHead
 
 
 def write_scores(folder: Path, index: Index, probs: np.ndarray, run: str) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from paddle_medcls.output_head import OutputHead
+from paddle_medcls.models.output_head import OutputHead
 
 
 def loss_value(logits: np.ndarray, labels: np.ndarray, loss: str) -> float:

@@ -12,8 +12,8 @@ from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.data.index import Index
 from paddle_medcls.medmnist_scores import write_scores
-from paddle_medcls.output_head import OutputHead
-from paddle_medcls.sidecar import Sidecar, sidecar_of
+from paddle_medcls.models.output_head import OutputHead
+from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 
 
 def score_split(logits: np.ndarray, index: Index, head: OutputHead) -> dict:

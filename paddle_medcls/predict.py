@@ -18,13 +18,13 @@ from paddle_medcls.data.decode import decode_image, read_image, to_channels
 from paddle_medcls.data.index import Index
 from paddle_medcls.engines import FASTEST_FIRST, FORMS, InferenceBackend, compile_graph, open_model, require
 from paddle_medcls.graph import KNOWN, logits_graph
-from paddle_medcls.models.layouts import recognise
+from paddle_medcls.models.output_head import OutputHead, check_finite
+from paddle_medcls.models.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
+from paddle_medcls.models.weight_layouts import recognise
 from paddle_medcls.models.weights import load_strict, read_weights
-from paddle_medcls.output_head import OutputHead, check_finite
 from paddle_medcls.preprocessing.transforms import preprocess, unfit
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
 
 _NOTEBOOKS = {("PALM tutorial", 1): "palm_tutorial", ("COVID-19 tutorial", 4): "covid_notebook"}
 """(layout, outputs) of a weight file without a sidecar -> the recipe it must have been made with."""

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 from paddle_medcls.core.errors import RecipeError, did_you_mean
 from paddle_medcls.core.files import NAME, NAME_RULE, read_json
-from paddle_medcls.models import STEMS
+from paddle_medcls.models.network import STEMS
 from paddle_medcls.preprocessing.augmentation import FLIPS, Augmentation
 from paddle_medcls.preprocessing.transforms import CHOICES as PREPROCESSING_CHOICES
 from paddle_medcls.preprocessing.transforms import MAX_SIDE_PX, MEAN_RANGE, STD_RANGE, Preprocessing

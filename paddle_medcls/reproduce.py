@@ -28,7 +28,8 @@ from paddle_medcls.data.duplicates import not_leaked
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.gridtable import Row, table
 from paddle_medcls.metrics import auc
-from paddle_medcls.models import model_names
+from paddle_medcls.models.network import model_names
+from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.outputs import score_split, write_outputs
 from paddle_medcls.preprocessing.loader import ImageDataset
@@ -36,7 +37,6 @@ from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.resume import read_environment
 from paddle_medcls.session import began_with
-from paddle_medcls.sidecar import Sidecar, sidecar_of
 from paddle_medcls.train import Options, train
 
 SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {

@@ -18,11 +18,11 @@ from paddle_medcls.checkpoint import FILE, load_state
 from paddle_medcls.core.errors import RunError
 from paddle_medcls.core.files import remove_abandoned
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.rundir import HISTORY, STEP_LOG, State, read_timing
 from paddle_medcls.session import Session
-from paddle_medcls.sidecar import Sidecar, sidecar_of
 
 _OURS = ("recipe.json", "data.json", "environment.json", "history.csv", "steps.csv", "timing.csv", "metrics.json")
 

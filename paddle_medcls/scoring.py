@@ -17,12 +17,12 @@ from paddle_medcls.data.duplicates import not_leaked
 from paddle_medcls.data.index import Index
 from paddle_medcls.errorpage import write_error_page
 from paddle_medcls.modelcard import known_recipe, overrides
+from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.outputs import calibrate, score_split, write_outputs
 from paddle_medcls.predict import Predictor
 from paddle_medcls.preprocessing.statistics import scan
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.report import DRAWN_NOTICE, class_table, confusion_table, summary
-from paddle_medcls.sidecar import Sidecar
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.preprocessing.transforms import Preprocessing
-from paddle_medcls.sidecar import Sidecar
 
 
 def preprocessing_text(spec: Preprocessing, pixels: bool = False) -> str:

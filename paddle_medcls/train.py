@@ -25,15 +25,15 @@ from paddle_medcls.distributed import exchange, from_first, over_processes, piec
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.frozen import FeatureDataset, head_logits, start_training
 from paddle_medcls.interrupt import Interrupt, interrupted
-from paddle_medcls.models.accelerate import Accelerated
+from paddle_medcls.models.onednn.network import Accelerated
+from paddle_medcls.models.output_head import check_finite
+from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import load_strict, read_weights
-from paddle_medcls.output_head import check_finite
 from paddle_medcls.preprocessing.loader import Batch, ImageDataset, load_batches
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.resume import locked, read_environment
 from paddle_medcls.rundir import HISTORY, STEP_LOG, State
 from paddle_medcls.session import Options, Session, start_session
-from paddle_medcls.sidecar import Sidecar
 from paddle_medcls.training import Training, open_run
 
 CURVE_SECONDS = 30  # the curves are drawn at most this often

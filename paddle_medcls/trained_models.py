@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddle_medcls.core.errors import WeightsError, command
-from paddle_medcls.sidecar import Sidecar
+from paddle_medcls.models.sidecar import Sidecar
 
 
 def trained_models(runs: Path) -> list[Path]:

@@ -13,8 +13,8 @@ from paddle_medcls import modelcard, rundir
 from paddle_medcls.assemble import Data, Learner, build_learner, choose_kernels
 from paddle_medcls.core.paddle_setup import environment, paddle
 from paddle_medcls.data.datasets import weights_name
-from paddle_medcls.models.accelerate import Accelerated
-from paddle_medcls.models.onednn import Operators
+from paddle_medcls.models.onednn.network import Accelerated
+from paddle_medcls.models.onednn.operators import Operators
 from paddle_medcls.preprocessing.loader import cut, epoch_order
 from paddle_medcls.recipe import Recipe
 from paddle_medcls.resume import refuse_changes, restore

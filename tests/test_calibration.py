@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paddle_medcls import calibration, metrics
-from paddle_medcls.output_head import sigmoid, softmax
+from paddle_medcls.models.output_head import sigmoid, softmax
 
 
 def test_expected_calibration_error_by_hand():

@@ -19,7 +19,7 @@ from paddle_medcls.comparison import Predictions, compare, read_predictions, ver
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.index import Index
 from paddle_medcls.metrics import auc, bootstrap_auc, wilson
-from paddle_medcls.output_head import OutputHead
+from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.report import comparison_table, write_predictions
 
 

@@ -20,7 +20,7 @@ from paddle_medcls import distributed
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.distributed import from_first, pieces, whole_batch_norm
-from paddle_medcls.models import Network
+from paddle_medcls.models.network import Network
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.train import Options, train
 

@@ -23,11 +23,11 @@ from paddle_medcls.core import hardware
 from paddle_medcls.core.errors import RunError, SetupError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.models import Network
+from paddle_medcls.models.network import Network
+from paddle_medcls.models.sidecar import Sidecar, find_model, sidecar_of
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.preprocessing.transforms import Preprocessing
-from paddle_medcls.sidecar import Sidecar, find_model, sidecar_of
 
 LIBRARIES = {"paddle": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
 

@@ -15,7 +15,8 @@ from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.evaluate import evaluate_split
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash, head_logits, start_training
-from paddle_medcls.models import Network, pretrained
+from paddle_medcls.models import pretrained
+from paddle_medcls.models.network import Network
 from paddle_medcls.models.weights import load_pretrained, recognise, save_weights
 from paddle_medcls.preprocessing.augmentation import _random_crop, random_version
 from paddle_medcls.preprocessing.loader import ImageDataset

@@ -10,7 +10,7 @@ from paddle_medcls.core.errors import RecipeError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.frozen import freeze, start_training
 from paddle_medcls.gradcam import default_layer, gradcam, layer_shapes
-from paddle_medcls.models import Network
+from paddle_medcls.models.network import Network
 
 
 def batch(count: int = 3, size: int = 64, channels: int = 3) -> np.ndarray:

@@ -16,9 +16,9 @@ from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.evaluate import predict_logits
 from paddle_medcls.graph import Graph, Operation
 from paddle_medcls.graph_models import to_onnx, to_openvino
-from paddle_medcls.models import Network
+from paddle_medcls.models.network import Network
+from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.preprocessing.transforms import Preprocessing, normalize
-from paddle_medcls.sidecar import Sidecar
 
 NETWORKS = {
     **{f"resnet{depth}": Network(f"resnet{depth}", 3) for depth in (18, 34, 50, 101, 152)},

@@ -35,9 +35,9 @@ from paddle_medcls.data.archives import unpack
 from paddle_medcls.data.datasets import covid, load_index
 from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.download import download
+from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.recipe import Recipe
-from paddle_medcls.sidecar import Sidecar
 
 PAGE = ROOT / "docs" / "hostile-inputs.md"
 HEAD = """# Hostile and broken inputs

@@ -28,7 +28,7 @@ from paddle_medcls.data.datasets.medmnist_cards import ALIASES, CARDS
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.medmnist_scores import write_scores
-from paddle_medcls.output_head import OutputHead
+from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.preprocessing.augmentation import Augmentation, augment_batch, draw_epoch
 from paddle_medcls.preprocessing.loader import ImageDataset, cut, epoch_order, load_batches
 from paddle_medcls.preprocessing.statistics import scan

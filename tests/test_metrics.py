@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from paddle_medcls import metrics
 from paddle_medcls.core.errors import WeightsError
-from paddle_medcls.output_head import OutputHead, check_finite, sigmoid, softmax
+from paddle_medcls.models.output_head import OutputHead, check_finite, sigmoid, softmax
 from paddle_medcls.report import summary
 
 

@@ -26,11 +26,11 @@ from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.index import Index
 from paddle_medcls.metrics import wilson
 from paddle_medcls.modelcard import card_text, dataset_card, is_card, run_facts, write_card
-from paddle_medcls.models import Network
+from paddle_medcls.models.network import Network
+from paddle_medcls.models.sidecar import Sidecar, pixels_spec
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.preprocessing.transforms import Preprocessing, fit
-from paddle_medcls.sidecar import Sidecar, pixels_spec
 from paddle_medcls.snippets import export_code
 from paddle_medcls.train import Options, train
 

@@ -12,7 +12,7 @@ from fakes import pixels
 from paddle_medcls import models
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.models import MODELS, Network, builder, model_names
+from paddle_medcls.models.network import MODELS, Network, builder, model_names
 from paddle_medcls.models.weights import load_strict, recognise
 
 # Trainable parameters at 1000 outputs; 18, 34 and 50 equal torchvision's published num_params.
@@ -60,7 +60,7 @@ def test_unknown_model_suggests() -> None:
 def test_the_list_of_names_is_what_the_architectures_offer() -> None:
     offered = {}
     for info in pkgutil.iter_modules(models.__path__):
-        module = importlib.import_module(f"paddle_medcls.models.{info.name}")
+        module = importlib.import_module(f"paddle_medcls.models.architectures.{info.name}")
         offered |= {name: info.name for name in getattr(module, "__all__", ())}
     assert offered == MODELS
     assert all(builder(name)(Network(name, 2)).head_name for name in ("resnet18", "vgg16"))

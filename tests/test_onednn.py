@@ -19,9 +19,10 @@ from paddle_medcls.commands import train as train_command
 from paddle_medcls.core.errors import RunError, SetupError, Stopped
 from paddle_medcls.core.hardware import has_bfloat16
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.models import Network, accelerate, dnnl
-from paddle_medcls.models.accelerate import Accelerated, obstacle
-from paddle_medcls.models.onednn import Operators
+from paddle_medcls.models.network import Network
+from paddle_medcls.models.onednn import library, network
+from paddle_medcls.models.onednn.network import Accelerated, obstacle
+from paddle_medcls.models.onednn.operators import Operators
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.predict import Predictor
 from paddle_medcls.train import Options, train
@@ -264,12 +265,12 @@ def test_faulty_wiring_fails_the_bound(
 
 def test_all_that_onednn_makes_is_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the operators are collected, at once, without the garbage collector; or when they are closed."""
-    library, calls = dnnl.open_library(), []
+    dnnl, calls = library.open_library(), []
 
     class Counting:
         def __getattr__(self, name: str):
             calls.append(name)
-            return getattr(library, name)
+            return getattr(dnnl, name)
 
     def live() -> dict[str, int]:
         kinds = (
@@ -292,7 +293,7 @@ def test_all_that_onednn_makes_is_destroyed(monkeypatch: pytest.MonkeyPatch) -> 
             left[kind] = sum(bool(made.match(name)) for name in calls) - calls.count(f"dnnl_{kind}_destroy")
         return left
 
-    monkeypatch.setattr(dnnl, "open_library", Counting)
+    monkeypatch.setattr(library, "open_library", Counting)
     model, x, labels = SMALL.build(), paddle.randn([4, 1, 12, 12]), paddle.arange(4) % 3
     own = Operators()
     step(Accelerated(model, own), model, x, labels)
@@ -405,7 +406,7 @@ def test_missing_operators(palm_root: Path, tmp_path: Path, no_plots: None, monk
     def fail() -> None:
         raise SetupError("this Paddle brings no oneDNN that can be called: gone")
 
-    monkeypatch.setattr(accelerate, "open_library", fail)
+    monkeypatch.setattr(network, "open_library", fail)
     lines = go(palm_root, tmp_path / "auto", kernels="auto")
     assert [line for line in lines if "Paddle's own" in line and "gone" in line]
     assert json.loads((tmp_path / "auto" / "environment.json").read_text())["kernels"] == "paddle"
@@ -430,12 +431,12 @@ def test_other_networks_and_devices() -> None:
 
 
 def test_another_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(dnnl, "MAJOR", 99)
+    monkeypatch.setattr(library, "MAJOR", 99)
     with pytest.raises(SetupError, match="brings oneDNN 3"):
-        dnnl.open_library()
-    monkeypatch.setattr(dnnl.paddle, "__file__", str(tmp_path / "__init__.py"))
+        library.open_library()
+    monkeypatch.setattr(library.paddle, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(SetupError, match="no oneDNN"):
-        dnnl.open_library()
+        library.open_library()
 
 
 def test_a_refusal_of_the_library_is_an_error(operators: Operators) -> None:

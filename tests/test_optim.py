@@ -187,7 +187,7 @@ def test_adam_with_l2_against_a_loop() -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_every_trainable_parameter_is_optimised_and_no_statistic(decay: float) -> None:
-    from paddle_medcls.models import Network
+    from paddle_medcls.models.network import Network
 
     model = Network("resnet18", 2).build()
     toy = recipe(weight_decay=decay)

@@ -20,11 +20,11 @@ from paddle_medcls.core.errors import DataError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.decode import read_image
-from paddle_medcls.models import Network
+from paddle_medcls.models.network import Network
+from paddle_medcls.models.sidecar import Sidecar, find_model
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.preprocessing.transforms import Preprocessing, preprocess
-from paddle_medcls.sidecar import Sidecar, find_model
 
 CARD = Sidecar("covid", "covid", ("a", "b", "c"), "multi-class", "softmax", Network("toy", 3), Preprocessing(32))
 CHANNELS = ("rgb", "bgr", "gray")

@@ -20,7 +20,7 @@ from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.errorpage import write_error_page
 from paddle_medcls.heatmaps import HeatMapOptions, heat_maps
-from paddle_medcls.output_head import OutputHead, sigmoid
+from paddle_medcls.models.output_head import OutputHead, sigmoid
 from paddle_medcls.predict import Predictor
 from paddle_medcls.scoring import EvalOptions, evaluate
 from paddle_medcls.train import Options, train

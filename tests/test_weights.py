@@ -28,14 +28,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from notebooks import DEPTHS, Net001, Net003, trained
 
-from paddle_medcls import safe_pickle
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.evaluate import evaluate_split
-from paddle_medcls.models import LOSSES, Network
+from paddle_medcls.models import safe_pickle
+from paddle_medcls.models.network import LOSSES, Network
+from paddle_medcls.models.output_head import OutputHead
+from paddle_medcls.models.sidecar import KIND, Sidecar
 from paddle_medcls.models.weights import (
     load_pretrained,
     load_strict,
@@ -44,13 +46,11 @@ from paddle_medcls.models.weights import (
     recognise,
     save_weights,
 )
-from paddle_medcls.output_head import OutputHead
 from paddle_medcls.outputs import score_split
 from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.preprocessing.loader import ImageDataset
 from paddle_medcls.preprocessing.transforms import Preprocessing
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.sidecar import KIND, Sidecar
 
 # --- the notebooks' files --------------------------------------------------------------------------
 
@@ -657,7 +657,7 @@ def test_no_program_runs_for_long(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(endless()[name])
     code = """
 import pathlib, pickle, sys
-from paddle_medcls.safe_pickle import read_pickle
+from paddle_medcls.models.safe_pickle import read_pickle
 try:
     read_pickle(pathlib.Path(sys.argv[1]).read_bytes())
 except pickle.UnpicklingError:

@@ -16,7 +16,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.models import MODELS, Network, resnet
+from paddle_medcls.models.architectures import resnet
+from paddle_medcls.models.network import MODELS, Network
 
 nn = paddle.nn
 

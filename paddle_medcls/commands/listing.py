@@ -33,7 +33,7 @@ def _recipes() -> list[tuple[str, str]]:
 
 
 def _models() -> list[tuple[str, str]]:
-    from paddle_medcls.models import builder, model_names
+    from paddle_medcls.models.network import builder, model_names
 
     return [(name, _first_line(builder(name))) for name in model_names()]
 

@@ -14,7 +14,7 @@ from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.reading import map_images, refuse_unreadable
 from paddle_medcls.metrics import accuracy_interval, auc, bootstrap_auc, clusters_of
-from paddle_medcls.output_head import softmax
+from paddle_medcls.models.output_head import softmax
 
 SIDE = 40  # pixels of the small image
 FRAME = 4  # pixels: the outer 10% of each side

@@ -10,9 +10,9 @@ import numpy as np
 
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.files import MAX_JSON_BYTES, atomic_write, parse_json, read_bounded
-from paddle_medcls.models import Network
-from paddle_medcls.models.layouts import recognise
-from paddle_medcls.safe_pickle import read_pickle
+from paddle_medcls.models.network import Network
+from paddle_medcls.models.safe_pickle import read_pickle
+from paddle_medcls.models.weight_layouts import recognise
 
 MAX_BYTES = 4 << 30  # VGG-16 with an ImageNet head has 0.55 GB
 _NAME_TABLE = "StructuredToParameterName@@"  # paddle.save's map to its own names; paddle.load drops it

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from paddle_medcls.core.errors import WeightsError
-from paddle_medcls.models import Network
+from paddle_medcls.models.network import Network
 
 _LAYOUTS = (  # (layout, a parameter only it has, patterns: their names -> ours)
     ("COVID-19 tutorial", "conv.0.weight", ()),

@@ -2,7 +2,7 @@
 
 Paddle's own CPU operators are slow: convolution is im2col and a matrix product, batch norm and ReLU are plain loops.
 oneDNN has fast ones, also in bfloat16, but Paddle's dygraph mode does not use them. Nothing has to be installed or
-compiled: `dnnl` calls them through ctypes.
+compiled: `library` calls them through ctypes.
 
 Activations are NumPy arrays (N, H, W, C), float32 or, as bit patterns in uint16, bfloat16. Weights, their gradients
 and batch-norm statistics are Paddle's float32 tensors, read and written in place.
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.models.dnnl import BF16, DST, F32, SRC, Engine, Prepared, Shape, dims, floats
+from paddle_medcls.models.onednn.library import BF16, DST, F32, SRC, Engine, Prepared, Shape, dims, floats
 
 TRAINING, INFERENCE, BACKWARD = 64, 96, 128
 CONVOLUTION, MAX_POOL, ADD, RELU = 0x1, 0x1FF, 0x1FFF0, 0x100  # RELU: gradient from the output

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.models import Network
+from paddle_medcls.models.network import Network
 
 nn = paddle.nn
 

@@ -10,7 +10,7 @@ Source: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale
 from __future__ import annotations
 
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.models import Network
+from paddle_medcls.models.network import Network
 
 nn = paddle.nn
 

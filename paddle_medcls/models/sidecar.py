@@ -13,8 +13,8 @@ from pathlib import Path
 
 from paddle_medcls.core.errors import WeightsError, did_you_mean
 from paddle_medcls.core.files import NAME, NAME_RULE, read_json, sha256, write_json
-from paddle_medcls.models import LOSSES, MODELS, Network
-from paddle_medcls.output_head import OutputHead
+from paddle_medcls.models.network import LOSSES, MODELS, Network
+from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.preprocessing.augmentation import FLIPS
 from paddle_medcls.preprocessing.transforms import MAX_SIDE_PX, Preprocessing
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from paddle_medcls.core.errors import SetupError
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.models.dnnl import open_library
-from paddle_medcls.models.onednn import Operators
-from paddle_medcls.models.resnet import ResNet
+from paddle_medcls.models.architectures.resnet import ResNet
+from paddle_medcls.models.onednn.library import open_library
+from paddle_medcls.models.onednn.operators import Operators
 
 Backward = Callable[[np.ndarray], np.ndarray]
 

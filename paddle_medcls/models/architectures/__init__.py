@@ -1,0 +1,1 @@
+"""Network architectures, one module a family; `network.MODELS` names the networks."""

@@ -1,0 +1,1 @@
+"""The CPU operators of the oneDNN library inside Paddle's wheel."""
