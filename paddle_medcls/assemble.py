@@ -26,7 +26,7 @@ from paddle_medcls.models.weights import load_pretrained
 from paddle_medcls.optim import build_loss, build_optimizer, build_schedule, class_weights
 from paddle_medcls.preprocessing.image_cache import mapped, scan_cached
 from paddle_medcls.preprocessing.loader import ImageDataset
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.session import Session
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paddle_medcls import published
 from paddle_medcls.data.datasets.medmnist import NAMES, card_of
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes import published_results
+from paddle_medcls.recipes.recipe import Recipe
 
 RULE = """Verdict: a difference is inside the seed noise if it is at most 2 x sqrt(sd^2 / n + s^2 / m), where sd is
 the standard deviation of our n seeds, s that of the published runs (the larger of sd and of what other runs
-found, `published.SEED_NOISE`) and m their number: 3 in the paper, whose results are means of three, else 1.
+found, `published_results.SEED_NOISE`) and m their number: 3 in the paper, whose results are means of three, else 1.
 One seed of a set without known other runs gets no verdict. Differences are ours minus published."""
 
 RUN_HERE = """Recipes beside each other, both run here: difference of the means over seeds; p is that of a permutation
@@ -70,11 +70,11 @@ def _line(recipe: Recipe, rows: list[dict]) -> str:
     split = rows[0]["split"]
     stated = _published(recipe, split)
     study = (
-        published.MEDMNIST_STUDY.get((_flag(recipe.dataset), recipe.model))
+        published_results.MEDMNIST_STUDY.get((_flag(recipe.dataset), recipe.model))
         if recipe.preprocessing.size_px == 28
         else None
     )
-    noise = published.SEED_NOISE.get(_flag(recipe.dataset), (None, None))
+    noise = published_results.SEED_NOISE.get(_flag(recipe.dataset), (None, None))
     ours, differences, verdicts = [], [], []
     for metric, target, s in zip(("auc", "accuracy"), stated, noise):
         values = [row[metric] for row in rows]
@@ -82,7 +82,7 @@ def _line(recipe: Recipe, rows: list[dict]) -> str:
         sd = statistics.stdev(values) if len(values) > 1 else None
         ours.append(_spread(values))
         differences.append("–" if target is None else f"{mean - target:+.3f}")
-        runs = published.PAPER_RUNS if recipe.dataset in NAMES else 1
+        runs = published_results.PAPER_RUNS if recipe.dataset in NAMES else 1
         verdicts.append(verdict(mean, sd, len(values), target, s, runs))
     cells = [
         recipe.dataset,
@@ -170,7 +170,10 @@ def verdict(
 def _published(recipe: Recipe, split: str) -> tuple[float | None, float | None]:
     """(AUC, accuracy) of the paper for a MedMNIST set; for other data sets the recipe's targets."""
     if recipe.dataset in NAMES and card_of(recipe.dataset)[1] == 28:
-        return published.paper(_flag(recipe.dataset), recipe.model, recipe.preprocessing.size_px) or (None, None)
+        return published_results.paper(_flag(recipe.dataset), recipe.model, recipe.preprocessing.size_px) or (
+            None,
+            None,
+        )
     named = dict(recipe.targets)
     return named.get(f"{split}/auc"), named.get(f"{split}/accuracy")
 

@@ -19,8 +19,8 @@ from paddle_medcls.core.files import MAX_JSON_BYTES, read_bounded, read_json, sh
 from paddle_medcls.data.datasets import dataset_module, medmnist
 from paddle_medcls.models.sidecar import FORMS as EXPORT_FORMS
 from paddle_medcls.models.sidecar import Sidecar
-from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import find_recipe, get_recipe
+from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.snippets import export_code, preprocessing_text, weights_code
 
 FORMS = ("weights", *EXPORT_FORMS)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes.recipe import Recipe
 
 F = paddle.nn.functional
 

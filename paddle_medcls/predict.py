@@ -23,8 +23,8 @@ from paddle_medcls.models.sidecar import Sidecar, find_model, form_of, pixels_sp
 from paddle_medcls.models.weight_layouts import recognise
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.preprocessing.transforms import preprocess, unfit
-from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
+from paddle_medcls.recipes.recipe import Recipe
 
 _NOTEBOOKS = {("PALM tutorial", 1): "palm_tutorial", ("COVID-19 tutorial", 4): "covid_notebook"}
 """(layout, outputs) of a weight file without a sidecar -> the recipe it must have been made with."""

@@ -33,8 +33,8 @@ from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.outputs import score_split, write_outputs
 from paddle_medcls.preprocessing.loader import ImageDataset
-from paddle_medcls.recipe import Recipe
 from paddle_medcls.recipes import get_recipe
+from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.resume import read_environment
 from paddle_medcls.session import began_with
 from paddle_medcls.train import Options, train

@@ -20,7 +20,7 @@ from paddle_medcls.core.files import remove_abandoned
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import load_strict, read_weights
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.rundir import HISTORY, STEP_LOG, State, read_timing
 from paddle_medcls.session import Session
 

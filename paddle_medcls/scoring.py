@@ -21,7 +21,7 @@ from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.outputs import calibrate, score_split, write_outputs
 from paddle_medcls.predict import Predictor
 from paddle_medcls.preprocessing.statistics import scan
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.report import DRAWN_NOTICE, class_table, confusion_table, summary
 
 

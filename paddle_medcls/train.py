@@ -30,7 +30,7 @@ from paddle_medcls.models.output_head import check_finite
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.preprocessing.loader import Batch, ImageDataset, load_batches
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.resume import locked, read_environment
 from paddle_medcls.rundir import HISTORY, STEP_LOG, State
 from paddle_medcls.session import Options, Session, start_session

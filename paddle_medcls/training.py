@@ -16,7 +16,7 @@ from paddle_medcls.data.datasets import weights_name
 from paddle_medcls.models.onednn.network import Accelerated
 from paddle_medcls.models.onednn.operators import Operators
 from paddle_medcls.preprocessing.loader import cut, epoch_order
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.resume import refuse_changes, restore
 from paddle_medcls.rundir import State
 from paddle_medcls.session import Session

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"

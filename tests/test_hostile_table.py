@@ -37,7 +37,7 @@ from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.download import download
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import load_strict, read_weights
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes.recipe import Recipe
 
 PAGE = ROOT / "docs" / "hostile-inputs.md"
 HEAD = """# Hostile and broken inputs

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paddle_medcls import metrics, published
+from paddle_medcls import metrics
 from paddle_medcls.assemble import network_for
 from paddle_medcls.commands import eval as eval_command
 from paddle_medcls.commands import reproduce as reproduce_command
@@ -33,7 +33,7 @@ from paddle_medcls.preprocessing.augmentation import Augmentation, augment_batch
 from paddle_medcls.preprocessing.loader import ImageDataset, cut, epoch_order, load_batches
 from paddle_medcls.preprocessing.statistics import scan
 from paddle_medcls.preprocessing.transforms import fit, preprocess
-from paddle_medcls.recipes import all_recipes, get_recipe
+from paddle_medcls.recipes import all_recipes, get_recipe, published_results
 from paddle_medcls.train import Options, train
 
 RECIPES = [name for name in all_recipes() if name.startswith("medmnist")]
@@ -126,7 +126,7 @@ def test_published_results_follow_set_network_and_size():
     assert dict(get_recipe("medmnist_study", "pneumoniamnist", "resnet50").targets)["test/accuracy"] == 0.897
     assert get_recipe("breastmnist_224").targets == () == get_recipe("breastmnist", model="resnet34").targets
     assert get_recipe("medmnist", "organmnist_axial").targets == get_recipe("organamnist").targets
-    assert set(published.PAPER) == set(published.MEDVIT_V2) == set(CARDS)
+    assert set(published_results.PAPER) == set(published_results.MEDVIT_V2) == set(CARDS)
 
 
 def test_sizes_and_lengths_of_the_recipes():

@@ -13,8 +13,8 @@ from paddle_medcls.commands.listing import show
 from paddle_medcls.core.errors import RecipeError
 from paddle_medcls.data.datasets import dataset_names
 from paddle_medcls.preprocessing.transforms import Preprocessing
-from paddle_medcls.recipe import CHOICES, IMAGENET_MEAN, IMAGENET_STD, Recipe
 from paddle_medcls.recipes import all_recipes, get_recipe
+from paddle_medcls.recipes.recipe import CHOICES, IMAGENET_MEAN, IMAGENET_STD, Recipe
 
 
 @pytest.mark.parametrize("name", sorted(all_recipes()))
@@ -101,7 +101,7 @@ def test_a_recipes_name_leads_to_its_module() -> None:
 
 @pytest.mark.parametrize("text", ["def (", "import no_such_module", "raise SystemError", "FAULTY = Recipe('faulty')"])
 def test_a_faulty_file_stops_its_own_recipes_alone(text: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    (tmp_path / "faulty.py").write_text(f"from paddle_medcls.recipe import Recipe\n{text}\n")
+    (tmp_path / "faulty.py").write_text(f"from paddle_medcls.recipes.recipe import Recipe\n{text}\n")
     monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
     assert get_recipe("palm").name == "palm" and get_recipe("breastmnist").dataset == "breastmnist"
     for name in ("faulty", "faulty_new"):

@@ -9,13 +9,14 @@ import time
 import numpy as np
 import pytest
 
-from paddle_medcls import published, reproduce
+from paddle_medcls import reproduce
 from paddle_medcls.commands import reproduce as command
 from paddle_medcls.core.errors import RecipeError, RunError, Stopped
 from paddle_medcls.core.files import write_json
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.gridtable import Row, permutation_p, table, verdict
+from paddle_medcls.recipes import published_results
 from paddle_medcls.reproduce import Grid, plan, run_grid, score_without_leaks, write_tables
 from paddle_medcls.train import Options, train
 
@@ -95,9 +96,9 @@ def test_a_published_mean_is_less_noisy_than_a_run():
 def test_the_paper_gives_means_of_three_runs():
     """The names of the authors' own prediction files of BreastMNIST, ResNet-18 at 28 pixels."""
     runs = [(0.898, 0.872), (0.917, 0.872), (0.889, 0.846)]
-    assert len(runs) == published.PAPER_RUNS
+    assert len(runs) == published_results.PAPER_RUNS
     for figures, stated, noise in zip(
-        zip(*runs), published.paper("breastmnist", "resnet18"), published.SEED_NOISE["breastmnist"]
+        zip(*runs), published_results.paper("breastmnist", "resnet18"), published_results.SEED_NOISE["breastmnist"]
     ):
         assert round(statistics.fmean(figures), 3) == stated
         assert round(statistics.stdev(figures), 3) == noise
@@ -267,4 +268,4 @@ def test_faulty_data_stop_a_grid_before_anything_runs(tmp_path, capsys):
 
 
 def test_noise_is_known_for_sets_of_the_paper():
-    assert set(published.SEED_NOISE) <= set(published.PAPER)
+    assert set(published_results.SEED_NOISE) <= set(published_results.PAPER)

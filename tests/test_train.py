@@ -32,7 +32,7 @@ from paddle_medcls.core.files import sha256
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.predict import Predictor
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.session import start_session
 from paddle_medcls.train import Options, train
 

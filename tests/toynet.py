@@ -62,7 +62,7 @@ for _builder in (toy, toy_plain):
 
 
 if __name__ == "__main__":
-    from paddle_medcls.recipe import Recipe
+    from paddle_medcls.recipes.recipe import Recipe
     from paddle_medcls.train import Options, train
 
     ON_STEP.append(lambda: time.sleep(float(os.environ.get("TOY_SECONDS_PER_STEP", "0"))))

@@ -55,7 +55,7 @@ def _fields() -> list[tuple[str, str]]:
     """Type, default and allowed values of each field of a recipe, in the order of the record."""
     from dataclasses import MISSING, fields
 
-    from paddle_medcls.recipe import CHOICES, Recipe
+    from paddle_medcls.recipes.recipe import CHOICES, Recipe
 
     lines = []
     for field in fields(Recipe):

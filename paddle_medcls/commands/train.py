@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    from paddle_medcls.recipe import Recipe
+    from paddle_medcls.recipes.recipe import Recipe
 
     recipe = Recipe.from_file(args.resume / "recipe.json") if args.resume else _recipe(args)
     if args.summary:
@@ -210,8 +210,8 @@ def _count(args: argparse.Namespace) -> int:
 def _recipe(args: argparse.Namespace):
     from paddle_medcls.core.errors import RecipeError
     from paddle_medcls.data.datasets import dataset_module
-    from paddle_medcls.recipe import Recipe
     from paddle_medcls.recipes import get_recipe
+    from paddle_medcls.recipes.recipe import Recipe
 
     if args.dataset:
         dataset_module(args.dataset)  # unknown as a data set, not as a recipe

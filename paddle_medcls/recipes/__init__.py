@@ -11,7 +11,7 @@ import pkgutil
 
 from paddle_medcls.core.errors import RecipeError, did_you_mean
 from paddle_medcls.data.datasets.medmnist import NAMES
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes.recipe import Recipe
 
 
 def all_recipes() -> dict[str, Recipe]:

@@ -16,7 +16,7 @@ The tutorials' titles and links: `docs/tutorials.md`.
 """
 
 from paddle_medcls.preprocessing.transforms import Preprocessing
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes.recipe import Recipe
 
 COVID = Recipe(
     name="covid",

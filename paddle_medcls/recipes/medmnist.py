@@ -1,7 +1,7 @@
 """Recipes for MedMNIST v2: one recipe serves all data sets and both networks, see `for_dataset`.
 
 Published (paper, Table 3; test AUC and accuracy of ResNet-18 at 28 pixels): Breast .901/.863, Pneumonia
-.944/.854, Retina .717/.524; the whole table is in `paddle_medcls/published.py`. Between seeds these results vary
+.944/.854, Retina .717/.524; the whole table is in `recipes/published_results.py`. Between seeds these results vary
 by about .01 AUC and .01 to .05 accuracy on the small data sets.
 
     python tools/prepare.py --dataset breastmnist --download
@@ -28,10 +28,10 @@ by about .01 AUC and .01 to .05 accuracy on the small data sets.
 The tutorials' titles and links: `docs/tutorials.md`.
 """
 
-from paddle_medcls import published
 from paddle_medcls.data.datasets.medmnist import card_of
 from paddle_medcls.preprocessing.transforms import Preprocessing
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes import published_results
+from paddle_medcls.recipes.recipe import Recipe
 
 MEDMNIST = Recipe(
     name="medmnist",
@@ -137,7 +137,7 @@ def _targets(recipe: str, flag: str, model: str, side: int) -> tuple[tuple[str, 
     if side > 28:
         return ()
     if recipe == MEDMNIST_STUDY.name:
-        scores = published.MEDMNIST_STUDY.get((flag, model))
+        scores = published_results.MEDMNIST_STUDY.get((flag, model))
     else:
-        scores = published.paper(flag, model, 224 if recipe == MEDMNIST_28_TO_224.name else 28)
+        scores = published_results.paper(flag, model, 224 if recipe == MEDMNIST_28_TO_224.name else 28)
     return () if scores is None else (("test/auc", scores[0]), ("test/accuracy", scores[1]))

@@ -16,7 +16,7 @@ minutes on a GPU.
 
 from paddle_medcls.preprocessing.augmentation import Augmentation
 from paddle_medcls.preprocessing.transforms import Preprocessing
-from paddle_medcls.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
+from paddle_medcls.recipes.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
 
 OCT = Recipe(
     name="oct",

@@ -16,7 +16,7 @@ Published course runs with this network report a validation accuracy of 0.93 to 
 """
 
 from paddle_medcls.preprocessing.transforms import Preprocessing
-from paddle_medcls.recipe import Recipe
+from paddle_medcls.recipes.recipe import Recipe
 
 PALM_TUTORIAL = Recipe(
     name="palm_tutorial",
