@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from paddle_medcls.core.files import atomic_write
-from paddle_medcls.plots import COLORS
+from paddle_medcls.evaluation.plots import COLORS
 
 
 def ratios(

@@ -177,7 +177,7 @@ def many_images(job: Job, count: int) -> float:
 
     from paddle_medcls.core.paddle_setup import paddle
     from paddle_medcls.data.index import Index
-    from paddle_medcls.evaluate import evaluate_split
+    from paddle_medcls.evaluation.evaluate import evaluate_split
     from paddle_medcls.preprocessing.loader import ImageDataset
     from paddle_medcls.preprocessing.statistics import scan
     from paddle_medcls.preprocessing.transforms import Preprocessing

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from paddle_medcls import __version__, report
+from paddle_medcls import __version__
 from paddle_medcls.core.errors import RecipeError, SetupError, did_you_mean
 from paddle_medcls.core.files import remove_abandoned
 from paddle_medcls.core.paddle_setup import count_gpus, paddle
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.distributed import from_first, whole_batch_norm
+from paddle_medcls.evaluation import tables
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash, usable_folder
 from paddle_medcls.models.network import LOSSES, Network, model_names
 from paddle_medcls.models.onednn.network import obstacle
@@ -100,7 +101,7 @@ def read_data(recipe: Recipe, data_root: Path, cache: Path | None, session: Sess
     decoded: dict[str, np.ndarray | None] = {
         split: mapped(Path(file)) if file else None for split, file in caches.items()
     }
-    return Data(train, val, facts, decoded, report.DRAWN_NOTICE if train.drawn else "")
+    return Data(train, val, facts, decoded, tables.DRAWN_NOTICE if train.drawn else "")
 
 
 def build_learner(recipe: Recipe, data: Data, cache: Path, session: Session, resume: bool) -> Learner:

@@ -29,9 +29,9 @@ from paddle_medcls.core.progress import progress
 from paddle_medcls.data.datasets import dataset_names, load_index
 from paddle_medcls.data.sample import draw
 from paddle_medcls.engines import FORMS, require, stdout_to_stderr
+from paddle_medcls.evaluation.model_card import is_card, run_facts, write_card
 from paddle_medcls.graph import KNOWN, pixels_graph
 from paddle_medcls.graph_models import OPSET, to_onnx, to_openvino
-from paddle_medcls.modelcard import is_card, run_facts, write_card
 from paddle_medcls.models.sidecar import Sidecar, pixels_spec, sidecar_of
 from paddle_medcls.predict import AnyImage, Predictor
 from paddle_medcls.preprocessing.augmentation import flip_axes

@@ -13,10 +13,10 @@ from paddle_medcls.core.errors import DataError, did_you_mean
 from paddle_medcls.core.files import picture_names, write_csv
 from paddle_medcls.core.progress import progress
 from paddle_medcls.data.decode import to_channels, write_png
+from paddle_medcls.evaluation.plots import heat_sheet, overlay
+from paddle_medcls.evaluation.tables import DRAWN_NOTICE
 from paddle_medcls.gradcam import METHODS, default_layer
-from paddle_medcls.plots import heat_sheet, overlay
 from paddle_medcls.predict import Predictor
-from paddle_medcls.report import DRAWN_NOTICE
 from paddle_medcls.trust import Measurement
 
 SHEET = 8  # images on the contact sheet

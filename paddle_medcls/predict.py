@@ -47,7 +47,7 @@ class PaddleNetwork:
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Preprocessed x (N, C, S, S) float32 -> logits (N, outputs) float32."""
-        from paddle_medcls.evaluate import predict_logits
+        from paddle_medcls.evaluation.evaluate import predict_logits
 
         return predict_logits(self.network, x, self._flips)
 
@@ -198,7 +198,7 @@ class Predictor:
 
     def split_logits(self, index: Index, batch_size: int, workers: int) -> np.ndarray:
         """Logits (N, outputs) of a whole split, in its order."""
-        from paddle_medcls.evaluate import forward_split
+        from paddle_medcls.evaluation.evaluate import forward_split
         from paddle_medcls.preprocessing.loader import ImageDataset, cut
 
         images, batches = ImageDataset(index, self.card.preprocessing), cut(range(len(index)), batch_size)

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paddle_medcls.checkpoint import FILE
-from paddle_medcls.comparison import read_predictions
 from paddle_medcls.core.errors import DataError, RecipeError, RunError, Stopped, did_you_mean
 from paddle_medcls.core.files import write_csv, write_json, write_text
 from paddle_medcls.core.progress import progress
@@ -25,13 +24,14 @@ from paddle_medcls.data.datasets import dataset_module, default_root, load_index
 from paddle_medcls.data.datasets.medmnist import NAMES, file_in, file_of
 from paddle_medcls.data.datasets.medmnist_cards import CARDS
 from paddle_medcls.data.duplicates import not_leaked
-from paddle_medcls.evaluate import evaluate_split
+from paddle_medcls.evaluation.evaluate import evaluate_split
+from paddle_medcls.evaluation.metrics import auc
+from paddle_medcls.evaluation.outputs import score_split, write_outputs
+from paddle_medcls.evaluation.significance import read_predictions
 from paddle_medcls.gridtable import Row, table
-from paddle_medcls.metrics import auc
 from paddle_medcls.models.network import model_names
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import load_strict, read_weights
-from paddle_medcls.outputs import score_split, write_outputs
 from paddle_medcls.preprocessing.loader import ImageDataset
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.recipes.recipe import Recipe

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.calibration import threshold_for
-from paddle_medcls.comparison import Predictions
 from paddle_medcls.core.errors import DataError, RecipeError, RunError
 from paddle_medcls.data.datasets import dataset_module, default_root, load_index
 from paddle_medcls.data.duplicates import not_leaked
 from paddle_medcls.data.index import Index
-from paddle_medcls.errorpage import write_error_page
-from paddle_medcls.modelcard import known_recipe, overrides
+from paddle_medcls.evaluation.calibration import threshold_for
+from paddle_medcls.evaluation.error_report import write_error_page
+from paddle_medcls.evaluation.model_card import known_recipe, overrides
+from paddle_medcls.evaluation.outputs import calibrate, score_split, write_outputs
+from paddle_medcls.evaluation.significance import Predictions
+from paddle_medcls.evaluation.tables import DRAWN_NOTICE, class_table, confusion_table, summary
 from paddle_medcls.models.sidecar import Sidecar
-from paddle_medcls.outputs import calibrate, score_split, write_outputs
 from paddle_medcls.predict import Predictor
 from paddle_medcls.preprocessing.statistics import scan
 from paddle_medcls.recipes.recipe import Recipe
-from paddle_medcls.report import DRAWN_NOTICE, class_table, confusion_table, summary
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Evaluation:
 
     @property
     def predictions(self) -> Predictions:
-        """Labels, predicted classes and probabilities of the images, as `comparison.compare` takes them."""
+        """Labels, predicted classes and probabilities of the images, as `significance.compare` takes them."""
         head, index = self.sidecar.head, self.index
         probs = head.probabilities(self.logits)
         path = self.weights or Path("predictions")

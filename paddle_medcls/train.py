@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import metrics, modelcard, outputs, rundir
+from paddle_medcls import rundir
 from paddle_medcls.assemble import amp_type, check_recipe, read_data
 from paddle_medcls.core.errors import RunError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
 from paddle_medcls.distributed import exchange, from_first, over_processes, pieces, synchronise
-from paddle_medcls.evaluate import evaluate_split
+from paddle_medcls.evaluation import metrics, model_card, outputs
+from paddle_medcls.evaluation.evaluate import evaluate_split
 from paddle_medcls.frozen import FeatureDataset, head_logits, start_training
 from paddle_medcls.interrupt import Interrupt, interrupted
 from paddle_medcls.models.onednn.network import Accelerated
@@ -226,8 +227,8 @@ def finish(training: Training, session: Session) -> Run:
     result |= {"epoch": state.best_epoch, "drawn": data.train.drawn}
     outputs.write_outputs(training.directory, logits, data.val, learner.card, result)
     card = rundir.write_sidecar(weights, learner.card, result)
-    facts = modelcard.run_facts(weights, card, _count_parameters(learner.model))
-    modelcard.write_card(training.directory, card, "weights", [weights.name], facts)
+    facts = model_card.run_facts(weights, card, _count_parameters(learner.model))
+    model_card.write_card(training.directory, card, "weights", [weights.name], facts)
     return Run(training.directory, weights, result, state.history)
 
 

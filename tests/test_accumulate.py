@@ -24,7 +24,7 @@ QUIET = Options("cpu", 0, image_cache="off", say=lambda line: None)
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch) -> None:
     for name in ("curves", "confusion", "roc"):
-        monkeypatch.setattr(f"paddle_medcls.plots.{name}", lambda *_: None)
+        monkeypatch.setattr(f"paddle_medcls.evaluation.plots.{name}", lambda *_: None)
 
 
 def table(run: Path) -> np.ndarray:

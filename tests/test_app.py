@@ -28,11 +28,11 @@ from paddle_medcls.app import is_local
 from paddle_medcls.commands import app, predict
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.evaluation.tables import NOTICE
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.preprocessing.transforms import Preprocessing
-from paddle_medcls.report import NOTICE
 
 CHROMIUM = Path("/usr/bin/chromium")
 FIGURES = {

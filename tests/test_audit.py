@@ -13,11 +13,11 @@ from sklearn.linear_model import LogisticRegression
 
 from paddle_medcls.commands import prepare
 from paddle_medcls.core.errors import DataError
-from paddle_medcls.data.audit import audit, softmax_regression, standardise
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
-from paddle_medcls.metrics import wilson
-from paddle_medcls.report import audit_table
+from paddle_medcls.evaluation.metrics import wilson
+from paddle_medcls.evaluation.shortcut_audit import audit, softmax_regression, standardise
+from paddle_medcls.evaluation.tables import audit_table
 
 
 def made(split: str, place: str, n: int = 120) -> Index:

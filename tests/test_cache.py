@@ -109,7 +109,7 @@ def test_another_folders_pixels_are_never_used(tmp_path: Path) -> None:
 
 
 def test_a_resume_sees_pixels_replaced_in_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paddle_medcls.outputs.write_outputs", lambda *_: None)
+    monkeypatch.setattr("paddle_medcls.evaluation.outputs.write_outputs", lambda *_: None)
     root, own = tmp_path / "a", recipe(model="toy", epochs=2)
     same_from_outside(root, 0)
     quiet = {"device": "cpu", "workers": 1, "say": lambda line: None, "image_cache": str(tmp_path / "images")}
@@ -233,7 +233,7 @@ def test_too_little_free_disk_and_a_folder_that_cannot_be_made(
 def test_a_folder_that_cannot_be_written_is_named_once_a_run(
     palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paddle_medcls.outputs.write_outputs", lambda *_: None)
+    monkeypatch.setattr("paddle_medcls.evaluation.outputs.write_outputs", lambda *_: None)
     (tmp_path / "file").write_text("")
     lines: list[str] = []
     options = Options(device="cpu", workers=0, say=lines.append, image_cache=str(tmp_path / "file"))
@@ -266,7 +266,7 @@ def test_two_at_once_both_end_right(index: Index, tmp_path: Path) -> None:
 def test_training_is_the_same_to_the_bit(
     palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
 ) -> None:
-    monkeypatch.setattr("paddle_medcls.outputs.write_outputs", lambda *_: None)
+    monkeypatch.setattr("paddle_medcls.evaluation.outputs.write_outputs", lambda *_: None)
     monkeypatch.setattr("paddle_medcls.rundir.write_history", lambda *_: None)
     own = recipe(model="toy", epochs=2, **changes)
     folder = tmp_path / "images"
@@ -282,7 +282,7 @@ def test_training_is_the_same_to_the_bit(
 
 
 def test_random_crops_are_taken_from_the_full_image(palm_root: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("paddle_medcls.outputs.write_outputs", lambda *_: None)
+    monkeypatch.setattr("paddle_medcls.evaluation.outputs.write_outputs", lambda *_: None)
     own = recipe(model="toy", epochs=1, fit="crop", resize_px=36, crop_scale=0.5)
     train(own, palm_root, tmp_path / "run", Options("cpu", 1, image_cache=tmp_path / "images", say=lambda line: None))
     (only,) = (tmp_path / "images").glob("*.npy")

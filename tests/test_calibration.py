@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from paddle_medcls import calibration, metrics
+from paddle_medcls.evaluation import calibration, metrics
 from paddle_medcls.models.output_head import sigmoid, softmax
 
 

@@ -23,7 +23,7 @@ from paddle_medcls.commands import COMMANDS, eval, gradcam, medcls, predict, tra
 from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, did_you_mean
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.decode import read_image
-from paddle_medcls.report import DRAWN_NOTICE
+from paddle_medcls.evaluation.tables import DRAWN_NOTICE
 
 HEAVY = ("paddle", "matplotlib", "sklearn", "pandas", "cv2", "scipy", "numpy", "streamlit")
 

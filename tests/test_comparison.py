@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from fakes import TOOLS
 
-from paddle_medcls import comparison
 from paddle_medcls.commands import eval
-from paddle_medcls.comparison import Predictions, compare, read_predictions, verdict
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.index import Index
-from paddle_medcls.metrics import auc, bootstrap_auc, wilson
+from paddle_medcls.evaluation import significance
+from paddle_medcls.evaluation.metrics import auc, bootstrap_auc, wilson
+from paddle_medcls.evaluation.significance import Predictions, compare, read_predictions, verdict
+from paddle_medcls.evaluation.tables import comparison_table, write_predictions
 from paddle_medcls.models.output_head import OutputHead
-from paddle_medcls.report import comparison_table, write_predictions
 
 
 def model(seed: int, task: str, n: int = 60, strength: float = 1.0) -> Predictions:
@@ -53,24 +53,24 @@ def model(seed: int, task: str, n: int = 60, strength: float = 1.0) -> Predictio
     ],
 )
 def test_mcnemar_by_hand(only_a: int, only_b: int, p: float) -> None:
-    assert comparison.mcnemar(only_a, only_b) == p == comparison.mcnemar(only_b, only_a)
+    assert significance.mcnemar(only_a, only_b) == p == significance.mcnemar(only_b, only_a)
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(3, 17), (40, 61), (700, 600)])
 def test_mcnemar_against_the_sum_of_binomials(only_a: int, only_b: int) -> None:
     n = only_a + only_b
     tail = sum(math.comb(n, k) for k in range(n + 1) if abs(2 * k - n) >= abs(only_a - only_b))  # both sides
-    assert comparison.mcnemar(only_a, only_b) == pytest.approx(tail / 2**n, rel=1e-12)
+    assert significance.mcnemar(only_a, only_b) == pytest.approx(tail / 2**n, rel=1e-12)
 
 
 def test_mcnemar_of_many_images_is_quick_and_finite() -> None:
-    assert 0.9 < comparison.mcnemar(20_000, 20_000) <= 1 and comparison.mcnemar(0, 5000) == 0
+    assert 0.9 < significance.mcnemar(20_000, 20_000) <= 1 and significance.mcnemar(0, 5000) == 0
 
 
 def test_interval_of_paired_proportions_by_hand() -> None:
     """6 and 18 of 98: p = 7/100, q = 19/100, half = 1.96 * sqrt((0.26 - 0.0144) / 100) = 0.0971."""
-    np.testing.assert_allclose(comparison.paired_interval(6, 18, 98), (0.0229, 0.2171), atol=5e-5)
-    assert comparison.paired_interval(0, 0, 10)[0] == -comparison.paired_interval(0, 0, 10)[1]
+    np.testing.assert_allclose(significance.paired_interval(6, 18, 98), (0.0229, 0.2171), atol=5e-5)
+    assert significance.paired_interval(0, 0, 10)[0] == -significance.paired_interval(0, 0, 10)[1]
 
 
 def slow_delong(truth: np.ndarray, scores: list[np.ndarray]) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_delong_against_its_definition(seed: int) -> None:
     a, b = rng.integers(0, 8, 34) / 7, rng.random(34) + truth / 2
     table = slow_delong(truth, [a, b])
     expected = table[0, 0] + table[1, 1] - 2 * table[0, 1]
-    assert comparison.delong_variance(truth, a, b) == pytest.approx(expected, rel=1e-12)
+    assert significance.delong_variance(truth, a, b) == pytest.approx(expected, rel=1e-12)
 
 
 def test_delong_by_hand() -> None:
@@ -102,15 +102,15 @@ def test_delong_by_hand() -> None:
     each has variance 1/8, so the difference of the areas, 1/4, has 1/16 + 1/16.
     """
     truth, a, b = np.array([1, 1, 0, 0]), np.array([2, 4, 1, 3]), np.array([3, 4, 1, 2])
-    assert comparison.delong_variance(truth, a, b) == pytest.approx(1 / 8)
-    assert comparison._normal(0.25, 1 / 8)["p"] == pytest.approx(0.4795, abs=5e-5)  # z = 0.7071
+    assert significance.delong_variance(truth, a, b) == pytest.approx(1 / 8)
+    assert significance._normal(0.25, 1 / 8)["p"] == pytest.approx(0.4795, abs=5e-5)  # z = 0.7071
 
 
 def test_delong_without_spread() -> None:
     truth, scores = np.array([0, 0, 1, 1]), np.arange(4.0)
-    assert comparison.delong_variance(truth, scores, scores) == 0
-    assert comparison._normal(0.0, 0.0) == {"interval": (0, 0), "p": 1}
-    assert math.isnan(comparison.delong_variance(np.array([0, 1, 1]), np.arange(3), np.arange(3)))
+    assert significance.delong_variance(truth, scores, scores) == 0
+    assert significance._normal(0.0, 0.0) == {"interval": (0, 0), "p": 1}
+    assert math.isnan(significance.delong_variance(np.array([0, 1, 1]), np.arange(3), np.arange(3)))
 
 
 @pytest.mark.parametrize("task", ["multi-class", "multi-label"])
@@ -148,7 +148,7 @@ def test_four_images_prove_nothing_by_delong() -> None:
 
 def test_three_images_prove_nothing_by_bootstrap() -> None:
     """All resamples of three images favour B: the p of the exact test of three pairs, 2 / 2^3, not 2 / 1001."""
-    assert comparison.bootstrap_p(np.ones(1000), units=3) == 0.25
+    assert significance.bootstrap_p(np.ones(1000), units=3) == 0.25
     labels = np.array([[1, 1, 0]] * 3)
     a = Predictions(Path("x"), list("012"), labels, np.zeros((3, 3), int), np.full((3, 3), 0.4), tuple("abc"))
     b = Predictions(Path("x"), list("012"), labels, labels, labels * 0.9, tuple("abc"))
@@ -177,7 +177,7 @@ def test_paired_tests_of_patients_against_a_loop(task: str) -> None:
     units = [sum(abs(total) > 1e-12 for total in of_all), len(names)]
     for row, drawn, n in zip((found["accuracy"], found["auc"]), np.array(gains).T, units):
         np.testing.assert_allclose(row["interval"], np.nanpercentile(drawn, [2.5, 97.5]), rtol=1e-9)
-        assert row["p"] == comparison.bootstrap_p(drawn, n)
+        assert row["p"] == significance.bootstrap_p(drawn, n)
         assert (row["test"], row["patients"]) == ("paired bootstrap of patients", len(names))
 
 
@@ -218,9 +218,9 @@ def test_patients_travel_beside_the_predictions(tmp_path: Path) -> None:
 
 
 def test_bootstrap_p_by_hand() -> None:
-    assert comparison.bootstrap_p(np.array([1.0, 2, 3])) == 0.5  # none of 3 at or below 0: 2 * 1 / 4
-    assert comparison.bootstrap_p(np.array([-1.0, 1, 0, np.nan])) == 1
-    assert math.isnan(comparison.bootstrap_p(np.array([np.nan])))
+    assert significance.bootstrap_p(np.array([1.0, 2, 3])) == 0.5  # none of 3 at or below 0: 2 * 1 / 4
+    assert significance.bootstrap_p(np.array([-1.0, 1, 0, np.nan])) == 1
+    assert math.isnan(significance.bootstrap_p(np.array([np.nan])))
 
 
 def test_p_is_uniform_when_the_models_are_equally_good() -> None:
@@ -228,10 +228,10 @@ def test_p_is_uniform_when_the_models_are_equally_good() -> None:
     small = {"accuracy": 0, "auc": 0}
     for seed in range(200):
         a, b = (model(start + seed, "binary", 80, 0.4) for start in (1000, 5000))
-        small["accuracy"] += comparison._accuracy(a, b)["p"] < 0.05
-        p = comparison._normal(
+        small["accuracy"] += significance._accuracy(a, b)["p"] < 0.05
+        p = significance._normal(
             float(auc(b.probs, b.labels, "binary") - auc(a.probs, a.labels, "binary")),
-            comparison.delong_variance(a.labels, a.probs[:, 1], b.probs[:, 1]),
+            significance.delong_variance(a.labels, a.probs[:, 1], b.probs[:, 1]),
         )["p"]
         small["auc"] += p < 0.05
     assert small["accuracy"] <= 16 and 2 <= small["auc"] <= 20

@@ -13,7 +13,7 @@ import pytest
 from paddle_medcls.core.errors import DataError, RecipeError, WeightsError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.datasets import load_index
-from paddle_medcls.evaluate import evaluate_split
+from paddle_medcls.evaluation.evaluate import evaluate_split
 from paddle_medcls.frozen import cached_features, freeze, frozen_hash, head_logits, start_training
 from paddle_medcls.models import pretrained
 from paddle_medcls.models.network import Network

@@ -13,7 +13,7 @@ from fakes import ROOT
 from paddle_medcls import graph as graphs
 from paddle_medcls.core.errors import SetupError, WeightsError
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.evaluate import predict_logits
+from paddle_medcls.evaluation.evaluate import predict_logits
 from paddle_medcls.graph import Graph, Operation
 from paddle_medcls.graph_models import to_onnx, to_openvino
 from paddle_medcls.models.network import Network

@@ -28,13 +28,13 @@ from fakes import ROOT, covid_tree, palm_tree, within
 from PIL import Image
 from test_download import BODY, MD5, server  # noqa: F401  a fixture
 
-from paddle_medcls.comparison import read_predictions
 from paddle_medcls.core.errors import MedclsError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.archives import unpack
 from paddle_medcls.data.datasets import covid, load_index
 from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.download import download
+from paddle_medcls.evaluation.significance import read_predictions
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.recipes.recipe import Recipe

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paddle_medcls import metrics
 from paddle_medcls.assemble import network_for
 from paddle_medcls.commands import eval as eval_command
 from paddle_medcls.commands import reproduce as reproduce_command
@@ -27,7 +26,8 @@ from paddle_medcls.data.datasets.medmnist import card_of
 from paddle_medcls.data.datasets.medmnist_cards import ALIASES, CARDS
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.sample import draw_npz
-from paddle_medcls.medmnist_scores import write_scores
+from paddle_medcls.evaluation import metrics
+from paddle_medcls.evaluation.medmnist_scores import write_scores
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.preprocessing.augmentation import Augmentation, augment_batch, draw_epoch
 from paddle_medcls.preprocessing.loader import ImageDataset, cut, epoch_order, load_batches

@@ -17,7 +17,7 @@ import numpy as np, cv2, toynet
 from paddle_medcls.data.index import Index
 from paddle_medcls.preprocessing.statistics import scan
 from paddle_medcls.preprocessing.loader import ImageDataset
-from paddle_medcls.evaluate import evaluate_split
+from paddle_medcls.evaluation.evaluate import evaluate_split
 from paddle_medcls.data.decode import Preprocessing
 from paddle_medcls.models import Network
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from paddle_medcls import metrics
 from paddle_medcls.core.errors import WeightsError
+from paddle_medcls.evaluation import metrics
+from paddle_medcls.evaluation.tables import summary
 from paddle_medcls.models.output_head import OutputHead, check_finite, sigmoid, softmax
-from paddle_medcls.report import summary
 
 
 def random_case(n: int = 60, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

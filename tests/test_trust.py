@@ -13,10 +13,10 @@ from fakes import pixels, write_image
 from paddle_medcls import trust
 from paddle_medcls.core.files import picture_names
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.evaluation.plots import overlay
 from paddle_medcls.models.architectures import resnet
 from paddle_medcls.models.network import MODELS, Network
 from paddle_medcls.models.sidecar import Sidecar
-from paddle_medcls.plots import overlay
 from paddle_medcls.preprocessing.transforms import Preprocessing
 
 nn = paddle.nn

@@ -33,7 +33,8 @@ from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
-from paddle_medcls.evaluate import evaluate_split
+from paddle_medcls.evaluation.evaluate import evaluate_split
+from paddle_medcls.evaluation.outputs import score_split
 from paddle_medcls.models import safe_pickle
 from paddle_medcls.models.network import LOSSES, Network
 from paddle_medcls.models.output_head import OutputHead
@@ -46,7 +47,6 @@ from paddle_medcls.models.weights import (
     recognise,
     save_weights,
 )
-from paddle_medcls.outputs import score_split
 from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.preprocessing.loader import ImageDataset
 from paddle_medcls.preprocessing.transforms import Preprocessing

@@ -27,8 +27,8 @@ from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.paddle_setup import paddle, select_device
 from paddle_medcls.data.decode import SUFFIXES, to_channels
 from paddle_medcls.data.sample import examples
+from paddle_medcls.evaluation.plots import overlay
 from paddle_medcls.models.sidecar import Sidecar
-from paddle_medcls.plots import overlay
 from paddle_medcls.predict import Predictor
 from paddle_medcls.trained_models import trained_models
 

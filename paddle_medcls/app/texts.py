@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paddle_medcls.report import DRAWN_NOTICE, NOTICE
+from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.app import is_local
     from paddle_medcls.core.errors import SetupError, WeightsError
-    from paddle_medcls.report import NOTICE
+    from paddle_medcls.evaluation.tables import NOTICE
 
     try:
         from streamlit.web import cli

@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from paddle_medcls.comparison import compare, read_predictions, verdict
     from paddle_medcls.core.files import write_json
-    from paddle_medcls.report import NOTICE, comparison_table
+    from paddle_medcls.evaluation.significance import compare, read_predictions, verdict
+    from paddle_medcls.evaluation.tables import NOTICE, comparison_table
 
     a, b = (read_predictions(path) for path in args.compare)
     result = compare(a, b)
@@ -72,8 +72,8 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.evaluation.tables import NOTICE
     from paddle_medcls.models.sidecar import Sidecar, find_model, sidecar_of
-    from paddle_medcls.report import NOTICE
     from paddle_medcls.scoring import EvalOptions, check_options, evaluate
 
     names = ("batch_size", "workers", "calibrate", "sensitivity", "prevalence", "without_leaks", "output")

@@ -39,8 +39,8 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.core.errors import DataError, RecipeError, WeightsError, command, printable
     from paddle_medcls.core.files import picture_names, write_csv
     from paddle_medcls.core.progress import progress
+    from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
     from paddle_medcls.inputs import expand
-    from paddle_medcls.report import DRAWN_NOTICE, NOTICE
     from paddle_medcls.trained_models import newest_weights
 
     paths = expand(args.images)
@@ -109,9 +109,9 @@ def _json_line(row: dict) -> str:
 
 def _picture(target: Path, path: Path, image, row: dict, card) -> None:
     """Writes the picture; a folder named like a class is taken as the true one, as in document 004."""
-    from paddle_medcls import plots
     from paddle_medcls.core.errors import printable
-    from paddle_medcls.report import DRAWN_NOTICE
+    from paddle_medcls.evaluation import plots
+    from paddle_medcls.evaluation.tables import DRAWN_NOTICE
 
     title = printable(path.name)
     if path.parent.name in card.classes:
@@ -124,7 +124,7 @@ def _picture(target: Path, path: Path, image, row: dict, card) -> None:
 def _heat_map(target: Path, image, probs, predictor) -> None:
     """Writes the image under the heat map of the class that was decided for."""
     from paddle_medcls.data.decode import to_channels, write_png
-    from paddle_medcls.plots import overlay
+    from paddle_medcls.evaluation.plots import overlay
 
     heat = predictor.heatmaps([image], predictor.head.explained(probs[None]))[0]
     write_png(target, overlay(to_channels(image, "rgb"), heat))

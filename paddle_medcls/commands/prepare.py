@@ -143,9 +143,9 @@ def _table(scans: dict[str, dict]) -> str:
 
 
 def _plot(indexes: list, scans: dict[str, dict], output: Path) -> None:
-    from paddle_medcls import plots
+    from paddle_medcls.evaluation import plots
+    from paddle_medcls.evaluation.tables import DRAWN_NOTICE
     from paddle_medcls.preprocessing.statistics import examples_of_classes
-    from paddle_medcls.report import DRAWN_NOTICE
 
     index = indexes[0]
     note = DRAWN_NOTICE if index.drawn else ""
@@ -158,9 +158,9 @@ def _plot(indexes: list, scans: dict[str, dict], output: Path) -> None:
 def _audit(args: argparse.Namespace, module, root: Path) -> None:
     from paddle_medcls.core.files import write_json
     from paddle_medcls.core.hardware import usable_cores
-    from paddle_medcls.data.audit import audit
     from paddle_medcls.data.datasets import load_index
-    from paddle_medcls.report import DRAWN_NOTICE, audit_table
+    from paddle_medcls.evaluation.shortcut_audit import audit
+    from paddle_medcls.evaluation.tables import DRAWN_NOTICE, audit_table
 
     train, scored = (load_index(args.dataset, root, module.SPLITS[k], args.labels) for k in (0, -1))
     result = audit(train, scored, args.workers or usable_cores())
@@ -215,8 +215,8 @@ def _print_written(output: Path | None, files: list[str]) -> None:
 
 
 def _sheet_of_pairs(indexes: list, pairs: list, path: Path) -> None:
-    from paddle_medcls import plots
-    from paddle_medcls.report import DRAWN_NOTICE
+    from paddle_medcls.evaluation import plots
+    from paddle_medcls.evaluation.tables import DRAWN_NOTICE
 
     places = {(index.split, name): (index, row) for index in indexes for row, name in enumerate(index.ids)}
     rows = []

@@ -63,7 +63,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _work(args: argparse.Namespace) -> int:
     began = time.monotonic()
     from paddle_medcls.data.datasets import fetch
-    from paddle_medcls.report import NOTICE
+    from paddle_medcls.evaluation.tables import NOTICE
     from paddle_medcls.reproduce import Grid, plan, present, run_grid, score_without_leaks, write_tables
     from paddle_medcls.train import Options
 

@@ -115,7 +115,7 @@ def _work(args: argparse.Namespace) -> int:
         run_dir, metrics = _launch(args, recipe, count, environ)
     else:
         run_dir, metrics = _train(args, recipe)
-    from paddle_medcls.report import NOTICE, class_table, summary
+    from paddle_medcls.evaluation.tables import NOTICE, class_table, summary
 
     if metrics and HANDED_OVER not in os.environ:  # the first process, or the command that started it
         print(class_table(metrics))

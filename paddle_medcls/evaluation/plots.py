@@ -11,8 +11,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from paddle_medcls import metrics
 from paddle_medcls.core.files import atomic_write
+from paddle_medcls.evaluation import metrics
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 """Okabe and Ito's palette, told apart by the colour-blind."""

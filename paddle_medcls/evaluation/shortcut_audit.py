@@ -13,7 +13,7 @@ import numpy as np
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.reading import map_images, refuse_unreadable
-from paddle_medcls.metrics import accuracy_interval, auc, bootstrap_auc, clusters_of
+from paddle_medcls.evaluation.metrics import accuracy_interval, auc, bootstrap_auc, clusters_of
 from paddle_medcls.models.output_head import softmax
 
 SIDE = 40  # pixels of the small image

@@ -11,7 +11,7 @@ from paddle_medcls.core.errors import RunError
 from paddle_medcls.core.files import write_text
 from paddle_medcls.data.datasets.medmnist import card_of
 from paddle_medcls.data.index import Index
-from paddle_medcls.metrics import auc
+from paddle_medcls.evaluation.metrics import auc
 from paddle_medcls.models.output_head import OutputHead
 
 

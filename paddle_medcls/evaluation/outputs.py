@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import calibration, metrics, modelcard, plots, report
 from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.data.index import Index
-from paddle_medcls.medmnist_scores import write_scores
+from paddle_medcls.evaluation import calibration, metrics, model_card, plots, tables
+from paddle_medcls.evaluation.medmnist_scores import write_scores
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 
@@ -51,12 +51,14 @@ def calibrate(
             diagrams.append(
                 (name, calibration.reliability(*confidences), calibration.expected_calibration_error(*confidences))
             )
-        note = report.DRAWN_NOTICE if index.drawn or sidecar.drawn else ""
+        note = tables.DRAWN_NOTICE if index.drawn or sidecar.drawn else ""
         plots.reliability(output / "calibration.png", diagrams, f"{index.dataset}, {index.split}", note)
     sidecar = replace(sidecar, temperature=temperature, threshold=threshold, sha256=sha256(weights))
     sidecar.write(sidecar_of(weights))
-    if modelcard.is_card(weights.parent / "README.md"):
-        modelcard.write_card(weights.parent, sidecar, "weights", [weights.name], modelcard.run_facts(weights, sidecar))
+    if model_card.is_card(weights.parent / "README.md"):
+        model_card.write_card(
+            weights.parent, sidecar, "weights", [weights.name], model_card.run_facts(weights, sidecar)
+        )
     return sidecar
 
 
@@ -72,11 +74,11 @@ def write_outputs(folder: Path, logits: np.ndarray, index: Index, sidecar: Sidec
         sidecar: of the model.
         result: its metrics, see `score_split`.
     """
-    note = report.DRAWN_NOTICE if index.drawn or sidecar.drawn else ""
+    note = tables.DRAWN_NOTICE if index.drawn or sidecar.drawn else ""
     probs = sidecar.head.probabilities(logits)
     guesses = sidecar.head.decide(probs)
     write_json(folder / "metrics.json", result)
-    report.write_predictions(folder / f"predictions_{index.split}.csv", index, probs, guesses)
+    tables.write_predictions(folder / f"predictions_{index.split}.csv", index, probs, guesses)
     if index.dataset in NAMES:
         write_scores(folder, index, probs, run=f"{sidecar.recipe}-{sidecar.network.model}")
     title = f"{index.dataset}, {index.split}: {len(index)} images"

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.core.errors import DataError, command
-from paddle_medcls.metrics import (
+from paddle_medcls.evaluation.metrics import (
     accuracy_interval,
     auc,
     bootstrap_areas,

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from prettytable import PrettyTable
 
-from paddle_medcls.calibration import predictive_values
 from paddle_medcls.core.files import write_csv
 from paddle_medcls.data.index import Index
+from paddle_medcls.evaluation.calibration import predictive_values
 
 NOTICE = "For research and teaching; not for diagnosis."
 DRAWN_NOTICE = "SYNTHETIC SAMPLE: these images are synthetic; the results say nothing about patients."
@@ -80,7 +80,7 @@ def _beside(name: str, metrics: dict, published: dict[str, float]) -> str:
 
 
 def comparison_table(result: dict) -> str:
-    """Both models' metrics and their difference, with 95% intervals, see `comparison.compare`."""
+    """Both models' metrics and their difference, with 95% intervals, see `significance.compare`."""
 
     def cell(value: float, interval: Sequence[float], sign: str = "") -> str:
         if np.isnan(value):

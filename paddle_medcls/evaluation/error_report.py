@@ -11,9 +11,9 @@ import numpy as np
 
 from paddle_medcls.core.files import write_text
 from paddle_medcls.data.index import Index
-from paddle_medcls.metrics import auc, confusion, per_class
+from paddle_medcls.evaluation.metrics import auc, confusion, per_class
+from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
 from paddle_medcls.models.output_head import OutputHead
-from paddle_medcls.report import DRAWN_NOTICE, NOTICE
 
 SIDE = 192  # pixels of an image on the page
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from paddle_medcls.core.errors import DataError
-from paddle_medcls.metrics import loss_value
+from paddle_medcls.evaluation.metrics import loss_value
 
 
 def confidence_and_hits(probs: np.ndarray, labels: np.ndarray, task: str) -> tuple[np.ndarray, np.ndarray]:

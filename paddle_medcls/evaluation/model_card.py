@@ -13,15 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from paddle_medcls import metrics, report
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.core.files import MAX_JSON_BYTES, read_bounded, read_json, sha256, write_text
 from paddle_medcls.data.datasets import dataset_module, medmnist
+from paddle_medcls.evaluation import metrics, tables
+from paddle_medcls.evaluation.usage_code import export_code, preprocessing_text, weights_code
 from paddle_medcls.models.sidecar import FORMS as EXPORT_FORMS
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.recipes import find_recipe, get_recipe
 from paddle_medcls.recipes.recipe import Recipe
-from paddle_medcls.snippets import export_code, preprocessing_text, weights_code
 
 FORMS = ("weights", *EXPORT_FORMS)
 MARK = "# written by paddle_medcls, and written again when the model is"
@@ -145,9 +145,9 @@ def _front_matter(card: Sidecar, form: str) -> str:
 
 
 def _summary(card: Sidecar, about: dict[str, str]) -> str:
-    lines = [f"> **{report.NOTICE}** Not a medical device, and not tested in a clinic."]
+    lines = [f"> **{tables.NOTICE}** Not a medical device, and not tested in a clinic."]
     if card.drawn:
-        lines += [">", f"> **{report.DRAWN_NOTICE}**"]
+        lines += [">", f"> **{tables.DRAWN_NOTICE}**"]
     what = f" of {about['what']}" if "what" in about else ""
     names = ", ".join(f"{k} `{_cell(name)}`" for k, name in enumerate(card.classes))
     kind = {"multi-label": "Findings, each yes or no", "ordinal": "Grades"}.get(card.task, "Classes")

@@ -1,0 +1,1 @@
+"""Metrics with intervals, tables, plots, significance tests, error reports and model cards."""
