@@ -15,9 +15,9 @@ from paddle_medcls.core.progress import progress
 from paddle_medcls.data.decode import to_channels, write_png
 from paddle_medcls.evaluation.plots import heat_sheet, overlay
 from paddle_medcls.evaluation.tables import DRAWN_NOTICE
-from paddle_medcls.gradcam import METHODS, default_layer
+from paddle_medcls.explanation.faithfulness import Measurement
+from paddle_medcls.explanation.gradcam import METHODS, default_layer
 from paddle_medcls.predict import Predictor
-from paddle_medcls.trust import Measurement
 
 SHEET = 8  # images on the contact sheet
 

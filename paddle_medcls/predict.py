@@ -226,7 +226,7 @@ class Predictor:
             classes: class explained, one for all or one for each.
             layer, method: see `gradcam.gradcam`.
         """
-        from paddle_medcls.gradcam import default_layer, gradcam
+        from paddle_medcls.explanation.gradcam import default_layer, gradcam
 
         if layer is None:
             self._layer = self._layer or default_layer(self.model, self.input_zeros())

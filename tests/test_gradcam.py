@@ -8,8 +8,8 @@ import pytest
 
 from paddle_medcls.core.errors import RecipeError
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.explanation.gradcam import default_layer, gradcam, layer_shapes
 from paddle_medcls.frozen import freeze, start_training
-from paddle_medcls.gradcam import default_layer, gradcam, layer_shapes
 from paddle_medcls.models.network import Network
 
 

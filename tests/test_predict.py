@@ -14,12 +14,13 @@ import pytest
 import toynet  # noqa: F401  adds its small networks
 from fakes import pixels, write_image
 
-from paddle_medcls import engines, gradcam
+from paddle_medcls import engines
 from paddle_medcls.commands import predict
 from paddle_medcls.core.errors import DataError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.decode import read_image
+from paddle_medcls.explanation import gradcam
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.sidecar import Sidecar, find_model
 from paddle_medcls.models.weights import save_weights
@@ -109,7 +110,7 @@ def test_logits_that_are_not_finite_name_the_image(tmp_path: Path) -> None:
 def test_the_default_layer_is_found_once(monkeypatch) -> None:
     predictor, calls = predictor_of("rgb"), []
     find = gradcam.default_layer
-    monkeypatch.setattr("paddle_medcls.gradcam.default_layer", lambda *a: calls.append(1) or "conv")
+    monkeypatch.setattr("paddle_medcls.explanation.gradcam.default_layer", lambda *a: calls.append(1) or "conv")
     for _ in range(3):
         predictor.heatmaps([pixels(0)], 1)
     assert len(calls) == 1 and find is not None

@@ -203,7 +203,7 @@ def test_pictures_of_predictions(palm_run: Path, tmp_path: Path, capsys) -> None
 
 
 def test_predictions_are_printed_where_no_layer_suits(palm_run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("paddle_medcls.gradcam.MIN_SIDE", 99)
+    monkeypatch.setattr("paddle_medcls.explanation.gradcam.MIN_SIDE", 99)
     images = [str(palm_run.parent / "palm" / "PALM-Validation400" / f"V000{k}.jpg") for k in (1, 2)]
     arguments = [*images, "--weights", str(palm_run / "PALM.pdparams"), "--gradcam", str(tmp_path / "out")]
     assert predict.main([*arguments, "--csv", str(tmp_path / "p.csv")]) == 1

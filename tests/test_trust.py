@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from fakes import pixels, write_image
 
-from paddle_medcls import trust
 from paddle_medcls.core.files import picture_names
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.evaluation.plots import overlay
+from paddle_medcls.explanation import faithfulness
 from paddle_medcls.models.architectures import resnet
 from paddle_medcls.models.network import MODELS, Network
 from paddle_medcls.models.sidecar import Sidecar
@@ -27,47 +27,47 @@ def test_deletion_and_insertion_by_hand() -> None:
     x = np.zeros((1, 16, 16), np.float32)
     x[:, :8, :8] = 1
     good, bad = x[0], 1 - x[0]
-    curves = trust.deletion_insertion(lambda batch: batch[:, 0, :8, :8].mean(axis=(1, 2)), x, [good, bad], 4)
+    curves = faithfulness.deletion_insertion(lambda batch: batch[:, 0, :8, :8].mean(axis=(1, 2)), x, [good, bad], 4)
     np.testing.assert_allclose(curves["deletion"], [[1, 0.25, 0.25, 0.25, 0.25], [1, 1, 1, 1, 0.25]])
-    np.testing.assert_allclose(trust.areas_below(curves["deletion"]), [0.34375, 0.90625])
+    np.testing.assert_allclose(faithfulness.areas_below(curves["deletion"]), [0.34375, 0.90625])
     blurred = cv2.GaussianBlur(x[0], (0, 0), 1)[:8, :8].mean()
     np.testing.assert_allclose(curves["insertion"], [[blurred, 1, 1, 1, 1], [blurred] * 4 + [1]], rtol=1e-6)
 
 
 def test_areas_of_straight_lines() -> None:
-    assert trust.areas_below(np.array([[0, 0.5, 1], [1, 1, 1], [1, 0, 0]])).tolist() == [0.5, 1, 0.25]
+    assert faithfulness.areas_below(np.array([[0, 0.5, 1], [1, 1, 1], [1, 0, 0]])).tolist() == [0.5, 1, 0.25]
 
 
 def test_rank_correlation_equals_pandas_ranks() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.integers(0, 9, (20, 20)), rng.integers(0, 5, (20, 20)) + rng.integers(0, 5, (20, 20))
     ranks = [pd.Series(values.ravel()).rank() for values in (one, other)]
-    assert trust.rank_correlation(one, other) == pytest.approx(np.corrcoef(*ranks)[0, 1])
-    assert trust.rank_correlation(one, one**3) == pytest.approx(1)
-    assert trust.rank_correlation(one, -one) == pytest.approx(-1)
-    assert np.isnan(trust.rank_correlation(one, np.zeros((20, 20))))
+    assert faithfulness.rank_correlation(one, other) == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert faithfulness.rank_correlation(one, one**3) == pytest.approx(1)
+    assert faithfulness.rank_correlation(one, -one) == pytest.approx(-1)
+    assert np.isnan(faithfulness.rank_correlation(one, np.zeros((20, 20))))
 
 
 def test_energy_inside_a_mask() -> None:
     heat = np.array([[1, 3], [0, 4]], np.float32)
-    assert trust.energy_inside(heat, np.array([[True, False], [True, True]])) == 5 / 8
-    assert np.isnan(trust.energy_inside(0 * heat, heat > 0))
+    assert faithfulness.energy_inside(heat, np.array([[True, False], [True, True]])) == 5 / 8
+    assert np.isnan(faithfulness.energy_inside(0 * heat, heat > 0))
 
 
 def test_random_maps_are_coarse_and_repeat() -> None:
-    maps = trust.random_maps(4, (7, 7), 224, np.random.default_rng(5))
+    maps = faithfulness.random_maps(4, (7, 7), 224, np.random.default_rng(5))
     assert maps.shape == (4, 224, 224) and 0 <= maps.min() and maps.max() <= 1
-    assert (maps == trust.random_maps(4, (7, 7), 224, np.random.default_rng(5))).all()
+    assert (maps == faithfulness.random_maps(4, (7, 7), 224, np.random.default_rng(5))).all()
     assert np.abs(np.diff(maps, axis=2)).max() < 1 / 32 + 1e-6  # no steeper than two neighbouring cells
-    assert abs(trust.rank_correlation(maps[0], maps[1])) < 0.6
+    assert abs(faithfulness.rank_correlation(maps[0], maps[1])) < 0.6
 
 
 def test_masks_of_both_layouts(tmp_path: Path) -> None:
     for folder in ("COVID/images", "Normal"):
         image = write_image(tmp_path / folder / "a b.png", pixels(0))
-        assert trust.mask_of(image) is None
+        assert faithfulness.mask_of(image) is None
         mask = write_image(tmp_path / folder.split("/")[0] / "masks" / "a b.png", pixels(1))
-        assert trust.mask_of(image) == mask
+        assert faithfulness.mask_of(image) == mask
 
 
 class Bright(nn.Layer):
@@ -101,7 +101,7 @@ def test_true_maps_beat_chance_and_false_ones_do_not(mirrored: bool, monkeypatch
     paddle.seed(8)
     expected = paddle.rand([3]).numpy()
     paddle.seed(8)
-    measurement = trust.Measurement(model, card)
+    measurement = faithfulness.Measurement(model, card)
     assert (paddle.rand([3]).numpy() == expected).all()  # the generator of the caller is left alone
     assert measurement.layer == "cells.1" and measurement.grid == (8, 8)
     for number, (top, left) in enumerate([(2, 3), (20, 2), (3, 20), (19, 21)]):
@@ -132,7 +132,7 @@ def test_a_map_that_is_empty_is_counted_nowhere(monkeypatch) -> None:
     model = Bright(Network("bright", 2))
     model.cells[0].weight.set_value(paddle.zeros([4, 3, 4, 4]))
     card = Sidecar("covid", "toy", ("a", "b"), "binary", "softmax", Network("bright", 2), Preprocessing(32))
-    measurement = trust.Measurement(model, card, "cells.1")
+    measurement = faithfulness.Measurement(model, card, "cells.1")
     measurement.add(Path("a.png"), pixels(0), 1)
     assert measurement.rows == [{"image": "a.png", "class": "b"}]
     assert len(measurement.table().splitlines()) == 4  # the header alone

@@ -105,7 +105,7 @@ def _list_layers(predictor) -> int:
     from prettytable import PrettyTable
 
     from paddle_medcls.core.errors import RecipeError
-    from paddle_medcls.gradcam import default_layer, layer_shapes
+    from paddle_medcls.explanation.gradcam import default_layer, layer_shapes
 
     model, x = predictor.model, predictor.input_zeros()
     kinds = {name: type(layer).__name__ for name, layer in model.named_sublayers()}

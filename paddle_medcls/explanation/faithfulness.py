@@ -25,7 +25,7 @@ from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.decode import read_image, to_channels
 from paddle_medcls.evaluation.evaluate import predict_logits
 from paddle_medcls.evaluation.metrics import wilson
-from paddle_medcls.gradcam import METHODS, default_layer, gradcam, layer_shapes
+from paddle_medcls.explanation.gradcam import METHODS, default_layer, gradcam, layer_shapes
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.preprocessing.transforms import preprocess, unfit
 
