@@ -16,7 +16,7 @@ from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.train import Options, train
+from paddle_medcls.training.loop import Options, train
 
 QUIET = Options("cpu", 0, image_cache="off", say=lambda line: None)
 

@@ -28,7 +28,7 @@ from paddle_medcls.preprocessing.image_cache import content_key, scan_cached
 from paddle_medcls.preprocessing.statistics import scan
 from paddle_medcls.preprocessing.transforms import Preprocessing, fit
 from paddle_medcls.recipes import get_recipe
-from paddle_medcls.train import Options, train
+from paddle_medcls.training.loop import Options, train
 
 SPEC = Preprocessing(size_px=16, fit="crop", resize_px=20, channels="bgr")
 
@@ -267,7 +267,7 @@ def test_training_is_the_same_to_the_bit(
     palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
 ) -> None:
     monkeypatch.setattr("paddle_medcls.evaluation.outputs.write_outputs", lambda *_: None)
-    monkeypatch.setattr("paddle_medcls.rundir.write_history", lambda *_: None)
+    monkeypatch.setattr("paddle_medcls.training.run_directory.write_history", lambda *_: None)
     own = recipe(model="toy", epochs=2, **changes)
     folder = tmp_path / "images"
     quiet = {"device": "cpu", "workers": 1, "say": lambda line: None}

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import toynet
 
-from paddle_medcls import distributed
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.datasets import load_index
-from paddle_medcls.distributed import from_first, pieces, whole_batch_norm
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.weights import read_weights
-from paddle_medcls.train import Options, train
+from paddle_medcls.training import distributed
+from paddle_medcls.training.distributed import from_first, pieces, whole_batch_norm
+from paddle_medcls.training.loop import Options, train
 
 # Without batch norm and dropout, whose results depend on how a batch is shared out. 13 images in
 # batches of 4 leave a last batch of one, of which the second process has no share; 7 validation

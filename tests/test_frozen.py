@@ -14,13 +14,13 @@ from paddle_medcls.core.errors import DataError, RecipeError, WeightsError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.evaluation.evaluate import evaluate_split
-from paddle_medcls.frozen import cached_features, freeze, frozen_hash, head_logits, start_training
 from paddle_medcls.models import pretrained
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.weights import load_pretrained, recognise, save_weights
 from paddle_medcls.preprocessing.augmentation import _random_crop, random_version
 from paddle_medcls.preprocessing.loader import ImageDataset
-from paddle_medcls.train import Options, train
+from paddle_medcls.training.frozen_features import cached_features, freeze, frozen_hash, head_logits, start_training
+from paddle_medcls.training.loop import Options, train
 
 QUIET = Options(device="cpu", workers=0, say=lambda line: None)
 

@@ -9,8 +9,8 @@ import pytest
 from paddle_medcls.core.errors import RecipeError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.explanation.gradcam import default_layer, gradcam, layer_shapes
-from paddle_medcls.frozen import freeze, start_training
 from paddle_medcls.models.network import Network
+from paddle_medcls.training.frozen_features import freeze, start_training
 
 
 def batch(count: int = 3, size: int = 64, channels: int = 3) -> np.ndarray:

@@ -85,7 +85,7 @@ def test_no_circles() -> None:
 
 def test_the_rule_can_fail(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(
-        "def f():\n    from paddle_medcls.train import train\n    import paddle_medcls.rundir\n"
+        "def f():\n    from paddle_medcls.training.loop import train\n    import paddle_medcls.training.run_directory\n"
     )
     assert imports(tmp_path / "a.py") == {"train", "rundir"}
     assert folder("training.loop") > folder("models") > folder("data.index") > folder("core.errors") == 0

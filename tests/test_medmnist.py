@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paddle_medcls.assemble import network_for
 from paddle_medcls.commands import eval as eval_command
 from paddle_medcls.commands import reproduce as reproduce_command
 from paddle_medcls.commands import train as train_command
@@ -34,7 +33,8 @@ from paddle_medcls.preprocessing.loader import ImageDataset, cut, epoch_order, l
 from paddle_medcls.preprocessing.statistics import scan
 from paddle_medcls.preprocessing.transforms import fit, preprocess
 from paddle_medcls.recipes import all_recipes, get_recipe, published_results
-from paddle_medcls.train import Options, train
+from paddle_medcls.training.loop import Options, train
+from paddle_medcls.training.setup import network_for
 
 RECIPES = [name for name in all_recipes() if name.startswith("medmnist")]
 TASKS = {"breastmnist": "binary", "retinamnist": "ordinal", "bloodmnist": "multi-class", "chestmnist": "multi-label"}

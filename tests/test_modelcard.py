@@ -33,7 +33,7 @@ from paddle_medcls.models.sidecar import Sidecar, pixels_spec
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.preprocessing.transforms import Preprocessing, fit
-from paddle_medcls.train import Options, train
+from paddle_medcls.training.loop import Options, train
 
 
 def sidecar(**changes: object) -> Sidecar:

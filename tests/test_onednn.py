@@ -14,7 +14,6 @@ import pytest
 import toynet  # noqa: F401  its networks are no ResNets
 from fakes import ROOT, recipe
 
-from paddle_medcls import rundir
 from paddle_medcls.commands import train as train_command
 from paddle_medcls.core.errors import RunError, SetupError, Stopped
 from paddle_medcls.core.hardware import has_bfloat16
@@ -25,7 +24,8 @@ from paddle_medcls.models.onednn.network import Accelerated, obstacle
 from paddle_medcls.models.onednn.operators import Operators
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.predict import Predictor
-from paddle_medcls.train import Options, train
+from paddle_medcls.training import run_directory
+from paddle_medcls.training.loop import Options, train
 
 SMALL = Network("resnet18", 3, 1, "small")
 missing = obstacle(SMALL.build(), "cpu")
@@ -371,7 +371,7 @@ def test_bfloat16_is_near(operators: Operators) -> None:
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("curves", "confusion", "roc"):
-        monkeypatch.setattr(rundir.plots, name, lambda *_: None)
+        monkeypatch.setattr(run_directory.plots, name, lambda *_: None)
 
 
 def go(root: Path, run_dir: Path, resume: bool = False, **options: object) -> list[str]:
@@ -420,7 +420,7 @@ def test_missing_operators(palm_root: Path, tmp_path: Path, no_plots: None, monk
 def test_bfloat16_needs_its_instructions(palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SetupError, match="float32"):
         go(palm_root, tmp_path / "run", kernels="paddle", precision="bf16")
-    monkeypatch.setattr("paddle_medcls.session.has_bfloat16", lambda: False)
+    monkeypatch.setattr("paddle_medcls.training.session.has_bfloat16", lambda: False)
     with pytest.raises(SetupError, match="no instructions for bfloat16"):
         go(palm_root, tmp_path / "run", kernels="auto", precision="bf16")
 
@@ -451,11 +451,11 @@ def test_a_resume_refuses_the_option_kernels(capsys: pytest.CaptureFixture) -> N
 
 
 def test_a_grid_keeps_its_precision(palm_root: Path, tmp_path: Path) -> None:
-    from paddle_medcls.reproduce import Cell, run_grid
+    from paddle_medcls.training.reproduce import Cell, run_grid
 
     own = recipe()
     (tmp_path / "cell").mkdir()
-    rundir.describe(tmp_path / "cell", own, {}, {"device": "cpu", "kernels": "onednn bf16"})
+    run_directory.describe(tmp_path / "cell", own, {}, {"device": "cpu", "kernels": "onednn bf16"})
     with pytest.raises(RunError, match="another recipe") as fault:
         run_grid([Cell(own, palm_root, tmp_path / "cell")], tmp_path, Options("cpu", kernels="auto"))
     assert "onednn bf16 then, auto f32 now" in str(fault.value)

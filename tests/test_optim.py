@@ -10,8 +10,14 @@ from fakes import recipe
 
 from paddle_medcls.core.errors import RecipeError
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.optim import build_loss, build_optimizer, build_schedule, class_weights, learning_rates
 from paddle_medcls.recipes import get_recipe
+from paddle_medcls.training.optimization import (
+    build_loss,
+    build_optimizer,
+    build_schedule,
+    class_weights,
+    learning_rates,
+)
 
 # --- learning rates --------------------------------------------------------------------------------
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import fakes
 import pytest
 
-from paddle_medcls import launcher
 from paddle_medcls.core import errors
 from paddle_medcls.core.hardware import prepare_environment
-from paddle_medcls.train import Options, train
+from paddle_medcls.training import launcher
+from paddle_medcls.training.loop import Options, train
 
 PROGRAM = [sys.executable, str(fakes.TOOLS / "train.py")]
 

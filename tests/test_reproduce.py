@@ -9,16 +9,16 @@ import time
 import numpy as np
 import pytest
 
-from paddle_medcls import reproduce
 from paddle_medcls.commands import reproduce as command
 from paddle_medcls.core.errors import RecipeError, RunError, Stopped
 from paddle_medcls.core.files import write_json
 from paddle_medcls.data.index import DRAWN_MARK
 from paddle_medcls.data.sample import draw_npz
-from paddle_medcls.gridtable import Row, permutation_p, table, verdict
 from paddle_medcls.recipes import published_results
-from paddle_medcls.reproduce import Grid, plan, run_grid, score_without_leaks, write_tables
-from paddle_medcls.train import Options, train
+from paddle_medcls.training import reproduce
+from paddle_medcls.training.loop import Options, train
+from paddle_medcls.training.reproduce import Grid, plan, run_grid, score_without_leaks, write_tables
+from paddle_medcls.training.reproduction_table import Row, permutation_p, table, verdict
 
 
 @pytest.fixture

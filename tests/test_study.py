@@ -23,7 +23,7 @@ from paddle_medcls.heatmaps import HeatMapOptions, heat_maps
 from paddle_medcls.models.output_head import OutputHead, sigmoid
 from paddle_medcls.predict import Predictor
 from paddle_medcls.scoring import EvalOptions, evaluate
-from paddle_medcls.train import Options, train
+from paddle_medcls.training.loop import Options, train
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,6 @@ import pytest
 import toynet
 from fakes import pixels, recipe, write_image
 
-from paddle_medcls import rundir
-from paddle_medcls.checkpoint import load_state
 from paddle_medcls.commands import eval as eval_command
 from paddle_medcls.core import files
 from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, RunError, SetupError
@@ -33,8 +31,10 @@ from paddle_medcls.data.datasets import load_index
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.predict import Predictor
 from paddle_medcls.recipes.recipe import Recipe
-from paddle_medcls.session import start_session
-from paddle_medcls.train import Options, train
+from paddle_medcls.training import run_directory
+from paddle_medcls.training.checkpoint import load_state
+from paddle_medcls.training.loop import Options, train
+from paddle_medcls.training.session import start_session
 
 PLAIN = {"model": "toy", "epochs": 3, "lr": 0.05}
 RICH = {
@@ -59,7 +59,7 @@ def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Drawing takes most of a toy run's time; the test of the whole run directory does draw."""
     if "pictures" not in request.keywords:
         for name in ("curves", "confusion", "roc"):
-            monkeypatch.setattr(rundir.plots, name, lambda *_: None)
+            monkeypatch.setattr(run_directory.plots, name, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
@@ -617,8 +617,8 @@ def test_other_settings_are_refused(began: dict, options: dict, message: str) ->
 
 def test_a_resume_keeps_the_settings_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mixed precision, determinism, the kind of device, kernels and precision, without being asked."""
-    monkeypatch.setattr("paddle_medcls.session.select_device", lambda name: {"gpu": "gpu:0"}.get(name, name))
-    monkeypatch.setattr("paddle_medcls.session.configure_gpu", lambda deterministic, amp: None)
+    monkeypatch.setattr("paddle_medcls.training.session.select_device", lambda name: {"gpu": "gpu:0"}.get(name, name))
+    monkeypatch.setattr("paddle_medcls.training.session.configure_gpu", lambda deterministic, amp: None)
     environment = {"device": "gpu:0", "kernels": "paddle", "amp": True, "deterministic": True}
     session = start_session(Options(), environment)
     found = session.options
@@ -739,16 +739,16 @@ def test_a_run_directory_is_trained_in_by_one(palm_root: Path, tmp_path: Path) -
 
 def test_timing_has_each_epoch_once(palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after the time was written and before the state was: the epoch is repeated, its row replaced."""
-    whole, saves = rundir.save, []
+    whole, saves = run_directory.save, []
 
-    def dies(run_dir: Path, parts: dict, state: rundir.State) -> None:
+    def dies(run_dir: Path, parts: dict, state: run_directory.State) -> None:
         saves.append(state.epoch)
         if len(saves) == 2:
             raise KeyboardInterrupt
         whole(run_dir, parts, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rundir, "save", dies)
+        patch.setattr(run_directory, "save", dies)
         with pytest.raises(KeyboardInterrupt):
             go(palm_root, tmp_path / "run", **PLAIN)
     assert [row["epoch"] for row in records(tmp_path / "run" / "timing.csv")] == ["1", "2"]
@@ -840,7 +840,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = fakes.palm_tree(where / "palm")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("curves", "confusion", "roc"):
-            patch.setattr(rundir.plots, name, lambda *_: None)
+            patch.setattr(run_directory.plots, name, lambda *_: None)
         interrupted(root, where / "run", 4, **PLAIN)
     return root, where / "run"
 
@@ -908,8 +908,8 @@ def test_a_disk_that_is_really_full(palm_root: Path, tmp_path: Path) -> None:
 def test_options_are_checked_before_an_image_is_decoded(
     changes: dict, options: dict, error: type, message: str, palm_root: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("paddle_medcls.assemble.scan_cached", lambda *_: pytest.fail("images were decoded"))
-    monkeypatch.setattr("paddle_medcls.session.has_bfloat16", lambda: False)
+    monkeypatch.setattr("paddle_medcls.training.setup.scan_cached", lambda *_: pytest.fail("images were decoded"))
+    monkeypatch.setattr("paddle_medcls.training.session.has_bfloat16", lambda: False)
     monkeypatch.setitem(sys.modules, "visualdl", None)
     with pytest.raises(error, match=message):
         train(recipe(**changes), palm_root, tmp_path / "run", Options("cpu", say=lambda line: None, **options))
@@ -926,7 +926,7 @@ def test_the_defaults_of_python_are_the_commands(palm_root: Path, tmp_path: Path
         given.append(options)
         return train(own, data_root, run_dir, options, resume)
 
-    monkeypatch.setattr("paddle_medcls.train.train", spy)
+    monkeypatch.setattr("paddle_medcls.training.loop.train", spy)
     (tmp_path / "toy.json").write_text(json.dumps(recipe(**PLAIN).to_json()))
     words = ["--recipe", str(tmp_path / "toy.json"), "--data-root", str(palm_root), "--output", str(tmp_path / "a")]
     assert command.main(words) == 0

@@ -63,7 +63,7 @@ for _builder in (toy, toy_plain):
 
 if __name__ == "__main__":
     from paddle_medcls.recipes.recipe import Recipe
-    from paddle_medcls.train import Options, train
+    from paddle_medcls.training.loop import Options, train
 
     ON_STEP.append(lambda: time.sleep(float(os.environ.get("TOY_SECONDS_PER_STEP", "0"))))
     recipe_file, data_root, run_dir, *resume = sys.argv[1:]

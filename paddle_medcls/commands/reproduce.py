@@ -64,8 +64,8 @@ def _work(args: argparse.Namespace) -> int:
     began = time.monotonic()
     from paddle_medcls.data.datasets import fetch
     from paddle_medcls.evaluation.tables import NOTICE
-    from paddle_medcls.reproduce import Grid, plan, present, run_grid, score_without_leaks, write_tables
-    from paddle_medcls.train import Options
+    from paddle_medcls.training.loop import Options
+    from paddle_medcls.training.reproduce import Grid, plan, present, run_grid, score_without_leaks, write_tables
 
     output = args.output or Path("runs") / f"reproduce-{args.suite}"
     grid = Grid(args.suite, args.seeds, args.recipe, args.sets, args.models, args.epochs)

@@ -128,8 +128,8 @@ def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
     """Trains in this process; the run directory and the metrics."""
     from paddle_medcls.core.hardware import NOTES
     from paddle_medcls.core.paddle_setup import select_device
-    from paddle_medcls.distributed import from_first, join
-    from paddle_medcls.train import Options, check_recipe, train
+    from paddle_medcls.training.distributed import from_first, join
+    from paddle_medcls.training.loop import Options, check_recipe, train
 
     check_recipe(recipe)
     select_device(args.device)  # before processes meet, which they do by their devices
@@ -150,9 +150,9 @@ def _launch(args: argparse.Namespace, recipe, count: int, environ: dict[str, str
 
     from paddle_medcls.core.errors import SetupError, Stopped
     from paddle_medcls.core.paddle_setup import count_gpus
-    from paddle_medcls.interrupt import interrupted
-    from paddle_medcls.launcher import launch
-    from paddle_medcls.train import check_recipe
+    from paddle_medcls.training.interruption import interrupted
+    from paddle_medcls.training.launcher import launch
+    from paddle_medcls.training.loop import check_recipe
 
     check_recipe(recipe)
     gpus = 0 if args.device == "cpu" else count_gpus()
@@ -192,12 +192,12 @@ def _processes(text: str) -> int | str:
 
 def _count(args: argparse.Namespace) -> int:
     """Number of processes to start; a resumed run has as many as it began with, and one of several starts none."""
-    from paddle_medcls.launcher import launched
+    from paddle_medcls.training.launcher import launched
 
     if launched():
         return 1
     if args.processes is None and args.resume:
-        from paddle_medcls.resume import read_environment
+        from paddle_medcls.training.resume import read_environment
 
         return read_environment(args.resume).get("processes", 1)
     if args.processes == "auto":
@@ -252,10 +252,10 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
     from paddle_medcls.data.datasets import default_root, fetch
 
     if args.resume:
-        from paddle_medcls.resume import read_facts
+        from paddle_medcls.training.resume import read_facts
 
         return args.resume, args.data_root or Path(read_facts(args.resume)["data_root"])
-    from paddle_medcls.resume import refuse_taken
+    from paddle_medcls.training.resume import refuse_taken
 
     run_dir = _run_dir(args, recipe)
     refuse_taken(run_dir)
@@ -272,9 +272,9 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
 
 
 def _summary(recipe) -> int:
-    from paddle_medcls.assemble import network_for
     from paddle_medcls.core.paddle_setup import paddle
     from paddle_medcls.data.datasets import dataset_classes
+    from paddle_medcls.training.setup import network_for
 
     classes, task = dataset_classes(recipe.dataset, recipe.labels)
     network = network_for(recipe, len(classes), task)

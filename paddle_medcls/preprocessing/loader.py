@@ -122,7 +122,8 @@ def load_batches(dataset, batches: Sequence[range | np.ndarray], workers: int) -
     """Yields the batches in order, with two batches read ahead.
 
     Args:
-        dataset: an `ImageDataset`, or another class with its `whole_batches` and `batch` (`frozen.FeatureDataset`).
+        dataset: an `ImageDataset`, or another class with its `whole_batches` and `batch`, as
+            `frozen_features.FeatureDataset`.
         batches: the rows of each batch.
         workers: reading threads; 0: each batch is read when it is needed.
     """

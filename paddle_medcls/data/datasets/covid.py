@@ -1,6 +1,6 @@
 """COVID-19 Radiography Database: chest X-rays in four classes, as in the COVID-19 radiography tutorial.
 
-The split files `train.txt`, `val.txt` and `test.txt` in the data root hold one `relative/path label` in each line;
+The split files `loop.txt`, `val.txt` and `test.txt` in the data root hold one `relative/path label` in each line;
 `prepare --dataset covid --split` writes them. Two layouts are read: Kaggle's (`COVID/images/…`, `Lung_Opacity`,
 `Viral Pneumonia`; its masks are ignored) and the tutorial's (`COVID/…`, `LungOpacity`, `ViralPneumonia`).
 """

@@ -12,7 +12,7 @@ from typing import Any
 from paddle_medcls.core.errors import RunError, SetupError
 from paddle_medcls.core.hardware import has_bfloat16
 from paddle_medcls.core.paddle_setup import configure_gpu, require_gpu, select_device
-from paddle_medcls.distributed import join
+from paddle_medcls.training.distributed import join
 
 
 @dataclass(frozen=True)

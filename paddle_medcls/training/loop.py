@@ -16,26 +16,26 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls import rundir
-from paddle_medcls.assemble import amp_type, check_recipe, read_data
 from paddle_medcls.core.errors import RunError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
-from paddle_medcls.distributed import exchange, from_first, over_processes, pieces, synchronise
 from paddle_medcls.evaluation import metrics, model_card, outputs
 from paddle_medcls.evaluation.evaluate import evaluate_split
-from paddle_medcls.frozen import FeatureDataset, head_logits, start_training
-from paddle_medcls.interrupt import Interrupt, interrupted
 from paddle_medcls.models.onednn.network import Accelerated
 from paddle_medcls.models.output_head import check_finite
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.preprocessing.loader import Batch, ImageDataset, load_batches
 from paddle_medcls.recipes.recipe import Recipe
-from paddle_medcls.resume import locked, read_environment
-from paddle_medcls.rundir import HISTORY, STEP_LOG, State
-from paddle_medcls.session import Options, Session, start_session
-from paddle_medcls.training import Training, open_run
+from paddle_medcls.training import run_directory
+from paddle_medcls.training.distributed import exchange, from_first, over_processes, pieces, synchronise
+from paddle_medcls.training.frozen_features import FeatureDataset, head_logits, start_training
+from paddle_medcls.training.interruption import Interrupt, interrupted
+from paddle_medcls.training.resume import locked, read_environment
+from paddle_medcls.training.run import Training, open_run
+from paddle_medcls.training.run_directory import HISTORY, STEP_LOG, State
+from paddle_medcls.training.session import Options, Session, start_session
+from paddle_medcls.training.setup import amp_type, check_recipe, read_data
 
 CURVE_SECONDS = 30  # the curves are drawn at most this often
 SAVE_MINUTES = 10  # inside a long epoch, the state is saved this often
@@ -135,7 +135,7 @@ def train_epoch(training: Training, session: Session, interrupt: Interrupt) -> N
                 asked = _log_steps(unread, state, training.board) or asked
                 bar.set_postfix(loss=f"{state.steps[-1][2]:.4f}", refresh=False)
                 if session.first and (asked or time.monotonic() - saved_at > SAVE_MINUTES * 60):
-                    rundir.save(training.directory, learner.parts, state)
+                    run_directory.save(training.directory, learner.parts, state)
                     saved_at = time.monotonic()
             if asked:
                 from_first(lambda: None, session.rank, session.world)  # it has saved
@@ -187,7 +187,7 @@ def keep_epoch(training: Training, session: Session, logits: np.ndarray) -> None
     """Scores an epoch and writes what is kept of it; the state last, so that a resume repeats whatever is missing."""
     recipe, state, data, card = training.recipe, training.state, training.data, training.learner.card
     result = metrics.evaluate_logits(logits, data.val.labels, card.head, intervals=False)
-    row = rundir.history_row(state, [len(rows) for rows in training.batches], result)
+    row = run_directory.history_row(state, [len(rows) for rows in training.batches], result)
     state.history.append(row)
     score = -result["loss"] if recipe.monitor == "loss" else result[recipe.monitor]
     if not math.isfinite(score):
@@ -202,14 +202,14 @@ def keep_epoch(training: Training, session: Session, logits: np.ndarray) -> None
     state.epoch, state.batch = state.epoch + 1, 0
     if session.first:
         if improved:
-            rundir.keep_weights(training.validated, training.weights, card, {"split": "val", **result})
+            run_directory.keep_weights(training.validated, training.weights, card, {"split": "val", **result})
         picture = training.finished or time.monotonic() - training.drawn_at > CURVE_SECONDS
-        rundir.write_history(training.directory, state, data.note, picture)
+        run_directory.write_history(training.directory, state, data.note, picture)
         training.drawn_at = time.monotonic() if picture else training.drawn_at
-        rundir.write_timing(training.directory, _timing(training))
+        run_directory.write_timing(training.directory, _timing(training))
         for name in HISTORY[2:] if training.board is not None else ():
             training.board.add_scalar(f"epoch/{name}", row[name], state.epoch)
-        rundir.save(training.directory, training.learner.parts, state)
+        run_directory.save(training.directory, training.learner.parts, state)
     session.say(_epoch_line(row, recipe, improved, training.seconds))
 
 
@@ -226,7 +226,7 @@ def finish(training: Training, session: Session) -> Run:
     result = outputs.score_split(logits, data.val, learner.card.head)
     result |= {"epoch": state.best_epoch, "drawn": data.train.drawn}
     outputs.write_outputs(training.directory, logits, data.val, learner.card, result)
-    card = rundir.write_sidecar(weights, learner.card, result)
+    card = run_directory.write_sidecar(weights, learner.card, result)
     facts = model_card.run_facts(weights, card, _count_parameters(learner.model))
     model_card.write_card(training.directory, card, "weights", [weights.name], facts)
     return Run(training.directory, weights, result, state.history)
@@ -307,7 +307,7 @@ def _update_average(average, model, decay: float, step: int) -> None:
 
 
 def _timing(training: Training) -> list[float]:
-    """The row of `timing.csv` of an epoch, see `rundir.TIMING`."""
+    """The row of `timing.csv` of an epoch, see `run_directory.TIMING`."""
     seconds = max(training.seconds, 1e-9)
     speed, waiting = len(training.data.train) / seconds, training.waited / seconds
     return [training.state.epoch, seconds, speed, waiting, time.monotonic() - training.began_at]

@@ -16,19 +16,19 @@ from paddle_medcls.core.files import remove_abandoned
 from paddle_medcls.core.paddle_setup import count_gpus, paddle
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
-from paddle_medcls.distributed import from_first, whole_batch_norm
 from paddle_medcls.evaluation import tables
-from paddle_medcls.frozen import cached_features, freeze, frozen_hash, usable_folder
 from paddle_medcls.models.network import LOSSES, Network, model_names
 from paddle_medcls.models.onednn.network import obstacle
 from paddle_medcls.models.pretrained import pretrained_file
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import load_pretrained
-from paddle_medcls.optim import build_loss, build_optimizer, build_schedule, class_weights
 from paddle_medcls.preprocessing.image_cache import mapped, scan_cached
 from paddle_medcls.preprocessing.loader import ImageDataset
 from paddle_medcls.recipes.recipe import Recipe
-from paddle_medcls.session import Session
+from paddle_medcls.training.distributed import from_first, whole_batch_norm
+from paddle_medcls.training.frozen_features import cached_features, freeze, frozen_hash, usable_folder
+from paddle_medcls.training.optimization import build_loss, build_optimizer, build_schedule, class_weights
+from paddle_medcls.training.session import Session
 
 
 @dataclass(frozen=True)

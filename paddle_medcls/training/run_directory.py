@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.checkpoint import save_state
 from paddle_medcls.core.files import sha256, write_csv, write_json
 from paddle_medcls.evaluation import plots
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.recipes.recipe import Recipe
+from paddle_medcls.training.checkpoint import save_state
 
 HISTORY = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_auc")
 STEP_LOG = ("step", "lr", "loss", "accuracy")

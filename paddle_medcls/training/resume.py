@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from paddle_medcls import __version__
-from paddle_medcls.checkpoint import FILE, load_state
 from paddle_medcls.core.errors import RunError
 from paddle_medcls.core.files import remove_abandoned
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.recipes.recipe import Recipe
-from paddle_medcls.rundir import HISTORY, STEP_LOG, State, read_timing
-from paddle_medcls.session import Session
+from paddle_medcls.training.checkpoint import FILE, load_state
+from paddle_medcls.training.run_directory import HISTORY, STEP_LOG, State, read_timing
+from paddle_medcls.training.session import Session
 
 _OURS = ("recipe.json", "data.json", "environment.json", "history.csv", "steps.csv", "timing.csv", "metrics.json")
 
@@ -173,7 +173,7 @@ def restore(run_dir: Path, recipe: Recipe, parts: dict, weights: Path) -> State:
     """Reads the state of a run into its parts, after checking it.
 
     Args:
-        parts: "model", "average", "optimizer" and "scaler", see `assemble.Learner`.
+        parts: "model", "average", "optimizer" and "scaler", see `setup.Learner`.
         weights: the run's best weights, which are there if the state says so.
 
     Raises:

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from paddle_medcls import rundir
-from paddle_medcls.assemble import Data, Learner, build_learner, choose_kernels
 from paddle_medcls.core.paddle_setup import environment, paddle
 from paddle_medcls.data.datasets import weights_name
 from paddle_medcls.evaluation import model_card
@@ -18,9 +16,11 @@ from paddle_medcls.models.onednn.network import Accelerated
 from paddle_medcls.models.onednn.operators import Operators
 from paddle_medcls.preprocessing.loader import cut, epoch_order
 from paddle_medcls.recipes.recipe import Recipe
-from paddle_medcls.resume import refuse_changes, restore
-from paddle_medcls.rundir import State
-from paddle_medcls.session import Session
+from paddle_medcls.training import run_directory
+from paddle_medcls.training.resume import refuse_changes, restore
+from paddle_medcls.training.run_directory import State
+from paddle_medcls.training.session import Session
+from paddle_medcls.training.setup import Data, Learner, build_learner, choose_kernels
 
 
 @dataclass
@@ -92,7 +92,7 @@ def open_run(run_dir: Path, recipe: Recipe, data: Data, session: Session, resume
         surroundings = environment(session.device) | {"processes": session.world, "kernels": kernels}
         surroundings |= {"amp": bool(options.amp), "deterministic": bool(options.deterministic)}
         surroundings["overrides"] = model_card.recipe_changes(learner.card, recipe)
-        rundir.describe(run_dir, recipe, data.facts, surroundings)
+        run_directory.describe(run_dir, recipe, data.facts, surroundings)
     board = _open_board(run_dir, session)
     return Training(run_dir, weights, recipe, data, learner, network, inference_kernels, state, board)
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paddle_medcls.checkpoint import FILE
 from paddle_medcls.core.errors import DataError, RecipeError, RunError, Stopped, did_you_mean
 from paddle_medcls.core.files import write_csv, write_json, write_text
 from paddle_medcls.core.progress import progress
@@ -28,16 +27,17 @@ from paddle_medcls.evaluation.evaluate import evaluate_split
 from paddle_medcls.evaluation.metrics import auc
 from paddle_medcls.evaluation.outputs import score_split, write_outputs
 from paddle_medcls.evaluation.significance import read_predictions
-from paddle_medcls.gridtable import Row, table
 from paddle_medcls.models.network import model_names
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.preprocessing.loader import ImageDataset
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.recipes.recipe import Recipe
-from paddle_medcls.resume import read_environment
-from paddle_medcls.session import began_with
-from paddle_medcls.train import Options, train
+from paddle_medcls.training.checkpoint import FILE
+from paddle_medcls.training.loop import Options, train
+from paddle_medcls.training.reproduction_table import Row, table
+from paddle_medcls.training.resume import read_environment
+from paddle_medcls.training.session import began_with
 
 SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "medmnist": (("medmnist",), tuple(CARDS), ("resnet18", "resnet50")),

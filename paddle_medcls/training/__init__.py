@@ -1,0 +1,1 @@
+"""Training, resuming, run directories and grids of runs."""
