@@ -137,8 +137,8 @@ def prepare(job: Job) -> float:
     from paddle_medcls.core.files import sha256
     from paddle_medcls.core.paddle_setup import paddle
     from paddle_medcls.data.synthetic import radiograph
-    from paddle_medcls.graph import logits_graph
-    from paddle_medcls.graph_models import to_onnx, to_openvino
+    from paddle_medcls.deployment.graph import logits_graph
+    from paddle_medcls.deployment.graph_models import to_onnx, to_openvino
     from paddle_medcls.models.network import Network
     from paddle_medcls.models.sidecar import Sidecar
     from paddle_medcls.models.weights import read_weights, save_weights
@@ -175,11 +175,11 @@ def inference(job: Job, batch: int, engine: str, precision: str = "f32") -> floa
     """Images per second of ResNet-50 at 224 pixels in a Predictor.
 
     Args:
-        engine: an engine of `predict.Predictor.from_weights`, or "as installed".
+        engine: an engine of `predictor.Predictor.from_weights`, or "as installed".
     """
     if engine == "as installed":
         import_as_installed()
-    from paddle_medcls.predict import Predictor
+    from paddle_medcls.deployment.predictor import Predictor
 
     name = None if engine == "as installed" else engine
     predictor = Predictor.from_weights(Path(job.folder) / "NET.pdparams", engine=name, precision=precision)

@@ -16,17 +16,17 @@ import pytest
 import toynet  # noqa: F401  adds its small networks
 from fakes import ROOT, pixels, write_image
 
-from paddle_medcls import engines
-from paddle_medcls import export as exporting
 from paddle_medcls.commands import eval, export, predict
 from paddle_medcls.core import hardware
 from paddle_medcls.core.errors import RunError, SetupError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.deployment import export as exporting
+from paddle_medcls.deployment import inference_engines
+from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.sidecar import Sidecar, find_model, sidecar_of
 from paddle_medcls.models.weights import save_weights
-from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.preprocessing.transforms import Preprocessing
 
 LIBRARIES = {"paddle": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
@@ -109,7 +109,7 @@ def test_every_form_gives_the_probabilities_of_the_network(form: str, weights, e
     for size in (1, 3, 5):
         parts = [served.head.probabilities(served.logits(images[k : k + size])) for k in range(0, len(images), size)]
         np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5)
-    assert (served.engine, served.precision) == (engines.FORMS[form], "f32")
+    assert (served.engine, served.precision) == (inference_engines.FORMS[form], "f32")
 
 
 @pytest.mark.parametrize("form", LIBRARIES)
@@ -161,7 +161,7 @@ def test_pixels_in_probabilities_out(task: str, form: str, flips: tuple, tmp_pat
     )
     card = Sidecar("covid", "covid", tuple("abc"[: max(2, outputs)]), kind, loss, network, spec, flips, 0.7)
     exporting._WRITERS[form](Predictor(card, PaddleNetwork(model, flips)), tmp_path, "NET")
-    backend = engines.open_model(tmp_path, "NET", form, "f32", outputs)
+    backend = inference_engines.open_model(tmp_path, "NET", form, "f32", outputs)
     pixels = np.random.default_rng(4).integers(0, 256, (3, spec.size_px, spec.size_px, count), np.uint8)
     found = backend.outputs(pixels.transpose(0, 3, 1, 2).astype(np.float32))
     x = (pixels.astype(np.float32).transpose(0, 3, 1, 2) - 99.5) / 41
@@ -306,11 +306,11 @@ def test_find_model(weights: Path, tmp_path: Path) -> None:
 
 def count_of(engine: str) -> None:
     """Skips where the engine is not installed."""
-    if not engines.installed(engine):
+    if not inference_engines.installed(engine):
         pytest.skip(f"{engine} is not installed")
 
 
-@pytest.mark.parametrize("engine", engines.FASTEST_FIRST)
+@pytest.mark.parametrize("engine", inference_engines.FASTEST_FIRST)
 def test_a_weight_file_in_every_engine(engine: str, weights: Path, images) -> None:
     count_of(engine)
     served, expected = Predictor.from_weights(weights, engine=engine), by_hand(weights, images)
@@ -335,11 +335,14 @@ def test_auto_takes_the_first_that_is_installed_and_knows_the_network(tmp_path: 
         (("onnxruntime",), "onnxruntime"),
         ((), "paddle"),
     ):
-        if all(engines.installed(name) for name in there):
-            monkeypatch.setattr("paddle_medcls.engines.installed", lambda name, there=there: name in (*there, "paddle"))
+        if all(inference_engines.installed(name) for name in there):
+            monkeypatch.setattr(
+                "paddle_medcls.deployment.inference_engines.installed",
+                lambda name, there=there: name in (*there, "paddle"),
+            )
             assert Predictor.from_weights(weights, engine="auto").engine == expected
             monkeypatch.undo()
-    monkeypatch.setattr("paddle_medcls.engines.installed", lambda name: name == "paddle")
+    monkeypatch.setattr("paddle_medcls.deployment.inference_engines.installed", lambda name: name == "paddle")
     with pytest.raises(SetupError, match="openvino is not installed"):
         Predictor.from_weights(weights, engine="openvino")
 
@@ -347,7 +350,7 @@ def test_auto_takes_the_first_that_is_installed_and_knows_the_network(tmp_path: 
 def test_a_network_that_no_graph_is_known_of(tmp_path: Path) -> None:
     weights = make_weights(tmp_path)
     assert Predictor.from_weights(weights, engine="auto").engine == "paddle"
-    if engines.installed("openvino"):
+    if inference_engines.installed("openvino"):
         with pytest.raises(SetupError, match="does not know the network toy"):
             Predictor.from_weights(weights, engine="openvino")
     with pytest.raises(SetupError, match="onednn runs exports"):
@@ -357,8 +360,8 @@ def test_a_network_that_no_graph_is_known_of(tmp_path: Path) -> None:
 def test_auto_says_what_cannot_be_used(tmp_path: Path, monkeypatch) -> None:
     count_of("openvino")
     weights, said = make_weights(tmp_path, 0, "resnet18"), []
-    monkeypatch.setattr("paddle_medcls.engines.to_openvino", fail)
-    monkeypatch.setattr("paddle_medcls.predict.FASTEST_FIRST", ("openvino",))
+    monkeypatch.setattr("paddle_medcls.deployment.inference_engines.to_openvino", fail)
+    monkeypatch.setattr("paddle_medcls.deployment.predictor.FASTEST_FIRST", ("openvino",))
     assert Predictor.from_weights(weights, engine="auto", say=said.append).engine == "paddle"
     assert said == ["openvino cannot be used: openvino cannot compile the network: no such library"]
 
@@ -383,7 +386,7 @@ def test_nothing_that_lies_beside_the_weights_is_computed_with(tmp_path: Path, i
     """A folder that comes with a downloaded file: 0.1 answered with the model in it."""
     mine = make_weights(tmp_path / "mine", 1, "resnet18")
     other = make_weights(tmp_path / "other", 2, "resnet18")
-    for form, engine in engines.FORMS.items():
+    for form, engine in inference_engines.FORMS.items():
         folder = mine.parent / ".engines" / f"{mine.name}-{engine}"
         if export.main(["--weights", str(other), "--format", form, "--output", str(folder)]) == 0:
             card = Sidecar.read(folder / "COVID.json")
@@ -410,14 +413,14 @@ def test_what_was_assumed_is_said_whatever_the_engine(engine: str, tmp_path: Pat
 
 @pytest.mark.parametrize("engine", ["paddle", "onnxruntime"])
 def test_no_bfloat16_where_the_engine_has_none(engine: str, weights: Path) -> None:
-    if engines.installed(engine):
+    if inference_engines.installed(engine):
         with pytest.raises(SetupError, match="has no bf16 on a CPU"):
             Predictor.from_weights(weights, engine=engine, precision="bf16")
 
 
 def test_bfloat16_needs_a_processor_that_has_it(weights: Path, monkeypatch) -> None:
     count_of("openvino")
-    monkeypatch.setattr("paddle_medcls.engines.has_bfloat16", lambda: False)
+    monkeypatch.setattr("paddle_medcls.deployment.inference_engines.has_bfloat16", lambda: False)
     with pytest.raises(SetupError, match="no bfloat16"):
         Predictor.from_weights(weights, engine="openvino", precision="bf16")
 
@@ -437,7 +440,7 @@ def test_an_operator_that_an_engine_lacks_is_one_message(exports, images, monkey
     def run(x: np.ndarray) -> np.ndarray:
         raise RuntimeError("In user code:\n\n  NotFoundError: The kernel of `pool2d` is not registered\n  [Hint]")
 
-    monkeypatch.setattr(engines, "_open_onednn", lambda path, precision: run)
+    monkeypatch.setattr(inference_engines, "_open_onednn", lambda path, precision: run)
     served = opened(exports["paddle"])
     with pytest.raises(SetupError, match="onednn cannot compute this model in f32: NotFoundError: The kernel of"):
         served.logits(images)

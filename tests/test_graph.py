@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from fakes import ROOT
 
-from paddle_medcls import graph as graphs
 from paddle_medcls.core.errors import SetupError, WeightsError
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.deployment import graph as graphs
+from paddle_medcls.deployment.graph import Graph, Operation
+from paddle_medcls.deployment.graph_models import to_onnx, to_openvino
 from paddle_medcls.evaluation.evaluate import predict_logits
-from paddle_medcls.graph import Graph, Operation
-from paddle_medcls.graph_models import to_onnx, to_openvino
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.preprocessing.transforms import Preprocessing, normalize

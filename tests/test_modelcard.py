@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from toynet import toy
 
-from paddle_medcls import export
 from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.datasets import dataset_names, load_index
 from paddle_medcls.data.datasets.medmnist_cards import CARDS
 from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.index import Index
+from paddle_medcls.deployment import export
+from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor
 from paddle_medcls.evaluation import outputs
 from paddle_medcls.evaluation.metrics import wilson
 from paddle_medcls.evaluation.model_card import card_text, dataset_card, is_card, run_facts, write_card
@@ -31,7 +32,6 @@ from paddle_medcls.evaluation.usage_code import export_code
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.sidecar import Sidecar, pixels_spec
 from paddle_medcls.models.weights import save_weights
-from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.preprocessing.transforms import Preprocessing, fit
 from paddle_medcls.training.loop import Options, train
 

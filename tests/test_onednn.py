@@ -18,12 +18,12 @@ from paddle_medcls.commands import train as train_command
 from paddle_medcls.core.errors import RunError, SetupError, Stopped
 from paddle_medcls.core.hardware import has_bfloat16
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.onednn import library, network
 from paddle_medcls.models.onednn.network import Accelerated, obstacle
 from paddle_medcls.models.onednn.operators import Operators
 from paddle_medcls.models.weights import read_weights
-from paddle_medcls.predict import Predictor
 from paddle_medcls.training import run_directory
 from paddle_medcls.training.loop import Options, train
 
@@ -465,7 +465,7 @@ def test_one_line_of_output_is_removed() -> None:
     """One known line is removed; all other output of a library goes to standard error."""
     code = (
         "import os, sys, ctypes\n"
-        "from paddle_medcls.engines import stdout_to_stderr\n"
+        "from paddle_medcls.deployment.inference_engines import stdout_to_stderr\n"
         "with stdout_to_stderr():\n"
         "    ctypes.CDLL(None).puts(b'ReduceMeanCheckIfOneDNNSupport')\n"
         "    os.write(1, b'something else\\nhalf a line')\n"

@@ -14,17 +14,17 @@ import pytest
 import toynet  # noqa: F401  adds its small networks
 from fakes import pixels, write_image
 
-from paddle_medcls import engines
 from paddle_medcls.commands import predict
 from paddle_medcls.core.errors import DataError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.decode import read_image
+from paddle_medcls.deployment import inference_engines
+from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor
 from paddle_medcls.explanation import gradcam
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.sidecar import Sidecar, find_model
 from paddle_medcls.models.weights import save_weights
-from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.preprocessing.transforms import Preprocessing, preprocess
 
 CARD = Sidecar("covid", "covid", ("a", "b", "c"), "multi-class", "softmax", Network("toy", 3), Preprocessing(32))
@@ -221,9 +221,9 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch) -> No
     pytest.importorskip("onnxruntime")
     path = tmp_path / "M.onnx"
     path.write_bytes(b"x" * 100)
-    monkeypatch.setitem(engines.MAX_BYTES, "onnx", 99)
+    monkeypatch.setitem(inference_engines.MAX_BYTES, "onnx", 99)
     with pytest.raises(WeightsError, match="100 bytes"):
-        engines.open_model(tmp_path, "M", "onnx", "f32", 3)
+        inference_engines.open_model(tmp_path, "M", "onnx", "f32", 3)
 
 
 # --- the command -------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_each_image_is_decoded_once(tmp_path: Path, monkeypatch) -> None:
     weights = saved(tmp_path / "m", network=Network("resnet18", 3, 3, "small"))
     image, read = write_image(tmp_path / "a.png", pixels(0)), []
     real = read_image
-    monkeypatch.setattr("paddle_medcls.predict.read_image", lambda *a: read.append(a) or real(*a))
+    monkeypatch.setattr("paddle_medcls.deployment.predictor.read_image", lambda *a: read.append(a) or real(*a))
     arguments = ["--pictures", str(tmp_path / "p"), "--gradcam", str(tmp_path / "g")]
     assert predict.main([str(image), "--weights", str(weights), *arguments]) == 0
     assert len(read) == 1 and (tmp_path / "p" / "a_prediction.png").is_file()

@@ -11,18 +11,18 @@ import fakes
 import numpy as np
 import pytest
 
-from paddle_medcls import scoring
 from paddle_medcls.commands import eval, predict
 from paddle_medcls.core.errors import DataError, RunError
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
+from paddle_medcls.deployment import scoring
+from paddle_medcls.deployment.heatmaps import HeatMapOptions, heat_maps
+from paddle_medcls.deployment.predictor import Predictor
+from paddle_medcls.deployment.scoring import EvalOptions, evaluate
 from paddle_medcls.evaluation.calibration import fit_temperature, threshold_for
 from paddle_medcls.evaluation.error_report import write_error_page
 from paddle_medcls.evaluation.significance import compare, read_predictions
-from paddle_medcls.heatmaps import HeatMapOptions, heat_maps
 from paddle_medcls.models.output_head import OutputHead, sigmoid
-from paddle_medcls.predict import Predictor
-from paddle_medcls.scoring import EvalOptions, evaluate
 from paddle_medcls.training.loop import Options, train
 
 

@@ -28,8 +28,8 @@ from paddle_medcls.core import files
 from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, RunError, SetupError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.data.datasets import load_index
+from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.models.weights import read_weights
-from paddle_medcls.predict import Predictor
 from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.training import run_directory
 from paddle_medcls.training.checkpoint import load_state

@@ -33,6 +33,7 @@ from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
+from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor
 from paddle_medcls.evaluation.evaluate import evaluate_split
 from paddle_medcls.evaluation.outputs import score_split
 from paddle_medcls.models import safe_pickle
@@ -47,7 +48,6 @@ from paddle_medcls.models.weights import (
     recognise,
     save_weights,
 )
-from paddle_medcls.predict import PaddleNetwork, Predictor
 from paddle_medcls.preprocessing.loader import ImageDataset
 from paddle_medcls.preprocessing.transforms import Preprocessing
 from paddle_medcls.recipes import get_recipe

@@ -27,10 +27,10 @@ from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.paddle_setup import paddle, select_device
 from paddle_medcls.data.decode import SUFFIXES, to_channels
 from paddle_medcls.data.sample import examples
+from paddle_medcls.deployment.predictor import Predictor
+from paddle_medcls.deployment.trained_models import trained_models
 from paddle_medcls.evaluation.plots import overlay
 from paddle_medcls.models.sidecar import Sidecar
-from paddle_medcls.predict import Predictor
-from paddle_medcls.trained_models import trained_models
 
 SHOWN_PX = 800  # longer side of the images on the page
 MAX_FAULTS = 20

@@ -16,8 +16,8 @@ import pandas as pd
 import streamlit as st
 
 from paddle_medcls.core.errors import MedclsError
+from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.models.sidecar import Sidecar
-from paddle_medcls.predict import Predictor
 
 Words = dict[str, str]
 

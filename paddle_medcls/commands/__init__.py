@@ -150,7 +150,7 @@ def add_engine_options(p: argparse.ArgumentParser) -> None:
 
 def open_predictor(weights: Path, args: argparse.Namespace):
     """The predictor of a weight file or export, as --recipe, --device, --engine and --precision want it."""
-    from paddle_medcls.predict import Predictor
+    from paddle_medcls.deployment.predictor import Predictor
     from paddle_medcls.recipes import get_recipe
 
     engine = args.engine

@@ -72,9 +72,9 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.deployment.scoring import EvalOptions, check_options, evaluate
     from paddle_medcls.evaluation.tables import NOTICE
     from paddle_medcls.models.sidecar import Sidecar, find_model, sidecar_of
-    from paddle_medcls.scoring import EvalOptions, check_options, evaluate
 
     names = ("batch_size", "workers", "calibrate", "sensitivity", "prevalence", "without_leaks", "output")
     options = EvalOptions(**{name: getattr(args, name) for name in names}, errors=args.errors or 0)

@@ -32,13 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.core.errors import DataError, WeightsError
     from paddle_medcls.core.paddle_setup import select_device
+    from paddle_medcls.deployment.export import drawn_images, export
+    from paddle_medcls.deployment.predictor import Predictor
+    from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
-    from paddle_medcls.export import drawn_images, export
     from paddle_medcls.inputs import expand
     from paddle_medcls.models.sidecar import find_model, form_of
-    from paddle_medcls.predict import Predictor
     from paddle_medcls.recipes import get_recipe
-    from paddle_medcls.trained_models import newest_weights
 
     weights = find_model(args.weights or newest_weights(Path("runs")))
     select_device("cpu")

@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.core.paddle_setup import select_device
+    from paddle_medcls.deployment.heatmaps import HeatMapOptions, heat_maps
+    from paddle_medcls.deployment.predictor import Predictor
+    from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
-    from paddle_medcls.heatmaps import HeatMapOptions, heat_maps
     from paddle_medcls.inputs import expand
-    from paddle_medcls.predict import Predictor
     from paddle_medcls.recipes import get_recipe
-    from paddle_medcls.trained_models import newest_weights
 
     paths = [] if args.list_layers else _without_masks(expand(args.images), args.output)
     weights = args.weights or newest_weights(Path("runs"))

@@ -39,9 +39,9 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.core.errors import DataError, RecipeError, WeightsError, command, printable
     from paddle_medcls.core.files import picture_names, write_csv
     from paddle_medcls.core.progress import progress
+    from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
     from paddle_medcls.inputs import expand
-    from paddle_medcls.trained_models import newest_weights
 
     paths = expand(args.images)
     weights = args.weights or newest_weights(Path("runs"))

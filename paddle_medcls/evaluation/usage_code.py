@@ -42,7 +42,7 @@ def _values(values: Sequence[float]) -> str:
 def weights_code(name: str) -> str:
     """Python that predicts an image with a weight file and this package."""
     return f"""from pathlib import Path
-from paddle_medcls.predict import Predictor
+from paddle_medcls.deployment.predictor import Predictor
 
 predictor = Predictor.from_weights({name!r})
 for path, probs in predictor.predict_files([Path("image.png")]):

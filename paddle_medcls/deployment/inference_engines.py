@@ -2,7 +2,7 @@
 
 | engine | runs | precisions on a CPU |
 |---|---|---|
-| `paddle` | the network in Paddle, see `predict.PaddleNetwork` | f32 |
+| `paddle` | the network in Paddle, see `predictor.PaddleNetwork` | f32 |
 | `openvino` | the inference graph of a weight file (`graph`), or an OpenVINO export | f32, bf16 |
 | `onnxruntime` | the inference graph of a weight file, or an ONNX export | f32 |
 | `onednn` | a Paddle export, in Paddle's own inference with oneDNN | f32, bf16 |
@@ -25,8 +25,8 @@ import numpy as np
 
 from paddle_medcls.core.errors import SetupError, WeightsError
 from paddle_medcls.core.hardware import has_bfloat16, usable_cores
-from paddle_medcls.graph import Graph
-from paddle_medcls.graph_models import to_onnx, to_openvino
+from paddle_medcls.deployment.graph import Graph
+from paddle_medcls.deployment.graph_models import to_onnx, to_openvino
 
 FORMS = {"paddle": "onednn", "onnx": "onnxruntime", "openvino": "openvino"}
 """Exported form -> the engine that runs it."""

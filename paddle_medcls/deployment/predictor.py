@@ -16,8 +16,15 @@ from paddle_medcls.core.files import sha256
 from paddle_medcls.data.datasets import dataset_classes
 from paddle_medcls.data.decode import decode_image, read_image, to_channels
 from paddle_medcls.data.index import Index
-from paddle_medcls.engines import FASTEST_FIRST, FORMS, InferenceBackend, compile_graph, open_model, require
-from paddle_medcls.graph import KNOWN, logits_graph
+from paddle_medcls.deployment.graph import KNOWN, logits_graph
+from paddle_medcls.deployment.inference_engines import (
+    FASTEST_FIRST,
+    FORMS,
+    InferenceBackend,
+    compile_graph,
+    open_model,
+    require,
+)
 from paddle_medcls.models.output_head import OutputHead, check_finite
 from paddle_medcls.models.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
 from paddle_medcls.models.weight_layouts import recognise
@@ -34,7 +41,7 @@ AnyImage = Union[np.ndarray, str, Path, bytes]
 
 
 class PaddleNetwork:
-    """The inference backend that is the network itself, in Paddle; see `engines` for the others."""
+    """The inference backend that is the network itself, in Paddle; see `inference_engines` for the others."""
 
     engine = "paddle"
     precision = "f32"
@@ -57,7 +64,7 @@ class Predictor:
 
     Attributes:
         card: classes, preprocessing and the rest of the sidecar.
-        backend: gives logits of preprocessed images, see `engines`.
+        backend: gives logits of preprocessed images, see `inference_engines`.
         notes: what was assumed about a file without a sidecar, one line each.
         path: the file that was opened; None for a network in memory.
     """
@@ -97,7 +104,7 @@ class Predictor:
             recipe: for a file without a sidecar, how it was trained; None: told from its layout, which
                 works for the two notebooks' own files.
             engine: None: the network in Paddle, or for an export the engine of its form. For a weight file one of
-                `engines.ENGINES`, or "auto": the fastest that is installed and knows the network.
+                `inference_engines.ENGINES`, or "auto": the fastest that is installed and knows the network.
             precision: "f32" or "bf16".
             say: takes a line about an engine that cannot be used.
             allow_program: also open an export in Paddle's format, which is a program that can write files.
@@ -132,12 +139,12 @@ class Predictor:
 
     @property
     def engine(self) -> str:
-        """One of `engines.ENGINES`."""
+        """One of `inference_engines.ENGINES`."""
         return self.backend.engine
 
     @property
     def precision(self) -> str:
-        """One of `engines.PRECISIONS`."""
+        """One of `inference_engines.PRECISIONS`."""
         return self.backend.precision
 
     @property

@@ -13,11 +13,11 @@ from paddle_medcls.core.errors import DataError, did_you_mean
 from paddle_medcls.core.files import picture_names, write_csv
 from paddle_medcls.core.progress import progress
 from paddle_medcls.data.decode import to_channels, write_png
+from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.evaluation.plots import heat_sheet, overlay
 from paddle_medcls.evaluation.tables import DRAWN_NOTICE
 from paddle_medcls.explanation.faithfulness import Measurement
 from paddle_medcls.explanation.gradcam import METHODS, default_layer
-from paddle_medcls.predict import Predictor
 
 SHEET = 8  # images on the contact sheet
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from paddle_medcls.graph import Graph, Operation
+from paddle_medcls.deployment.graph import Graph, Operation
 
 OPSET = 17
 """Of ONNX."""

@@ -28,12 +28,12 @@ from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
 from paddle_medcls.data.datasets import dataset_names, load_index
 from paddle_medcls.data.sample import draw
-from paddle_medcls.engines import FORMS, require, stdout_to_stderr
+from paddle_medcls.deployment.graph import KNOWN, pixels_graph
+from paddle_medcls.deployment.graph_models import OPSET, to_onnx, to_openvino
+from paddle_medcls.deployment.inference_engines import FORMS, require, stdout_to_stderr
+from paddle_medcls.deployment.predictor import AnyImage, Predictor
 from paddle_medcls.evaluation.model_card import is_card, run_facts, write_card
-from paddle_medcls.graph import KNOWN, pixels_graph
-from paddle_medcls.graph_models import OPSET, to_onnx, to_openvino
 from paddle_medcls.models.sidecar import Sidecar, pixels_spec, sidecar_of
-from paddle_medcls.predict import AnyImage, Predictor
 from paddle_medcls.preprocessing.augmentation import flip_axes
 
 TOLERANCE = {"f32": 1e-4, "bf16": 0.1}
@@ -68,7 +68,7 @@ def export(
     Args:
         predictor: of the weight file, with the engine "paddle".
         weights: the file; it names the export.
-        form: see `engines.FORMS`.
+        form: see `inference_engines.FORMS`.
         folder: new, empty, or with an earlier export of these weights, whose files are replaced.
         precision: "f32" or "bf16", that the exported model is to be run with.
         images: as for `Predictor.logits`; five or more.

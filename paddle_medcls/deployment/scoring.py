@@ -13,6 +13,7 @@ from paddle_medcls.core.errors import DataError, RecipeError, RunError
 from paddle_medcls.data.datasets import dataset_module, default_root, load_index
 from paddle_medcls.data.duplicates import not_leaked
 from paddle_medcls.data.index import Index
+from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.evaluation.calibration import threshold_for
 from paddle_medcls.evaluation.error_report import write_error_page
 from paddle_medcls.evaluation.model_card import known_recipe, overrides
@@ -20,7 +21,6 @@ from paddle_medcls.evaluation.outputs import calibrate, score_split, write_outpu
 from paddle_medcls.evaluation.significance import Predictions
 from paddle_medcls.evaluation.tables import DRAWN_NOTICE, class_table, confusion_table, summary
 from paddle_medcls.models.sidecar import Sidecar
-from paddle_medcls.predict import Predictor
 from paddle_medcls.preprocessing.statistics import scan
 from paddle_medcls.recipes.recipe import Recipe
 
