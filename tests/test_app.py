@@ -24,7 +24,6 @@ import pytest
 import toynet  # noqa: F401  adds the network "toy"
 from fakes import ROOT, TOOLS, pixels, write_image
 
-from paddle_medcls.app import is_local
 from paddle_medcls.commands import app, predict
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
@@ -33,6 +32,7 @@ from paddle_medcls.models.network import Network
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.preprocessing.transforms import Preprocessing
+from paddle_medcls.web import is_local
 
 CHROMIUM = Path("/usr/bin/chromium")
 FIGURES = {
@@ -83,7 +83,7 @@ def opened(apptest, weights: Path | str = "", language: str = "en"):
     """The page after its first run."""
 
     def script(weights: str, language: str) -> None:
-        from paddle_medcls.app.page import main
+        from paddle_medcls.web.page import main
 
         main(weights, language)
 
@@ -212,7 +212,7 @@ def test_every_view_says_what_it_is_for(apptest, tmp_path: Path, monkeypatch) ->
 
 
 def test_texts_have_both_languages_and_the_same_gaps() -> None:
-    from paddle_medcls.app.texts import TEXTS
+    from paddle_medcls.web.texts import TEXTS
 
     for key, both in TEXTS.items():
         gaps = [sorted(name for _, name, _, _ in string.Formatter().parse(text) if name) for text in both]
@@ -231,7 +231,7 @@ def test_models_of_the_runs_newest_first_typed_and_missing(apptest, tmp_path: Pa
     options = at.selectbox(key="model").options
     assert options[:2] == [os.path.join("new", "MODEL.pdparams"), os.path.join("old", "MODEL.pdparams")]
     assert len(options) == 3 and "p, q" in markup(at)  # served to whom is not known here: no typed paths
-    monkeypatch.setattr("paddle_medcls.app.page.is_local", lambda _: True)
+    monkeypatch.setattr("paddle_medcls.web.page.is_local", lambda _: True)
     checked(at.run())
     checked(at.selectbox(key="model").set_value("typed").run())
     checked(at.text_input(key="path").set_value("no/such.pdparams").run())
@@ -291,7 +291,7 @@ def test_paddle_first_imported_in_a_thread_of_streamlits(apptest, tmp_path: Path
     """Other threads than that one start in Paddle's static mode, so a second run would fail."""
     script = f"""
 import zlib, toynet
-from paddle_medcls.app.page import main
+from paddle_medcls.web.page import main
 main({str(model(tmp_path))!r}, "en")
 """
     code = f"""

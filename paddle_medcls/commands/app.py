@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    from paddle_medcls.app import is_local
     from paddle_medcls.core.errors import SetupError, WeightsError
     from paddle_medcls.evaluation.tables import NOTICE
+    from paddle_medcls.web import is_local
 
     try:
         from streamlit.web import cli
@@ -74,7 +74,7 @@ def _work(args: argparse.Namespace) -> int:
         os.environ.setdefault(
             f"STREAMLIT_THEME_{scheme}_PRIMARY_COLOR", color
         )  # not every version of Streamlit has these as options
-    script = Path(__file__).parent.parent / "app" / "page.py"
+    script = Path(__file__).parent.parent / "web" / "page.py"
     command = ["run", str(script), *(f"--{name}={value}" for name, value in options.items())]
     command += ["--", f"--weights={args.weights or ''}", f"--lang={args.lang or ''}"]
     cli.main(command, standalone_mode=False)

@@ -20,9 +20,6 @@ import cv2
 import numpy as np
 import streamlit as st
 
-from paddle_medcls.app import is_local
-from paddle_medcls.app.texts import LANGUAGES, words
-from paddle_medcls.app.views import STYLE, Words, bars, block, decide, plain, safe, sentence, show_model, show_table
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.paddle_setup import paddle, select_device
 from paddle_medcls.data.decode import SUFFIXES, to_channels
@@ -31,6 +28,9 @@ from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.deployment.trained_models import trained_models
 from paddle_medcls.evaluation.plots import overlay
 from paddle_medcls.models.sidecar import Sidecar
+from paddle_medcls.web import is_local
+from paddle_medcls.web.texts import LANGUAGES, words
+from paddle_medcls.web.views import STYLE, Words, bars, block, decide, plain, safe, sentence, show_model, show_table
 
 SHOWN_PX = 800  # longer side of the images on the page
 MAX_FAULTS = 20
