@@ -43,5 +43,5 @@ setup(
             *("streamlit>=1.50", "playwright"),  # the page, and its test in a browser
         ],
     },
-    entry_points={"console_scripts": ["medcls=paddle_medcls.commands:main"]},
+    entry_points={"console_scripts": ["medcls=paddle_medcls.cli:main"]},
 )

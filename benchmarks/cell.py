@@ -58,7 +58,7 @@ def rate(
 
 def medcls(*arguments: str, before: str = "") -> list[str]:
     """The command line of one of this package's commands; the code `before` runs first, in the same process."""
-    return [sys.executable, "-c", f"{before}from paddle_medcls.commands import main; exit(main())", *arguments]
+    return [sys.executable, "-c", f"{before}from paddle_medcls.cli import main; exit(main())", *arguments]
 
 
 def run(command: Sequence[str]) -> float:

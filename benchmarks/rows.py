@@ -9,7 +9,7 @@ from functools import partial
 from benchmarks import networks, system
 from benchmarks.cell import Job
 from benchmarks.networks import RESNET18, RESNET50, Work
-from paddle_medcls.commands import COMMANDS
+from paddle_medcls.cli import COMMANDS
 from paddle_medcls.core.hardware import usable_cores
 
 Variants = dict[str, Callable[[Job], float]]

@@ -24,7 +24,7 @@ import pytest
 import toynet  # noqa: F401  adds the network "toy"
 from fakes import ROOT, TOOLS, pixels, write_image
 
-from paddle_medcls.commands import app, predict
+from paddle_medcls.cli import app, predict
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.evaluation.tables import NOTICE

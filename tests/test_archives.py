@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import source_archives as source
 
-from paddle_medcls.commands import prepare, train
+from paddle_medcls.cli import prepare, train
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.archives import unpack, unpack_all
 from paddle_medcls.data.datasets import load_index

@@ -11,7 +11,7 @@ import pytest
 from fakes import covid_tree, pixels, write_image
 from sklearn.linear_model import LogisticRegression
 
-from paddle_medcls.commands import prepare
+from paddle_medcls.cli import prepare
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index

@@ -14,7 +14,7 @@ from benchmarks.cell import Job
 from benchmarks.measure import measure
 from benchmarks.networks import RESNET18
 from benchmarks.rows import GFLOP, GROWTH, LIMITS, ONCE, PEERS, ROWS, UNITS
-from paddle_medcls.commands.benchmark import main
+from paddle_medcls.cli.benchmark import main
 from paddle_medcls.core.errors import RunError, SetupError
 
 TINY = replace(RESNET18, side=8, batch=2)
@@ -192,7 +192,7 @@ def test_a_plain_installation_is_what_the_requirements_bring(tmp_path):
 def test_the_benchmark_is_not_installed(monkeypatch, tmp_path, capsys):
     assert 'include=["paddle_medcls", "paddle_medcls.*"]' in (ROOT / "setup.py").read_text()
     installed = tmp_path / "paddle_medcls" / "commands" / "benchmark.py"
-    monkeypatch.setattr("paddle_medcls.commands.benchmark.__file__", str(installed))
+    monkeypatch.setattr("paddle_medcls.cli.benchmark.__file__", str(installed))
     assert main(["--help"]) == 1
     assert "in a clone of the repository: python tools/benchmark.py" in capsys.readouterr().err
 

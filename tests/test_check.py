@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fakes import covid_tree
 
-from paddle_medcls.commands import prepare
+from paddle_medcls.cli import prepare
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.duplicates import _correlations, check
 from paddle_medcls.data.index import Index

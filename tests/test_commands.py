@@ -19,7 +19,7 @@ import pytest
 from fakes import TOOLS, pixels, write_image
 
 from paddle_medcls import __version__
-from paddle_medcls.commands import COMMANDS, eval, gradcam, medcls, predict, train
+from paddle_medcls.cli import COMMANDS, eval, gradcam, medcls, predict, train
 from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, did_you_mean
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.decode import read_image
@@ -53,7 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_imports_nothing_heavy(name: str) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(TOOLS.parent)!r})\n"
-        f"from paddle_medcls.commands import medcls\n"
+        f"from paddle_medcls.cli import medcls\n"
         f"try: medcls([{name!r}, '--help'])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         f"print('heavy:', [name for name in {HEAVY} if name in sys.modules])"
@@ -94,7 +94,7 @@ def test_medcls_without_a_command_is_wrong_usage(arguments: list[str], fault: st
 
 
 def test_version_is_told_without_importing_paddle() -> None:
-    code = "import sys; from paddle_medcls.commands import medcls; medcls(['--version']); print(*sys.modules)"
+    code = "import sys; from paddle_medcls.cli import medcls; medcls(['--version']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=TOOLS.parent)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"paddle_medcls {__version__}, paddlepaddle")
@@ -217,7 +217,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_an_error_that_nobody_foresaw_is_short_too(monkeypatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("paddle_medcls.inputs.expand", lambda _: 1 / 0)
+    monkeypatch.setattr("paddle_medcls.cli.image_arguments.expand", lambda _: 1 / 0)
     assert predict.main(["a.png"]) == 1
     assert capsys.readouterr().err.startswith("unexpected ZeroDivisionError: division by zero\n  fix")
     with pytest.raises(ZeroDivisionError):
@@ -244,8 +244,8 @@ def test_ctrl_c_is_one_line(moment: str, tmp_path: Path) -> None:
     wait = "threading.Thread(target=time.sleep, args=(5,)).start()"
     code = {
         "while importing": f"commands.importlib.import_module = lambda _: exec({press!r})",
-        "at work": f"import paddle_medcls.inputs as i; i.expand = lambda _: exec({press!r})",
-        "at exit": f"import paddle_medcls.inputs as i; i.expand = lambda _: exec({wait!r}) or sys.exit(3)",
+        "at work": f"import paddle_medcls.cli.image_arguments as i; i.expand = lambda _: exec({press!r})",
+        "at exit": f"import paddle_medcls.cli.image_arguments as i; i.expand = lambda _: exec({wait!r}) or sys.exit(3)",
     }[moment]
     start = "import os, signal, sys, threading, time; from paddle_medcls import commands\n"
     end = "try: code = commands.main(['predict', 'x'])\nfinally: print('over', flush=True)\nsys.exit(code)"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fakes import TOOLS
 
-from paddle_medcls.commands import eval
+from paddle_medcls.cli import eval
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.index import Index
 from paddle_medcls.evaluation import significance

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from paddle_medcls.commands import prepare
+from paddle_medcls.cli import prepare
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data import download as module
 from paddle_medcls.data.datasets import fetch, medmnist

@@ -16,7 +16,7 @@ import pytest
 import toynet  # noqa: F401  adds its small networks
 from fakes import ROOT, pixels, write_image
 
-from paddle_medcls.commands import eval, export, predict
+from paddle_medcls.cli import eval, export, predict
 from paddle_medcls.core import hardware
 from paddle_medcls.core.errors import RunError, SetupError, WeightsError
 from paddle_medcls.core.files import sha256
@@ -483,7 +483,7 @@ def test_prediction_needs_no_paddle(form: str, exports, tmp_path: Path, images) 
     image = write_image(tmp_path / "a.png", images[0])
     program = (
         "import sys; sys.modules['paddle'] = None\n"
-        "from paddle_medcls.commands.predict import main\n"
+        "from paddle_medcls.cli.predict import main\n"
         f"sys.exit(main([{str(image)!r}, '--weights', {str(exports[form])!r}, '--json']))"
     )
     done = in_a_process("-c", program)
@@ -499,7 +499,7 @@ def test_predict_by_default(tmp_path: Path, images) -> None:
     program = (
         "import os, sys\n"
         f"os.chdir({str(tmp_path)!r})\n"
-        "from paddle_medcls.commands.predict import main\n"
+        "from paddle_medcls.cli.predict import main\n"
         f"code = main([{str(image)!r}, '--json', '--topk', '4'])\n"
         "print('paddle' in sys.modules, 'matplotlib' in sys.modules, 'pandas' in sys.modules)\n"
         "sys.exit(code)"

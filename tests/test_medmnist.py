@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paddle_medcls.commands import eval as eval_command
-from paddle_medcls.commands import reproduce as reproduce_command
-from paddle_medcls.commands import train as train_command
+from paddle_medcls.cli import eval as eval_command
+from paddle_medcls.cli import reproduce as reproduce_command
+from paddle_medcls.cli import train as train_command
 from paddle_medcls.core import files
 from paddle_medcls.core.errors import DataError, Stopped
 from paddle_medcls.data.datasets import dataset_module, dataset_names, default_root, load_index, weights_name

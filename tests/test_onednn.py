@@ -14,7 +14,7 @@ import pytest
 import toynet  # noqa: F401  its networks are no ResNets
 from fakes import ROOT, recipe
 
-from paddle_medcls.commands import train as train_command
+from paddle_medcls.cli import train as train_command
 from paddle_medcls.core.errors import RunError, SetupError, Stopped
 from paddle_medcls.core.hardware import has_bfloat16
 from paddle_medcls.core.paddle_setup import paddle

@@ -14,7 +14,7 @@ import pytest
 import toynet  # noqa: F401  adds its small networks
 from fakes import pixels, write_image
 
-from paddle_medcls.commands import predict
+from paddle_medcls.cli import predict
 from paddle_medcls.core.errors import DataError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle

@@ -193,7 +193,7 @@ def test_launched_by_hand_all_processes_use_one_run_directory(whole, tmp_path: P
     late.write_text(
         "import os, sys, time\n"
         "time.sleep(2 * int(os.environ['PADDLE_TRAINER_ID']))\n"
-        "from paddle_medcls.commands.train import main\nsys.exit(main(sys.argv[1:]))\n"
+        "from paddle_medcls.cli.train import main\nsys.exit(main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node=2", "--log_dir", tmp_path / "log"]
     command += [late, "--recipe", folder / "recipe.json", "--data-root", folder / "palm", "--epochs", 1]
@@ -208,7 +208,7 @@ def test_launched_by_hand_all_processes_use_one_run_directory(whole, tmp_path: P
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", ""])
 def test_wrong_numbers(value, capsys) -> None:
-    from paddle_medcls.commands.train import main
+    from paddle_medcls.cli.train import main
 
     with pytest.raises(SystemExit) as caught:
         main(["--dataset", "palm", "--processes", value])
@@ -216,7 +216,7 @@ def test_wrong_numbers(value, capsys) -> None:
 
 
 def test_more_processes_than_a_batch_has_images(whole, tmp_path: Path, capsys) -> None:
-    from paddle_medcls.commands.train import main
+    from paddle_medcls.cli.train import main
 
     folder, _ = whole
     words = ["--recipe", folder / "recipe.json", "--device", "cpu", "--processes", 5, "--output", tmp_path / "run"]

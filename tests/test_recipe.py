@@ -9,7 +9,7 @@ import pytest
 from fakes import recipe
 
 from paddle_medcls import recipes
-from paddle_medcls.commands.listing import show
+from paddle_medcls.cli.listing import show
 from paddle_medcls.core.errors import RecipeError
 from paddle_medcls.data.datasets import dataset_names
 from paddle_medcls.preprocessing.transforms import Preprocessing

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from paddle_medcls.commands import reproduce as command
+from paddle_medcls.cli import reproduce as command
 from paddle_medcls.core.errors import RecipeError, RunError, Stopped
 from paddle_medcls.core.files import write_json
 from paddle_medcls.data.index import DRAWN_MARK

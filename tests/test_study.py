@@ -11,7 +11,7 @@ import fakes
 import numpy as np
 import pytest
 
-from paddle_medcls.commands import eval, predict
+from paddle_medcls.cli import eval, predict
 from paddle_medcls.core.errors import DataError, RunError
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index

@@ -23,7 +23,7 @@ import pytest
 import toynet
 from fakes import pixels, recipe, write_image
 
-from paddle_medcls.commands import eval as eval_command
+from paddle_medcls.cli import eval as eval_command
 from paddle_medcls.core import files
 from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, RunError, SetupError
 from paddle_medcls.core.files import sha256
@@ -675,7 +675,7 @@ def test_a_resume_shows_no_warning_of_paddles(palm_root: Path, tmp_path: Path) -
 
 def test_the_line_of_an_interruption(palm_root: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     """One line, after the bar's has been left."""
-    from paddle_medcls.commands import train as command
+    from paddle_medcls.cli import train as command
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -850,7 +850,7 @@ def test_a_damaged_run_directory_is_one_clear_error(
     case: int, half: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Said by the command before a step is trained; nothing is changed."""
-    from paddle_medcls.commands import train as command
+    from paddle_medcls.cli import train as command
 
     name, damage = DAMAGES[case]
     run_dir = shutil.copytree(half[1], tmp_path / "run")
@@ -871,7 +871,7 @@ def test_a_disk_that_is_really_full(palm_root: Path, tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys\n"
         "import toynet\n"
-        "from paddle_medcls.commands.train import main\n"
+        "from paddle_medcls.cli.train import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))\n"
         "sys.exit(main(sys.argv[1:]))"
@@ -918,7 +918,7 @@ def test_options_are_checked_before_an_image_is_decoded(
 
 def test_the_defaults_of_python_are_the_commands(palm_root: Path, tmp_path: Path, monkeypatch) -> None:
     """train(recipe, data_root, run_dir) is `train --output run_dir`: kernels, cache, and what it returns."""
-    from paddle_medcls.commands import train as command
+    from paddle_medcls.cli import train as command
 
     given = []
 

@@ -1,11 +1,11 @@
-"""The command `prepare`; see paddle_medcls/commands/prepare.py, or --help."""
+"""The command `prepare`; see paddle_medcls/cli/prepare.py, or --help."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, installed or not
 
-from paddle_medcls.commands import main  # noqa: E402
+from paddle_medcls.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main(["prepare", *sys.argv[1:]]))

@@ -1,11 +1,11 @@
-"""The command `reproduce`; see paddle_medcls/commands/reproduce.py, or --help."""
+"""The command `reproduce`; see paddle_medcls/cli/reproduce.py, or --help."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, installed or not
 
-from paddle_medcls.commands import main  # noqa: E402
+from paddle_medcls.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main(["reproduce", *sys.argv[1:]]))

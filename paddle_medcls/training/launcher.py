@@ -50,7 +50,7 @@ def launch(arguments: Sequence[str], count: int, environ: dict[str, str], on_cpu
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)
         command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(count)]
-        command += ["--log_dir", folder, sys.executable, "-m", "paddle_medcls.commands.train", *arguments]
+        command += ["--log_dir", folder, sys.executable, "-m", "paddle_medcls.cli.train", *arguments]
         with open(logs / "launcher.log", "wb") as said:
             # A session of its own: Ctrl-C reaches this process alone, which asks the launcher to stop, once.
             process = subprocess.Popen(command, env=environ, stdout=said, stderr=said, start_new_session=True)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import named, parser, run
+from paddle_medcls.cli import named, parser, run
 
 TEXT = """Shows by Grad-CAM which parts of an image are evidence for a class. Writes each image under its heat map, at
 its own size, and contact_sheet.png, eight images above their maps. An unreadable file is reported, the
@@ -54,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.cli.image_arguments import expand
     from paddle_medcls.core.paddle_setup import select_device
     from paddle_medcls.deployment.heatmaps import HeatMapOptions, heat_maps
     from paddle_medcls.deployment.predictor import Predictor
     from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
-    from paddle_medcls.inputs import expand
     from paddle_medcls.recipes import get_recipe
 
     paths = [] if args.list_layers else _without_masks(expand(args.images), args.output)

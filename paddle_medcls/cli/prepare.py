@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import named, parser, run
+from paddle_medcls.cli import named, parser, run
 
 TEXT = """Prepares a data set: unpacks its archives, writes split files, computes counts, sizes, mean and
 standard deviation, plots sample images, checks for faults."""

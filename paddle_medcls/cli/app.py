@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import parser, run
+from paddle_medcls.cli import parser, run
 
 TEXT = """Serves a page for the browser: choose a model, upload images, see probabilities, decision and heat map.
 Images stay in the memory of this machine, and the page makes no requests to other machines. Ctrl-C stops it."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import boolean, named, parser, run
+from paddle_medcls.cli import boolean, named, parser, run
 
 TEXT = """Trains a recipe and writes a run directory: best weights and their sidecar, history,
 metrics, predictions, pictures, and the state to resume from."""

@@ -62,7 +62,7 @@ def medcls(argv: Sequence[str] | None = None) -> int:
         fault = f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}" if argv else "a command is needed"
         print(f"{usage}\n\nmedcls: error: {printable(fault)}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"paddle_medcls.commands.{argv[0]}").main(argv[1:])
+    return importlib.import_module(f"paddle_medcls.cli.{argv[0]}").main(argv[1:])
 
 
 def _versions() -> str:
@@ -114,7 +114,7 @@ def named(kind: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any
     def value(text: str) -> Any:
         if text != "list":
             return convert(text)
-        from paddle_medcls.commands.listing import show
+        from paddle_medcls.cli.listing import show
 
         raise SystemExit(run(lambda _: show(kind), argparse.Namespace(debug=False)))
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import named, parser, run
+from paddle_medcls.cli import named, parser, run
 
 TEXT = """Exports a trained model with its sidecar and a model card, opens it again, and compares its
 probabilities with the network's; an export that differs is not kept. predict.py, eval.py and the web
@@ -30,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.cli.image_arguments import expand
     from paddle_medcls.core.errors import DataError, WeightsError
     from paddle_medcls.core.paddle_setup import select_device
     from paddle_medcls.deployment.export import drawn_images, export
     from paddle_medcls.deployment.predictor import Predictor
     from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
-    from paddle_medcls.inputs import expand
     from paddle_medcls.models.sidecar import find_model, form_of
     from paddle_medcls.recipes import get_recipe
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.commands import add_engine_options, named, open_predictor, parser, run
+from paddle_medcls.cli import add_engine_options, named, open_predictor, parser, run
 
 TEXT = """Predicts images with a trained model. Standard output holds the table, or one JSON object a
 line, and nothing else. An unreadable file is reported, the others are predicted, and the exit code is 1."""
@@ -36,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.cli.image_arguments import expand
     from paddle_medcls.core.errors import DataError, RecipeError, WeightsError, command, printable
     from paddle_medcls.core.files import picture_names, write_csv
     from paddle_medcls.core.progress import progress
     from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
-    from paddle_medcls.inputs import expand
 
     paths = expand(args.images)
     weights = args.weights or newest_weights(Path("runs"))
