@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.rows import GFLOP, GROWTH, INSTALLED, ROWS
-from paddle_medcls.cli import parser, run
+from paddle_medcls.cli.common import parser, run
 
 QUICK = "quick: small batches, one round"
 

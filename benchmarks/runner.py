@@ -132,13 +132,13 @@ def read(path: Path, about: dict) -> list[dict]:
     except (OSError, ValueError):
         known = {}
     if not isinstance(known, dict) or known.get("kind") != KIND:
-        raise RunError("not a file of results of this command", where=path, do="give another --output")
+        raise RunError("not a file of results of this command", path=path, fix="give another --output")
     other = [name for name in ("machine", "versions", "quick") if known.get(name) != about[name]]
     if other:
         raise RunError(
             f"the results in this file have different settings: {', '.join(other)}",
-            where=path,
-            do="give another --output, or remove this file",
+            path=path,
+            fix="give another --output, or remove this file",
         )
     return known["figures"]
 

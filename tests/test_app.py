@@ -435,7 +435,7 @@ def test_in_a_browser(browser, address: str, trained: Path, tmp_path: Path, caps
     with page.expect_download(timeout=60_000) as download:
         page.get_by_text("Download as CSV").click()
     command = tmp_path / "command.csv"
-    arguments = ["--weights", str(trained), "--csv", str(command), "--device", "cpu", "--engine", "paddle"]
+    arguments = ["--weights", str(trained), "--csv", str(command), "--device", "cpu"]
     assert predict.main([*map(str, files), *arguments]) == 0
     ours, theirs = (list(csv.reader(Path(file).read_text().splitlines())) for file in (download.value.path(), command))
     assert ours[0] == theirs[0] and [row[1] for row in ours] == [row[1] for row in theirs]

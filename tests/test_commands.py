@@ -243,12 +243,12 @@ def test_ctrl_c_is_one_line(moment: str, tmp_path: Path) -> None:
     press = "os.kill(os.getpid(), signal.SIGINT); time.sleep(5)"
     wait = "threading.Thread(target=time.sleep, args=(5,)).start()"
     code = {
-        "while importing": f"commands.importlib.import_module = lambda _: exec({press!r})",
+        "while importing": f"cli.importlib.import_module = lambda _: exec({press!r})",
         "at work": f"import paddle_medcls.cli.image_arguments as i; i.expand = lambda _: exec({press!r})",
         "at exit": f"import paddle_medcls.cli.image_arguments as i; i.expand = lambda _: exec({wait!r}) or sys.exit(3)",
     }[moment]
-    start = "import os, signal, sys, threading, time; from paddle_medcls import commands\n"
-    end = "try: code = commands.main(['predict', 'x'])\nfinally: print('over', flush=True)\nsys.exit(code)"
+    start = "import os, signal, sys, threading, time; from paddle_medcls import cli\n"
+    end = "try: code = cli.main(['predict', 'x'])\nfinally: print('over', flush=True)\nsys.exit(code)"
     command = [sys.executable, "-c", f"{start}{code}\n{end}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TOOLS.parent)
     assert process.stdout is not None and process.stdout.readline() == "over\n"
@@ -555,7 +555,7 @@ def test_predict_with_heat_maps_predicts_the_same(run: Path, tmp_path: Path, cap
 
 def test_errors_are_the_projects_own() -> None:
     assert issubclass(RecipeError, MedclsError)
-    error = MedclsError("what", where="there", expected="that", do="this", items=[str(k) for k in range(25)])
+    error = MedclsError("what", path="there", expected="that", fix="this", items=[str(k) for k in range(25)])
     lines = str(error).splitlines()
     assert lines[0] == "what" and lines[-3:] == ["  path       there", "  expected   that", "  fix        this"]
     assert "  19" in lines and "  20" not in lines and "  … and 5 more" in lines
@@ -563,7 +563,7 @@ def test_errors_are_the_projects_own() -> None:
 
 def test_nothing_from_outside_reaches_the_terminal_as_a_control_character() -> None:
     name = "eye\x1b[2J\n  fix  rm\u202egpj\u2028\udcff\x9b 图　像é.png"
-    error = DataError(f"{name}: not an image", where=name, expected=name, do=name, items=[name])
+    error = DataError(f"{name}: not an image", path=name, expected=name, fix=name, items=[name])
     lines = str(error).split("\n")
     assert len(lines) == 5 and all("图　像é.png" in line for line in lines)
     assert not any(c in str(error) for c in "\x1b\u202e\u2028\udcff\x9b") and "\n" not in error.what

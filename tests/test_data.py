@@ -644,7 +644,7 @@ def test_the_installed_package_alone_knows_licence_and_faults(tmp_path: Path) ->
     shutil.copytree(ROOT / "paddle_medcls", tmp_path / "site" / "paddle_medcls")
     (tmp_path / "elsewhere").mkdir()
     code = """
-from paddle_medcls.data import dataset_names, load_index
+from paddle_medcls.data.datasets import dataset_names, load_index
 from paddle_medcls.evaluation.model_card import dataset_card
 for name in dataset_names():
     assert dataset_card(name)[0]["licence"], name

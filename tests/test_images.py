@@ -485,7 +485,7 @@ def test_escape_sequences_of_a_file_name_are_not_printed(tmp_path: Path) -> None
     with pytest.raises(DataError) as caught:
         read_image(tmp_path / hostile)
     assert str(caught.value).splitlines()[0] == f"{tmp_path}/{shown}: No such file or directory"
-    error = DataError(hostile, items=[hostile], where=Path(hostile), expected=hostile, do=hostile)
+    error = DataError(hostile, items=[hostile], path=Path(hostile), expected=hostile, fix=hostile)
     assert str(error).count(shown) == 5 and len(str(error).splitlines()) == 5 and error.what == shown
     assert printable("眼底 é \u3000 \t") == "眼底 é \u3000 \\t"
     assert printable(b"\xff.png".decode("utf-8", "surrogateescape")) == "\\udcff.png"

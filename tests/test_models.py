@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from fakes import pixels
 
-from paddle_medcls import models
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.models import architectures
 from paddle_medcls.models.network import MODELS, Network, builder, model_names
 from paddle_medcls.models.weights import load_strict, recognise
 
@@ -59,7 +59,7 @@ def test_unknown_model_suggests() -> None:
 
 def test_the_list_of_names_is_what_the_architectures_offer() -> None:
     offered = {}
-    for info in pkgutil.iter_modules(models.__path__):
+    for info in pkgutil.iter_modules(architectures.__path__):
         module = importlib.import_module(f"paddle_medcls.models.architectures.{info.name}")
         offered |= {name: info.name for name in getattr(module, "__all__", ())}
     assert offered == MODELS

@@ -249,14 +249,14 @@ def test_the_wiring_of_a_network(network: Network, side: int, training: bool, op
 def test_faulty_wiring_fails_the_bound(
     network: Network, side: int, fault: str, operators: Operators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add, leave_backward = Operators.add, Operators.leave_backward
+    add, mean_backward = Operators.add, Operators.mean_backward
 
     def faulty_add(self, a: np.ndarray, b: np.ndarray, relu: bool = False) -> np.ndarray:
         share = np.float32(0 if fault.startswith("no") else 0.98)
         return add(self, a, b if relu else b * share, relu)  # without ReLU: the sum of a block's gradients
 
     if fault.startswith("all"):
-        monkeypatch.setattr(Operators, "leave_backward", lambda self, dy, shape: leave_backward(self, dy * 1.01, shape))
+        monkeypatch.setattr(Operators, "mean_backward", lambda self, dy, shape: mean_backward(self, dy * 1.01, shape))
     else:
         monkeypatch.setattr(Operators, "add", faulty_add)
     errors = gradient_errors(network, side, True, operators)

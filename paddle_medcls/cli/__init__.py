@@ -6,19 +6,15 @@ Paddle, NumPy and other slow imports are made after the arguments are parsed, so
 
 from __future__ import annotations
 
-import argparse
-import functools
 import importlib
-import io
 import platform
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from paddle_medcls import __version__
-from paddle_medcls.core.errors import command, did_you_mean, printable
+from paddle_medcls.cli.common import installed_version
+from paddle_medcls.core.errors import did_you_mean, printable
 
 PADDLES = ("paddlepaddle", "paddlepaddle-gpu")
 COMMANDS = {
@@ -42,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 1
     finally:
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # Python waits for threads at exit, and Ctrl-C would then show a traceback
+        # Python waits for threads at exit, and Ctrl-C would then show a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def medcls(argv: Sequence[str] | None = None) -> int:
@@ -68,124 +63,5 @@ def medcls(argv: Sequence[str] | None = None) -> int:
 def _versions() -> str:
     """Versions of the package, of Paddle without importing it, and of Python."""
     found = [f"paddle_medcls {__version__}"]
-    found += [f"{name} {text}" for name in PADDLES if (text := _installed(name))]
+    found += [f"{name} {text}" for name in PADDLES if (text := installed_version(name))]
     return ", ".join([*found, *(["no Paddle"] if len(found) == 1 else []), f"Python {platform.python_version()}"])
-
-
-def _installed(package: str) -> str:
-    """Version of an installed package, or ""."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def parser(name: str, text: str) -> argparse.ArgumentParser:
-    """The argument parser of a command, with the options that all commands share.
-
-    Args:
-        name: of the command, see COMMANDS.
-        text: description for --help.
-    """
-    for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show must not raise an error
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    result = argparse.ArgumentParser(
-        prog=command(name),
-        description=text,
-        epilog="For research and teaching; not a medical device, not for diagnosis.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    result.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return result
-
-
-def named(kind: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any]:
-    """The `type` of an option that takes a name: "list" prints all names and ends the command.
-
-    Args:
-        kind: "recipe", "model", "dataset" or "field".
-        convert: converts the text of other values.
-    """
-
-    def value(text: str) -> Any:
-        if text != "list":
-            return convert(text)
-        from paddle_medcls.cli.listing import show
-
-        raise SystemExit(run(lambda _: show(kind), argparse.Namespace(debug=False)))
-
-    return value
-
-
-def boolean(text: str) -> bool:
-    """The `type` of a flag that may be followed by True or False, in any case."""
-    known = {"true": True, "false": False}
-    if text.lower() not in known:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return known[text.lower()]
-
-
-def add_engine_options(p: argparse.ArgumentParser) -> None:
-    """--device, --engine and --precision of the commands that use a trained model."""
-    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU if there is one")
-    p.add_argument(
-        "--engine",
-        choices=("auto", "paddle", "openvino", "onnxruntime"),
-        default="auto",
-        help="inference backend; auto: OpenVINO, else ONNX Runtime, else Paddle",
-    )
-    p.add_argument(
-        "--precision", choices=("f32", "bf16"), default="f32", help="bf16: faster and less exact; not in every engine"
-    )
-    p.add_argument(
-        "--allow-program",
-        action="store_true",
-        help="open an export in Paddle's own format: a program that can write any file of yours; only for your own",
-    )
-
-
-def open_predictor(weights: Path, args: argparse.Namespace):
-    """The predictor of a weight file or export, as --recipe, --device, --engine and --precision want it."""
-    from paddle_medcls.deployment.predictor import Predictor
-    from paddle_medcls.recipes import get_recipe
-
-    engine = args.engine
-    if args.device == "gpu" or _installed("paddlepaddle-gpu"):  # else Paddle, slow to import, need not be asked
-        from paddle_medcls.core.paddle_setup import select_device
-
-        if select_device(args.device) != "cpu" and engine == "auto":
-            engine = None  # on a GPU the network itself
-    recipe = get_recipe(args.recipe) if args.recipe else None
-    say = functools.partial(print, file=sys.stderr)
-    return Predictor.from_weights(weights, recipe, engine, args.precision, say, args.allow_program)
-
-
-def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Runs a command and returns its exit code; an error is one message and code 1, or with --debug a traceback."""
-    try:
-        code = work(args)
-        sys.stdout.flush()
-        return code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        sys.stderr.close()  # the program that read our output has ended; no message can reach it
-        return 1
-    except Exception as error:
-        if args.debug:
-            raise
-        from paddle_medcls.core.errors import MedclsError, Stopped
-
-        if isinstance(error, Stopped):
-            print(error, file=sys.stderr)
-        elif isinstance(error, MedclsError):
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        else:
-            what = printable(f"unexpected {type(error).__name__}: {error}")
-            print(f"{what}\n  fix        run again with --debug", file=sys.stderr)
-        return 1

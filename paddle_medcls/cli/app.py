@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli import parser, run
+from paddle_medcls.cli.common import parser, run
 
 TEXT = """Serves a page for the browser: choose a model, upload images, see probabilities, decision and heat map.
 Images stay in the memory of this machine, and the page makes no requests to other machines. Ctrl-C stops it."""
@@ -44,9 +44,9 @@ def _work(args: argparse.Namespace) -> int:
     try:
         from streamlit.web import cli
     except ImportError as error:
-        raise SetupError(f"Streamlit cannot be loaded: {error}", do="pip install streamlit") from None
+        raise SetupError(f"Streamlit cannot be loaded: {error}", fix="pip install streamlit") from None
     if args.weights and not args.weights.exists():
-        raise WeightsError("no such file", where=args.weights, do="check the path given to --weights")
+        raise WeightsError("no such file", path=args.weights, fix="check the path given to --weights")
     _refuse_taken(args.address, args.port)
     import paddle_medcls.core.paddle_setup  # noqa: F401  in the main thread; errors show before the page opens
 
@@ -96,5 +96,5 @@ def _refuse_taken(address: str, port: int) -> None:
     except OSError as error:
         raise SetupError(
             f"cannot serve at {address}, port {port}: {error.strerror or error}",
-            do="close the program that uses this port (another page?), or choose another with --port N",
+            fix="close the program that uses this port (another page?), or choose another with --port N",
         ) from None

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli import add_engine_options, named, open_predictor, parser, run
+from paddle_medcls.cli.common import add_engine_options, named, open_predictor, parser, run
 
 TEXT = """Evaluates a weight file on a split: loss, accuracy and AUC with 95% intervals, precision, recall and F1
 of each class, and the published results for comparison. The sidecar beside the file says how it was trained;

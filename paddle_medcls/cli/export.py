@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli import named, parser, run
+from paddle_medcls.cli.common import named, parser, run
 
 TEXT = """Exports a trained model with its sidecar and a model card, opens it again, and compares its
 probabilities with the network's; an export that differs is not kept. predict.py, eval.py and the web
@@ -43,7 +43,7 @@ def _work(args: argparse.Namespace) -> int:
     weights = find_model(args.weights or newest_weights(Path("runs")))
     select_device("cpu")
     if form_of(weights):
-        raise WeightsError(f"{weights} is an export itself", do="export from the weight file (.pdparams)")
+        raise WeightsError(f"{weights} is an export itself", fix="export from the weight file (.pdparams)")
     predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
     card = predictor.card
     for note in [f"weights: {weights}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else [])]:

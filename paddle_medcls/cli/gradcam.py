@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli import named, parser, run
+from paddle_medcls.cli.common import named, parser, run
 
 TEXT = """Shows by Grad-CAM which parts of an image are evidence for a class. Writes each image under its heat map, at
 its own size, and contact_sheet.png, eight images above their maps. An unreadable file is reported, the
@@ -97,7 +97,7 @@ def _without_masks(paths: list[Path], output: Path | None) -> list[Path]:
     if not images:
         from paddle_medcls.core.errors import DataError
 
-        raise DataError("all files are masks or pictures of an earlier call", do="name a folder of images")
+        raise DataError("all files are masks or pictures of an earlier call", fix="name a folder of images")
     return images
 
 

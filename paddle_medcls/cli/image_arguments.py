@@ -30,7 +30,7 @@ def expand(arguments: Sequence[str]) -> list[Path]:
                 matches = sorted(Path().glob(argument)) if not path.is_absolute() else _absolute_glob(path)
             except ValueError as error:  # "**" beside other characters, before Python 3.13
                 raise DataError(
-                    f"{argument}: not a pattern of files: {error}", do="write ** alone, as a/**/*.png"
+                    f"{argument}: not a pattern of files: {error}", fix="write ** alone, as a/**/*.png"
                 ) from None
             if not matches:
                 raise DataError(f"{argument}: no such file or folder")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli import add_engine_options, named, open_predictor, parser, run
+from paddle_medcls.cli.common import add_engine_options, named, open_predictor, parser, run
 
 TEXT = """Predicts images with a trained model. Standard output holds the table, or one JSON object a
 line, and nothing else. An unreadable file is reported, the others are predicted, and the exit code is 1."""

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli import named, parser, run
+from paddle_medcls.cli.common import named, parser, run
 
 TEXT = """Prepares a data set: unpacks its archives, writes split files, computes counts, sizes, mean and
 standard deviation, plots sample images, checks for faults."""
@@ -74,7 +74,7 @@ def _work(args: argparse.Namespace) -> int:
         print(f"synthetic sample images written to {root}")
     if args.split:
         if not hasattr(module, "make_split_files"):
-            raise DataError(f"{args.dataset} has its own splits", expected="covid", do="leave --split out")
+            raise DataError(f"{args.dataset} has its own splits", expected="covid", fix="leave --split out")
         _write_split_files(module, root, args.seed)
     if args.stats:
         _statistics(args, module, root)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli import named, parser, run
+from paddle_medcls.cli.common import named, parser, run
 
 TEXT = """Trains recipes with several seeds each, evaluates each run on the test split, and writes a table with the
 published results. Run the same command again after an interruption: finished runs are kept, and the

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli import boolean, named, parser, run
+from paddle_medcls.cli.common import boolean, named, parser, run
 
 TEXT = """Trains a recipe and writes a run directory: best weights and their sidecar, history,
 metrics, predictions, pictures, and the state to resume from."""
@@ -158,7 +158,7 @@ def _launch(args: argparse.Namespace, recipe, count: int, environ: dict[str, str
     gpus = 0 if args.device == "cpu" else count_gpus()
     if gpus and count > gpus:
         fix = f"--processes {gpus}, or --device cpu"
-        raise SetupError(f"--processes {count}: each needs a GPU, and there are {gpus}", do=fix)
+        raise SetupError(f"--processes {count}: each needs a GPU, and there are {gpus}", fix=fix)
     if count > recipe.batch_size:
         raise SetupError(f"--processes {count}: a batch of {recipe.batch_size} has too few images to share")
     norm = "those of the whole batch" if gpus else "each process's own, so the run differs from one process's"

@@ -49,9 +49,9 @@ class MedclsError(Exception):
 
     Args:
         what: the fault in one line, with the faulty value.
-        where: the file, folder or field with the fault.
+        path: the file, folder or field with the fault.
         expected: a description of correct input.
-        do: how to fix it.
+        fix: how to fix it.
         items: further lines, such as one per faulty file; the first 20 are shown.
     """
 
@@ -59,16 +59,16 @@ class MedclsError(Exception):
         self,
         what: str,
         *,
-        where: object = None,
+        path: object = None,
         expected: str | None = None,
-        do: str | None = None,
+        fix: str | None = None,
         items: Sequence[str] = (),
     ) -> None:
         lines = [printable(what)]
         lines += [f"  {printable(item)}" for item in items[:20]]
         if len(items) > 20:
             lines.append(f"  … and {len(items) - 20} more")
-        for label, text in (("path", where), ("expected", expected), ("fix", do)):
+        for label, text in (("path", path), ("expected", expected), ("fix", fix)):
             if text is not None:
                 lines.append(f"  {label:<10} {printable(text)}")
         super().__init__("\n".join(lines))

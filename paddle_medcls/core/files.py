@@ -64,7 +64,7 @@ def atomic_write(path: str | Path, write: Callable[[str], object] | bytes) -> No
     except OSError as error:
         raise SetupError(
             f"cannot write {path}: {error.strerror or error}",
-            do="free some space or choose another folder; an earlier file of this name is unchanged",
+            fix="free some space or choose another folder; an earlier file of this name is unchanged",
         ) from error
     finally:
         if temporary:

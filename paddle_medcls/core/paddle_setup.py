@@ -70,7 +70,7 @@ def select_device(name: str = "auto") -> str:
         reason = "no GPU is visible" if paddle.is_compiled_with_cuda() else "this Paddle is the CPU build"
         raise SetupError(
             f"--device gpu: {reason}",
-            do="use --device cpu, or install a GPU build: see README.md, GPU",
+            fix="use --device cpu, or install a GPU build: see README.md, GPU",
         )
     paddle.set_device("gpu" if has_gpu and name != "cpu" else "cpu")
     return paddle.get_device()
@@ -79,7 +79,7 @@ def select_device(name: str = "auto") -> str:
 def require_gpu(device: str, option: str) -> None:
     """Raises SetupError if an option that needs a GPU is used on another device."""
     if not device.startswith("gpu"):
-        raise SetupError(f"{option} needs a GPU; this run is on the {device}", do=f"leave {option} out")
+        raise SetupError(f"{option} needs a GPU; this run is on the {device}", fix=f"leave {option} out")
 
 
 def configure_gpu(deterministic: bool, amp: bool) -> None:

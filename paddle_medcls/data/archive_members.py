@@ -87,13 +87,13 @@ def for_each_file(
 
 
 def _refused(archive: Path, faults: list[str]) -> DataError:
-    return DataError(f"{archive.name} is not unpacked", items=faults, where=archive)
+    return DataError(f"{archive.name} is not unpacked", items=faults, path=archive)
 
 
 def unreadable_archive(archive: Path, error: Exception) -> DataError:
     not_writable = isinstance(error, OSError) and error.errno in _NOT_WRITABLE
     fix = "free some space, or choose a writable folder (--data-root)" if not_writable else "download it again"
-    return DataError(f"{archive.name} cannot be unpacked: {error or type(error).__name__}", where=archive, do=fix)
+    return DataError(f"{archive.name} cannot be unpacked: {error or type(error).__name__}", path=archive, fix=fix)
 
 
 def _path_of(member: _Member) -> tuple[PurePosixPath, str]:

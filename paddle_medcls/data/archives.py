@@ -53,7 +53,7 @@ def find_archives(path: Path) -> list[Path]:
     archives = [file for file in files if stem_of(file) and file.is_file()]
     if not archives:
         fault = "no archives" if path.exists() else "no such file or folder"
-        raise DataError(f"{fault}: {path.name}", where=path, expected=f"files that end in {', '.join(SUFFIXES)}")
+        raise DataError(f"{fault}: {path.name}", path=path, expected=f"files that end in {', '.join(SUFFIXES)}")
     return archives
 
 
@@ -76,13 +76,13 @@ def unpack_all(path: Path, root: Path) -> Iterator[Unpacked]:
     folders = [root / stem_of(file) for file in archives]
     clashes = [str(file) for file, folder in zip(archives, folders) if folders.count(folder) > 1]
     if clashes:
-        raise DataError("two archives would be unpacked into one folder", items=clashes, where=path, do="rename one")
+        raise DataError("two archives would be unpacked into one folder", items=clashes, path=path, fix="rename one")
     for archive, folder in zip(archives, folders):
         result = _unpack_or_compare(archive, folder)
         yield result
         inner = [folder / path for path in result.files if stem_of(path) and "__MACOSX" not in path.parts]
         if len(inner) > MAX_INNER:
-            raise DataError(f"{archive.name} holds {len(inner)} archives", where=archive, expected=f"≤ {MAX_INNER}")
+            raise DataError(f"{archive.name} holds {len(inner)} archives", path=archive, expected=f"≤ {MAX_INNER}")
         for file in inner:  # the bound follows the outer archive: MAX_RATIO holds for both levels together
             yield _unpack_or_compare(file, file.with_name(stem_of(file)), MAX_RATIO * archive.stat().st_size)
 
@@ -99,7 +99,7 @@ def put(file: Path, target: Path) -> str:
     if target.exists():
         with open(file, "rb") as stream:
             if not _same_bytes(stream, target):
-                raise DataError(f"{target} already exists and differs from {file}", do="remove one of the two")
+                raise DataError(f"{target} already exists and differs from {file}", fix="remove one of the two")
         return f"{target} already exists with the same content"
     atomic_write(target, lambda name: shutil.copyfile(file, name))
     return f"{file} -> {target}"
@@ -132,7 +132,7 @@ def unpack(archive: Path, target: Path, max_bytes: int = MAX_BYTES) -> list[Pure
         DataError: no archive, damaged, too large, a member whose path leaves `target`, or `target` exists.
     """
     if target.exists():
-        raise DataError(f"{target} already exists", do="remove it first, or keep it: nothing was changed")
+        raise DataError(f"{target} already exists", fix="remove it first, or keep it: nothing was changed")
     temporary = target.with_name(f".{target.name}.unpacking")
 
     def write(path: PurePosixPath, stream: IO[bytes]) -> None:
@@ -167,8 +167,8 @@ def _compare(archive: Path, target: Path, max_bytes: int) -> list[PurePosixPath]
         raise DataError(
             f"{target} already exists, and differs from {archive.name}",
             items=different,
-            where=target,
-            do="remove it to unpack the archive again, or omit --archives to use it as it is; nothing was changed",
+            path=target,
+            fix="remove it to unpack the archive again, or omit --archives to use it as it is; nothing was changed",
         )
     return files
 

@@ -31,7 +31,7 @@ except ImportError as error:  # opencv-python needs graphics libraries, which se
     raise SetupError(
         f"OpenCV cannot be loaded: {error}",
         expected="the module cv2, from opencv-python or opencv-python-headless",
-        do="on a machine without a screen: pip uninstall -y opencv-python && pip install opencv-python-headless",
+        fix="on a machine without a screen: pip uninstall -y opencv-python && pip install opencv-python-headless",
     ) from error
 
 cv2.setNumThreads(1)  # the loader's threads already decode several images at once
@@ -54,13 +54,13 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
         DataError: not an image, too large, or several pictures in one file.
     """
     if not data:
-        raise DataError(f"{name}: the file is empty", do="copy or download it again")
+        raise DataError(f"{name}: the file is empty", fix="copy or download it again")
     width, height = dicom_size(data, name) if is_dicom(data) else _pillow_size(data, name)
     if width * height > MAX_PIXELS:
         raise DataError(
             f"{name}: {width} x {height} pixels is too large to decode safely",
             expected=f"at most {MAX_PIXELS:,} pixels",
-            do="scale it down first",
+            fix="scale it down first",
         )
     return width, height
 
@@ -77,7 +77,7 @@ def _pillow_size(data: bytes, name: str) -> tuple[int, int]:
                     raise DataError(
                         f"{name}: the {header.format} file holds several pictures: frames of an animation, or pages",
                         expected="one picture",
-                        do="save each picture as a separate file",
+                        fix="save each picture as a separate file",
                     )
                 return header.size
     except Image.DecompressionBombError as error:
@@ -88,7 +88,7 @@ def _pillow_size(data: bytes, name: str) -> tuple[int, int]:
         raise DataError(
             f"{name}: not an image (begins with {data[:16]!r})",
             expected="PNG, JPEG, BMP, TIFF, WebP or DICOM",
-            do="open it in a viewer; the file may be an error page that a download has saved",
+            fix="open it in a viewer; the file may be an error page that a download has saved",
         ) from None
 
 
@@ -139,7 +139,7 @@ def decode_image(data: bytes, name: str, channels: str = "bgr", least_px: int = 
         scale = next((scale for scale in scales if min(size) // scale >= least_px), 1)
         image = _decode(data, DECODE_FLAGS[scale][channels == "gray"])
     if image is None or (markers and jpeg.lacks_data(data, markers, image)):
-        raise DataError(f"{name}: the image is truncated or damaged", do="copy or download it again")
+        raise DataError(f"{name}: the image is truncated or damaged", fix="copy or download it again")
     if not is_jpeg:
         _refuse_unused_bits(data, image, name)
     if channels == "gray":
@@ -170,7 +170,7 @@ def _refuse_unused_bits(data: bytes, image: np.ndarray, name: str) -> None:
     raise DataError(
         f"{name}: a 16-bit image whose largest value is {deep.max()} of 65535 would become almost black",
         expected="values of the full range, 0 to 65535",
-        do=f"multiply its values by {1 << 16 - bits} if they have {bits} bits, or save the image with 8 bits",
+        fix=f"multiply its values by {1 << 16 - bits} if they have {bits} bits, or save the image with 8 bits",
     )
 
 

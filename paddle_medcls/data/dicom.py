@@ -96,10 +96,10 @@ def _header(data: bytes, name: str, stop_before_pixels: bool = False):
             faults = _faults(ds)
     except Exception:  # pydicom's errors are of many kinds and may quote patient data
         raise DataError(
-            f"{name}: the DICOM file is truncated or damaged", do="copy or export it again; a DICOM viewer shows more"
+            f"{name}: the DICOM file is truncated or damaged", fix="copy or export it again; a DICOM viewer shows more"
         ) from None
     if deflated:  # pydicom would inflate it in memory, to any size
-        raise DataError(f"{name}: the DICOM file is deflated", do="save it with another transfer syntax")
+        raise DataError(f"{name}: the DICOM file is deflated", fix="save it with another transfer syntax")
     if faults:
         raise DataError(f"{name}: the DICOM file does not hold one image that can be read", items=faults)
     return ds
@@ -142,9 +142,9 @@ def _pixels(ds, name: str) -> np.ndarray:
     """Stored values (H, W), or RGB (H, W, 3)."""
     syntax = getattr(ds.file_meta, "TransferSyntaxUID", None)
     if syntax is None:
-        raise DataError(f"{name}: the DICOM file has no TransferSyntaxUID", do="export it again")
+        raise DataError(f"{name}: the DICOM file has no TransferSyntaxUID", fix="export it again")
     if not _can_decode(syntax):
-        raise DataError(f"{name}: no decoder for the DICOM transfer syntax {syntax.name} is installed", do=PLUGINS)
+        raise DataError(f"{name}: no decoder for the DICOM transfer syntax {syntax.name} is installed", fix=PLUGINS)
     try:
         pixels = _jpeg(ds) if syntax.is_compressed else None
         if pixels is None:
@@ -154,7 +154,7 @@ def _pixels(ds, name: str) -> np.ndarray:
     except Exception:
         raise DataError(
             f"{name}: the DICOM file's pixel data are truncated or damaged, or do not fit {ds.Columns} x {ds.Rows}",
-            do=f"copy or export it again{'; or try ' + PLUGINS if syntax.is_compressed else ''}",
+            fix=f"copy or export it again{'; or try ' + PLUGINS if syntax.is_compressed else ''}",
         ) from None
     shape = (ds.Rows, ds.Columns, 3)[: 2 if ds.SamplesPerPixel == 1 else 3]
     if pixels.shape != shape:
@@ -317,7 +317,7 @@ def _rgb(pixels: np.ndarray, ds, name: str) -> np.ndarray:
     if ds.PhotometricInterpretation != "PALETTE COLOR":
         return pixels
     if "RedPaletteColorLookupTableData" not in ds:  # a segmented palette may expand to any size
-        raise DataError(f"{name}: the DICOM file has no readable palette", do="export it as RGB")
+        raise DataError(f"{name}: the DICOM file has no readable palette", fix="export it as RGB")
     coloured = _functions().apply_color_lut(pixels, ds)[..., :3]
     return coloured if coloured.dtype == np.uint8 else (coloured >> 8).astype(np.uint8)
 
@@ -329,7 +329,7 @@ def _pydicom(name: str):
     try:
         import pydicom
     except ImportError:
-        raise DataError(f"{name}: pydicom is not installed (it reads DICOM)", do="pip install pydicom") from None
+        raise DataError(f"{name}: pydicom is not installed (it reads DICOM)", fix="pip install pydicom") from None
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # see `_quiet`
     return pydicom
 

@@ -51,13 +51,13 @@ def download(url: str, target: Path, size: int = 0, md5: str = "") -> Path:
         partial = f"; {part.stat().st_size:,} bytes are kept in {part.name}" if part.exists() else ""
         raise DataError(
             f"{target.name} cannot be downloaded: {reason}{partial}",
-            where=url,
+            path=url,
             expected="a connection to the internet",
-            do=f"run it again to resume, or {by_hand}",
+            fix=f"run it again to resume, or {by_hand}",
         ) from None
     except OSError as error:
         raise DataError(
-            f"{part} cannot be written: {error.strerror or error}", do="free some space and run it again"
+            f"{part} cannot be written: {error.strerror or error}", fix="free some space and run it again"
         ) from None
     try:
         _verify(part, size, md5, f"run it again (it starts from zero), or {by_hand}")
@@ -77,9 +77,9 @@ def _verify(path: Path, size: int, md5: str, fix: str) -> None:
     length = path.stat().st_size
     if size and length != size:
         text = f"{size:,} bytes, found {length:,}"
-        raise DataError(f"{path.name} has another size", where=path, expected=text, do=fix)
+        raise DataError(f"{path.name} has another size", path=path, expected=text, fix=fix)
     if (digest := files.md5(path)) != md5:
-        raise DataError(f"{path.name} has another md5", where=path, expected=f"{md5}, found {digest}", do=fix)
+        raise DataError(f"{path.name} has another md5", path=path, expected=f"{md5}, found {digest}", fix=fix)
 
 
 class _SameSchemes(urllib.request.HTTPRedirectHandler):

@@ -131,9 +131,9 @@ def subfolders(root: Path, depth: int = DEPTH) -> list[Path]:
         if len(folders) > MAX_FOLDERS:
             raise DataError(
                 f"more than {MAX_FOLDERS} folders to search",
-                where=root,
+                path=root,
                 expected="a folder that holds little more than the data set",
-                do="point --data-root at the folder of the data set itself",
+                fix="point --data-root at the folder of the data set itself",
             )
     return folders
 
@@ -168,8 +168,8 @@ def image_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
         raise DataError(
             f"{len(faults)} of {len(images)} image(s) cannot be used",
             items=sorted(faults),
-            where=folder,
-            do="rename or remove them",
+            path=folder,
+            fix="rename or remove them",
         )
     return sorted(images)
 
@@ -194,6 +194,6 @@ def only_copy(places: Sequence[Path], files: Callable[[Path], list[Path]] = imag
         raise DataError(
             f"{places[0].name} was found {len(places)} times, with different content",
             items=[str(place) for place in places],
-            do="point --data-root at one of them, or remove the others",
+            fix="point --data-root at one of them, or remove the others",
         )
     return places[0]

@@ -39,5 +39,5 @@ def refuse_unreadable(index: Index, faults: Sequence[str]) -> None:
         raise DataError(
             f"{index.dataset}: {len(faults)} of {len(index)} {index.split} image(s) cannot be read",
             items=faults,
-            do="copy or download these files again; no image is skipped",
+            fix="copy or download these files again; no image is skipped",
         )

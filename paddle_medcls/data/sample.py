@@ -40,7 +40,7 @@ def draw(dataset: str, root: Path, seed: int = 0) -> None:
         raise DataError(f"no synthetic sample for {dataset}", expected=", ".join([*_WRITERS, "a MedMNIST set"]))
     mark = root / DRAWN_MARK
     if root.exists() and any(root.iterdir()) and not mark.exists():
-        raise DataError("the folder for the sample images is not empty", where=root, do="give another folder")
+        raise DataError("the folder for the sample images is not empty", path=root, fix="give another folder")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if dataset in NAMES:
@@ -56,8 +56,8 @@ def draw(dataset: str, root: Path, seed: int = 0) -> None:
         raise DataError(
             f"{len(others)} of {len(files)} sample file(s) would replace a file with another content",
             items=others,
-            where=root,
-            do="give another folder, or remove these files if they are a sample with another seed or version",
+            path=root,
+            fix="give another folder, or remove these files if they are a sample with another seed or version",
         )
     if not mark.exists():
         write_text(mark, MARK)

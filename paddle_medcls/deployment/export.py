@@ -90,7 +90,7 @@ def export(
         files = {path.name: sha256(path) for path in opener_first}
         empty = [path.name for path in made.iterdir() if path.stat().st_size == 0]
         if empty or not files:
-            raise RunError(f"the export is empty: {', '.join(empty) or 'no file'}", do="free some space and try again")
+            raise RunError(f"the export is empty: {', '.join(empty) or 'no file'}", fix="free some space and try again")
         outside = pixels_spec(predictor.card.preprocessing)
         card = replace(predictor.card, preprocessing=outside, flips=())
         card = replace(card, form=form, precision=precision, files=files, sha256=sha256(weights))
@@ -101,12 +101,12 @@ def export(
             raise RunError(
                 f"the exported model disagrees: a probability differs by {agreement.difference:.2g}",
                 expected=f"at most {TOLERANCE[precision]:g}",
-                do="report this with the versions of the libraries; nothing was kept",
+                fix="report this with the versions of the libraries; nothing was kept",
             )
         _put_in_place(made, folder, name)
         return agreement
     except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror or error}", do="free some space") from None
+        raise RunError(f"cannot write {folder}: {error.strerror or error}", fix="free some space") from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
@@ -200,7 +200,7 @@ def _write_onnx(predictor: Predictor, folder: Path, name: str) -> None:
     try:
         import onnx
     except ImportError as error:
-        raise SetupError(f"exporting needs onnx: {error}", do="pip install onnx onnxruntime") from None
+        raise SetupError(f"exporting needs onnx: {error}", fix="pip install onnx onnxruntime") from None
     model = to_onnx(_graph(predictor)) if _is_known(predictor) else _through_paddle2onnx(predictor, folder, name)
     onnx.checker.check_model(model)
     onnx.save(model, str(folder / f"{name}.onnx"))
@@ -238,7 +238,7 @@ def _through_paddle2onnx(predictor: Predictor, folder: Path, name: str):
     except ImportError as error:
         raise SetupError(
             f"exporting the network {predictor.card.network.model} needs paddle2onnx: {error}",
-            do="pip install paddle2onnx (with Paddle 2.6: 'paddle2onnx<2'; Python 3.13 has none yet)",
+            fix="pip install paddle2onnx (with Paddle 2.6: 'paddle2onnx<2'; Python 3.13 has none yet)",
         ) from None
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         _write_paddle(predictor, Path(scratch), name)
@@ -277,7 +277,7 @@ def _earlier_files(folder: Path, name: str) -> list[Path]:
     sidecar = folder / f"{name}.json"
     inside = list(folder.iterdir()) if folder.is_dir() else [folder]
     if inside and not _is_export(sidecar):
-        raise RunError(f"{folder} holds something else than an export of {name}", do="give --output a new folder")
+        raise RunError(f"{folder} holds something else than an export of {name}", fix="give --output a new folder")
     if not inside:
         return []
     listed = {folder / Path(file).name: digest for file, digest in Sidecar.read(sidecar).files.items()}
@@ -285,7 +285,7 @@ def _earlier_files(folder: Path, name: str) -> list[Path]:
     if changed:
         raise RunError(
             f"{folder}: {', '.join(changed)} changed since the export that is to be replaced",
-            do="give --output a new folder, or remove these files",
+            fix="give --output a new folder, or remove these files",
         )
     return [sidecar, *(path for path in listed if path.is_file())]
 
@@ -302,7 +302,7 @@ def _put_in_place(made: Path, folder: Path, name: str) -> None:
     if foreign:
         raise RunError(
             f"{folder}: {', '.join(foreign)} would be overwritten, and no export wrote it",
-            do="give --output a new folder",
+            fix="give --output a new folder",
         )
     folder.mkdir(exist_ok=True)
     for path in earlier:

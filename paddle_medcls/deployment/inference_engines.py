@@ -80,13 +80,13 @@ class InferenceBackend:
             reason = next((line.strip() for line in str(error).splitlines() if "Error" in line), str(error)[:200])
             raise SetupError(
                 f"{self.engine} cannot compute this model in {self.precision}: {reason}",
-                do="take another --engine, or --precision f32",
+                fix="take another --engine, or --precision f32",
             ) from None
         if found["logits"].shape != (len(x), self._num_outputs):
             raise WeightsError(
                 f"the model gives logits of shape {found['logits'].shape} for {len(x)} image(s)",
                 expected=str((len(x), self._num_outputs)),
-                do="do not use this model unless you know who made it; export it again",
+                fix="do not use this model unless you know who made it; export it again",
             )
         return found
 
@@ -99,12 +99,12 @@ def installed(engine: str) -> bool:
 def require(engine: str, precision: str = "f32") -> None:
     """Refuses an engine that is not installed, or that cannot compute in this precision here."""
     if not installed(engine):
-        raise SetupError(f"the engine {engine} is not installed", do=f"pip install {' '.join(_MODULES[engine])}")
+        raise SetupError(f"the engine {engine} is not installed", fix=f"pip install {' '.join(_MODULES[engine])}")
     if precision != "f32" and engine in _WITHOUT_BFLOAT16:
         able = ", ".join(name for name in ENGINES if name not in _WITHOUT_BFLOAT16)
         raise SetupError(f"the engine {engine} has no {precision} on a CPU", expected=f"one of {able}")
     if precision == "bf16" and not has_bfloat16():
-        raise SetupError("this processor has no bfloat16 (avx512_bf16 or amx_bf16)", do="use --precision f32")
+        raise SetupError("this processor has no bfloat16 (avx512_bf16 or amx_bf16)", fix="use --precision f32")
 
 
 def compile_graph(graph: Graph, engine: str, precision: str, num_outputs: int) -> InferenceBackend:
@@ -125,7 +125,7 @@ def compile_graph(graph: Graph, engine: str, precision: str, num_outputs: int) -
             run = _by_session(_session(to_onnx(graph).SerializeToString()))
     except (ImportError, RuntimeError, ValueError, OSError) as error:
         raise SetupError(
-            f"{engine} cannot compile the network: {_last_line(error)}", do="use --engine paddle"
+            f"{engine} cannot compile the network: {_last_line(error)}", fix="use --engine paddle"
         ) from None
     return InferenceBackend(run, engine, precision, num_outputs)
 
@@ -211,7 +211,7 @@ def open_model(folder: Path, name: str, form: str, precision: str, num_outputs: 
         raise
     except (RuntimeError, ValueError, OSError) as error:
         fault = f"{engine} cannot open the model: {_last_line(error)}"
-        raise WeightsError(fault, where=folder, do="export it again") from None
+        raise WeightsError(fault, path=folder, fix="export it again") from None
     return InferenceBackend(lambda x: run(_to_pixels(x)), engine, precision, num_outputs)
 
 
@@ -226,7 +226,7 @@ def _check_ends(path: Path, image: str, kind: str, outputs: tuple[str, ...]) -> 
         raise WeightsError(
             f"{path}: the model takes {image} ({kind}) and gives {', '.join(outputs)}",
             expected="image (uint8) and probabilities, logits; version 0.1 exported otherwise",
-            do="export the weights again",
+            fix="export the weights again",
         )
 
 
@@ -236,7 +236,7 @@ def _refuse_operators(path: Path, faults: list[str]) -> None:
             f"{path}: the model has operators that are not allowed",
             items=faults,
             expected="a network without loops, branches, functions and arrays in other files",
-            do="do not use this file unless you know who made it",
+            fix="do not use this file unless you know who made it",
         )
 
 
@@ -286,8 +286,8 @@ def _open_onednn(path: Path, precision: str) -> Run:
     if of_later_paddle(folder, name):
         raise WeightsError(
             f"the model was exported by Paddle 3, which Paddle {paddle.__version__} cannot read",
-            where=folder,
-            do="export it again with this Paddle (Paddle 3 reads that too), or install Paddle 3",
+            path=folder,
+            fix="export it again with this Paddle (Paddle 3 reads that too), or install Paddle 3",
         )
     program = next(path for path in map(folder.joinpath, program_names(name)) if path.is_file())
     config = paddle.inference.Config(str(program), str(path))

@@ -120,8 +120,8 @@ class Predictor:
         if card is not None and recipe is not None:
             raise WeightsError(
                 f"recipe {recipe.name} was given, but the sidecar says how these weights were trained: {card.recipe}",
-                where=sidecar,
-                do="leave --recipe out; to overrule the sidecar, move it away",
+                path=sidecar,
+                fix="leave --recipe out; to overrule the sidecar, move it away",
             )
         if form_of(path):
             predictor = _of_export(path, card, (engine, precision), allow_program)
@@ -130,8 +130,8 @@ class Predictor:
         if card is not None and card.form:
             raise WeightsError(
                 f"{path}: the sidecar beside these weights describes an export, not them",
-                where=sidecar,
-                do="restore the sidecar of the weights; to use the export, name its folder or its model file",
+                path=sidecar,
+                fix="restore the sidecar of the weights; to use the export, name its folder or its model file",
             )
         predictor = _of_weights(path, card, recipe, (engine, precision), say)
         predictor.path = path
@@ -158,7 +158,7 @@ class Predictor:
         if self._network is None:
             if self._load_network is None:
                 raise WeightsError(
-                    "an exported model has no layers to look into", do="give the weight file that it was made of"
+                    "an exported model has no layers to look into", fix="give the weight file that it was made of"
                 )
             self._network = self._load_network()
         return self._network.network
@@ -185,7 +185,7 @@ class Predictor:
         """Images -> the network's input x (N, C, S, S) float32, channels in the order that it was trained with."""
         spec = self.card.preprocessing
         if isinstance(images, (str, bytes, Path)) or (isinstance(images, np.ndarray) and images.ndim < 4):
-            raise DataError("one image was given where a list of images is expected", do="pass [image]")
+            raise DataError("one image was given where a list of images is expected", fix="pass [image]")
         pixels = (self.decode(image, f"image {number}") for number, image in enumerate(images))
         return np.stack([preprocess(to_channels(image, spec.channels), spec) for image in pixels])
 
@@ -291,7 +291,7 @@ def _checked_pixels(image: np.ndarray, name: str) -> np.ndarray:
         raise DataError(f"{name}: a {type(image).__name__} is no image", expected=f"an array, {expected}; or a file")
     if image.dtype != np.uint8:
         fix = "decode it to 8 bits; values in [0, 1]: (image * 255).round().astype(numpy.uint8)"
-        raise DataError(f"{name}: pixels of type {image.dtype}", expected=expected, do=fix)
+        raise DataError(f"{name}: pixels of type {image.dtype}", expected=expected, fix=fix)
     image = image[:, :, None] if image.ndim == 2 else image
     if image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
         fix = "pass the pixels of one image"
@@ -299,7 +299,7 @@ def _checked_pixels(image: np.ndarray, name: str) -> np.ndarray:
             fix = "leave the alpha channel out: image[:, :, :3]"
         elif image.ndim == 3 and image.shape[0] in (1, 3):
             fix = "put the channels last: image.transpose(1, 2, 0)"
-        raise DataError(f"{name}: pixels of shape {image.shape}", expected=expected, do=fix)
+        raise DataError(f"{name}: pixels of shape {image.shape}", expected=expected, fix=fix)
     return image
 
 
@@ -346,12 +346,14 @@ def _candidates(model: str, engine: str | None, precision: str) -> list[str]:
         return found
     if engine not in FASTEST_FIRST:
         known = ", ".join(("auto", "paddle", *FASTEST_FIRST))
-        raise SetupError(f"the engine {engine} runs exports, not weight files", expected=known, do="leave --engine out")
+        raise SetupError(
+            f"the engine {engine} runs exports, not weight files", expected=known, fix="leave --engine out"
+        )
     if model not in KNOWN:
         raise SetupError(
             f"the engine {engine} does not know the network {model}",
             expected=", ".join(KNOWN),
-            do="use --engine paddle, or export the model and give the export",
+            fix="use --engine paddle, or export the model and give the export",
         )
     return [str(engine)]
 
@@ -375,18 +377,18 @@ def _of_export(path: Path, card: Sidecar | None, wanted: tuple[str | None, str],
     """An exported model, in the engine of its form and the precision that it was exported for."""
     form, sidecar, (engine, precision) = form_of(path), sidecar_of(path), wanted
     if card is None or card.form != form:
-        raise WeightsError(f"{path} has no sidecar of an export", where=sidecar, do="copy all files of the export")
+        raise WeightsError(f"{path} has no sidecar of an export", path=sidecar, fix="copy all files of the export")
     own = FORMS[form]
     if engine not in (None, "auto", own):
-        raise SetupError(f"{path} is an export for {own}, not for {engine}", do="leave --engine out")
+        raise SetupError(f"{path} is an export for {own}, not for {engine}", fix="leave --engine out")
     if card.flips or card.preprocessing != pixels_spec(card.preprocessing):
         raise WeightsError(
-            f"{path}: exported by version 0.1, whose models do not take pixels", do="export the weights again"
+            f"{path}: exported by version 0.1, whose models do not take pixels", fix="export the weights again"
         )
     if form == "paddle" and not allow_program:
         raise WeightsError(
             f"{path} is a Paddle program, and operators of a program can write any file",
-            do="give --allow-program if you exported it yourself; else ask for a weight file or an ONNX export",
+            fix="give --allow-program if you exported it yourself; else ask for a weight file or an ONNX export",
         )
     precision = "bf16" if "bf16" in (precision, card.precision) else "f32"
     card.check(path)
@@ -403,7 +405,7 @@ def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, di
             raise WeightsError(
                 f"{path}: no sidecar {path.with_suffix('.json').name}, and a {network.model} with "
                 f"{network.num_outputs} outputs in the layout of {layout} could be anything",
-                do="name the recipe that it was trained with: --recipe NAME",
+                fix="name the recipe that it was trained with: --recipe NAME",
             )
         recipe = get_recipe(name)
     classes, task = dataset_classes(recipe.dataset, recipe.labels)

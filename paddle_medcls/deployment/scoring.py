@@ -148,7 +148,7 @@ def evaluate(
     path, sidecar = predictor.path, predictor.card
     check_options(sidecar, options)
     if options.calibrate and path is None:
-        raise RunError("a calibration is written beside the weight file", do="pass the file, not a Predictor")
+        raise RunError("a calibration is written beside the weight file", fix="pass the file, not a Predictor")
     root = Path(data_root) if data_root else (path and _run_data_root(path)) or default_root(sidecar.dataset)
     split = split or dataset_module(sidecar.dataset).SPLITS[-1]
     scored = {split} | ({"val"} if options.calibrate else set())
@@ -181,12 +181,12 @@ def check_options(sidecar: Sidecar, options: EvalOptions) -> None:
             raise RunError(
                 f"--{name} needs two classes",
                 expected=f"a binary model; this one is {sidecar.task}: {', '.join(sidecar.classes)}",
-                do=f"leave --{name} out",
+                fix=f"leave --{name} out",
             )
     if options.sensitivity is not None and not options.calibrate:
-        raise RunError("a sensitivity is reached by calibration alone", do="give --calibrate too")
+        raise RunError("a sensitivity is reached by calibration alone", fix="give --calibrate too")
     if options.calibrate and sidecar.form:
-        raise RunError("an export cannot be calibrated", do="calibrate the weights, export again")
+        raise RunError("an export cannot be calibrated", fix="calibrate the weights, export again")
 
 
 def _logits(predictor: Predictor, index: Index, options: EvalOptions) -> np.ndarray:

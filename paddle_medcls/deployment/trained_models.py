@@ -21,8 +21,8 @@ def newest_weights(runs: Path) -> Path:
     if not found:
         raise WeightsError(
             "no trained model yet",
-            where=f"{runs}/*/*.pdparams",
-            do=f"train one ({command('train')}), or give --weights",
+            path=f"{runs}/*/*.pdparams",
+            fix=f"train one ({command('train')}), or give --weights",
         )
     newest: dict[str, Path] = {}  # of each data set
     for path in found:
@@ -35,7 +35,7 @@ def newest_weights(runs: Path) -> Path:
         raise WeightsError(
             f"there are trained models of {len(newest)} data sets",
             items=[f"{dataset}: {path}" for dataset, path in newest.items()],
-            where=runs,
-            do="give --weights FILE; these are the newest of each data set",
+            path=runs,
+            fix="give --weights FILE; these are the newest of each data set",
         )
     return found[0]

@@ -84,7 +84,7 @@ def threshold_for(scores: np.ndarray, labels: np.ndarray, sensitivity: float) ->
         raise DataError(
             "no positive image: no threshold can be chosen for a sensitivity",
             expected="images of both classes in the validation split",
-            do="leave --sensitivity out, or use a validation split with both classes",
+            fix="leave --sensitivity out, or use a validation split with both classes",
         )
     needed = positives[int(np.ceil(sensitivity * len(positives) - 1e-9)) - 1]  # the weakest that must pass
     lower = scores[scores < needed]

@@ -113,7 +113,7 @@ def _read_patients(predictions: Path, ids: list[str]) -> tuple[str, ...]:
         raise DataError(
             f"{path}: {len(missing)} image(s) of {len(ids)} without a patient, {len(rows) - len(known)} named twice",
             items=missing,
-            do="write both files again (eval --output), or remove this one to compare by images",
+            fix="write both files again (eval --output), or remove this one to compare by images",
         )
     return tuple(known[name] for name in ids)
 
@@ -126,7 +126,7 @@ def _file(path: Path) -> Path:
         names = ", ".join(file.name for file in files)
         raise DataError(
             f"{path}: {f'several predictions: {names}' if files else 'no predictions_<split>.csv in this folder'}",
-            do="name one of the files" if files else f"write one: {command('eval')} --weights FILE --output DIR",
+            fix="name one of the files" if files else f"write one: {command('eval')} --weights FILE --output DIR",
         )
     return files[0]
 
@@ -172,17 +172,17 @@ def compare(a: Predictions, b: Predictions) -> dict:
         items += [f"B: {len(b.ids)} images in {len(b.classes)} classes: {', '.join(b.classes)}"]
         items += [f"only in A: {name}" for name in missing[:5]]
         items += [f"only in B: {name}" for name in sorted(set(b.ids) - set(a.ids))[:5]]
-        raise DataError("the two files are not predictions of the same images", items=items, where=b.path)
+        raise DataError("the two files are not predictions of the same images", items=items, path=b.path)
     rows = [row_in_b[name] for name in a.ids]
     patients = tuple(b.patients[row] for row in rows) if b.patients else ()
     if a.patients and patients and a.patients != patients:
         items = [f"{name}: {p} in A, {q} in B" for name, p, q in zip(a.ids, a.patients, patients) if p != q]
-        raise DataError(f"{len(items)} of {len(a.ids)} images have another patient in B", items=items, where=b.path)
+        raise DataError(f"{len(items)} of {len(a.ids)} images have another patient in B", items=items, path=b.path)
     b = Predictions(b.path, a.ids, b.labels[rows], b.guesses[rows], b.probs[rows], b.classes)
     other = np.flatnonzero((a.labels != b.labels).reshape(len(a.ids), -1).any(axis=1))
     if len(other):
         items = [f"{a.ids[row]}: {a.labels[row].tolist()} in A, {b.labels[row].tolist()} in B" for row in other[:20]]
-        raise DataError(f"{len(other)} of {len(a.ids)} images have another label in B", items=items, where=b.path)
+        raise DataError(f"{len(other)} of {len(a.ids)} images have another label in B", items=items, path=b.path)
     clusters = clusters_of(a.patients or patients)
     result = {"accuracy": _accuracy(a, b, clusters), "auc": _auc(a, b, clusters)}
     if clusters is not None:

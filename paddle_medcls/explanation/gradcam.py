@@ -65,7 +65,7 @@ def gradcam(
         layer = default_layer(model, x[:1])
     if layer not in known:
         hint = did_you_mean(layer, known, n=3)
-        raise RecipeError(f"unknown layer {layer!r}{hint}", do="gradcam --list-layers prints the layers")
+        raise RecipeError(f"unknown layer {layer!r}{hint}", fix="gradcam --list-layers prints the layers")
     outputs: list = []
 
     def keep(_, __, output):
@@ -73,7 +73,7 @@ def gradcam(
             raise RecipeError(
                 f"layer {layer!r} gives the shape {tuple(output.shape)}, which is no map",
                 expected="(images, channels, height, width)",
-                do="gradcam --list-layers prints the layers",
+                fix="gradcam --list-layers prints the layers",
             )
         leaf = output.detach()
         leaf.stop_gradient = False
@@ -90,7 +90,7 @@ def gradcam(
         if method == "gradcam++":
             if float(features.min()) < 0:
                 do = "choose a layer after its ReLU, as the default is, or --method gradcam"
-                raise RecipeError(f"layer {layer!r} has negative outputs, for which Grad-CAM++ is not defined", do=do)
+                raise RecipeError(f"layer {layer!r} has negative outputs, for which Grad-CAM++ is not defined", fix=do)
             rising = paddle.nn.functional.relu(gradient)
             gradient = rising / (2 + features.sum(axis=[2, 3], keepdim=True) * rising)
         weights = gradient.mean(axis=[2, 3], keepdim=True)  # (N, channels, 1, 1)
@@ -156,7 +156,7 @@ def default_layer(model, x: np.ndarray) -> str:
     if not fitting:
         raise RecipeError(
             f"no layer of this {type(model).__name__} suits a heat map of {x.shape[3]} x {x.shape[2]} pixels",
-            do="choose one with --layer; --list-layers names them",
+            fix="choose one with --layer; --list-layers names them",
         )
     return fitting[-1]
 

@@ -47,7 +47,7 @@ class OutputHead:
             raise WeightsError(
                 f"the network gives logits of shape {logits.shape}",
                 expected=f"(images, {self.num_outputs}) for {len(self.classes)} classes, {self.task}, {self.loss}",
-                do="use the sidecar that was written with these weights",
+                fix="use the sidecar that was written with these weights",
             )
         names = names or [f"image {row}" for row in range(len(logits))]
         return check_finite(logits, names).astype(np.float64) / self.temperature
@@ -114,7 +114,7 @@ def check_finite(logits: np.ndarray, names: Sequence[object]) -> np.ndarray:
             f"the network computes nan or infinity for {len(bad)} of {len(logits)} image(s)",
             items=[f"{names[row]}: logits {', '.join(format(z, '.4g') for z in logits[row][:8])}" for row in bad[:21]],
             expected="finite logits",
-            do="use other weights; if this is a training, lower --lr or lengthen the warm-up",
+            fix="use other weights; if this is a training, lower --lr or lengthen the warm-up",
         )
     return logits
 

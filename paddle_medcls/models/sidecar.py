@@ -57,7 +57,7 @@ def find_model(path: Path) -> Path:
     sidecars = sorted({sidecar_of(p) for p in files if sidecar_of(p).is_file()})
     if len(sidecars) != 1:
         names = ", ".join(item.stem for item in sidecars) or "none"
-        raise WeightsError(f"{path}: one model is expected in a folder, found: {names}", do="name its file")
+        raise WeightsError(f"{path}: one model is expected in a folder, found: {names}", fix="name its file")
     return next(p for p in files if sidecar_of(p) == sidecars[0])
 
 
@@ -157,8 +157,8 @@ class Sidecar:
         except (OSError, ValueError, WeightsError) as error:
             raise WeightsError(
                 f"the sidecar cannot be read: {error.what if isinstance(error, WeightsError) else error}",
-                where=path,
-                do="restore it from the run that made the weights",
+                path=path,
+                fix="restore it from the run that made the weights",
             ) from None
 
     def check(self, path: Path) -> None:
@@ -174,15 +174,15 @@ class Sidecar:
         for file in path.parent.iterdir() if self.files else ():
             if file.name.endswith(tuple(SUFFIXES)) and sidecar_of(file) == sidecar_of(path) and file not in expected:
                 raise WeightsError(
-                    f"{file.name} is not listed in {sidecar_of(path).name}", where=file, do="copy the export again"
+                    f"{file.name} is not listed in {sidecar_of(path).name}", path=file, fix="copy the export again"
                 )
         for file, digest in expected.items():
             if not file.is_file():
-                raise WeightsError(f"{file}: the file is missing", do="copy all files of the export again")
+                raise WeightsError(f"{file}: the file is missing", fix="copy all files of the export again")
             if digest and sha256(file) != digest:
                 raise WeightsError(
                     f"{file} is not the file that {sidecar_of(path).name} describes (sha256 differs)",
-                    do="copy all files again from one place; an interrupted training is resumed with --resume",
+                    fix="copy all files again from one place; an interrupted training is resumed with --resume",
                 )
 
 

@@ -77,7 +77,7 @@ def recognise(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict
     try:
         return Network(**fields), renamed, layout
     except WeightsError as error:
-        raise WeightsError(f"{name}: {error.what}", do="use the weights of a network that this package has") from None
+        raise WeightsError(f"{name}: {error.what}", fix="use the weights of a network that this package has") from None
 
 
 def _recognise_resnet(state: dict[str, np.ndarray], name: object) -> tuple[dict, dict[str, np.ndarray], str]:

@@ -31,15 +31,15 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     try:
         data = read_bounded(path, MAX_BYTES)
     except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror or error}", do="check the path given to --weights") from None
+        raise WeightsError(f"{path}: {error.strerror or error}", fix="check the path given to --weights") from None
     if not data:
-        raise WeightsError(f"{path}: the file is empty", do="copy or download it again")
+        raise WeightsError(f"{path}: the file is empty", fix="copy or download it again")
     if path.suffix == ".safetensors":
         return _read_safetensors(data, path)
     try:
         state = read_pickle(data)
     except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: {error}", do="do not use this file unless you know who made it") from None
+        raise WeightsError(f"{path}: {error}", fix="do not use this file unless you know who made it") from None
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds a {type(state).__name__}", expected="a state dict: names and arrays")
     state.pop(_NAME_TABLE, None)
@@ -62,7 +62,7 @@ def _read_safetensors(data: bytes, path: Path) -> dict[str, np.ndarray]:
         parse_json(data[8 : 8 + length])  # the library takes the last of two tensors of one name
         return safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: not a safetensors file: {error}", do="copy or download it again") from None
+        raise WeightsError(f"{path}: not a safetensors file: {error}", fix="copy or download it again") from None
 
 
 def check_arrays(state: dict[str, np.ndarray], shapes: Mapping[str, Sequence[int]], name: object) -> None:
@@ -90,7 +90,7 @@ def check_arrays(state: dict[str, np.ndarray], shapes: Mapping[str, Sequence[int
         raise WeightsError(
             f"{name}: does not fit the network: {len(faults)} of {len(shapes)} entries differ",
             items=sorted(faults),
-            do="select the model that the file was trained with (--model), or use another file",
+            fix="select the model that the file was trained with (--model), or use another file",
         )
 
 
@@ -99,7 +99,7 @@ def load_strict(model, state: dict[str, np.ndarray], name: object) -> None:
     check_arrays(state, {key: value.shape for key, value in model.state_dict().items()}, name)
     missing, unexpected = model.set_state_dict({key: np.ascontiguousarray(value) for key, value in state.items()})
     if missing or unexpected:  # cannot happen: `check_arrays` covers what Paddle checks
-        raise WeightsError(f"{name}: Paddle did not take {', '.join([*missing, *unexpected])}", do="report this")
+        raise WeightsError(f"{name}: Paddle did not take {', '.join([*missing, *unexpected])}", fix="report this")
 
 
 def load_pretrained(model, network: Network, path: str | Path) -> str:

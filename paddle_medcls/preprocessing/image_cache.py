@@ -65,7 +65,7 @@ def refuse_changed(index: Index, key: str, workers: int) -> None:
     if content_key(index, workers) != key:
         raise DataError(
             f"{index.dataset}: images of the {index.split} split changed while they were read",
-            do="start again when no other program writes to their folder",
+            fix="start again when no other program writes to their folder",
         )
 
 

@@ -88,7 +88,7 @@ def _recipes_of(module: str) -> dict[str, Recipe]:
     try:
         values = vars(importlib.import_module(f"{__name__}.{module}")).values()
     except RecipeError as error:
-        raise RecipeError(f"recipes/{module}.py: {error.what}", do="correct this file") from error
+        raise RecipeError(f"recipes/{module}.py: {error.what}", fix="correct this file") from error
     except Exception as error:  # the file is code: it can raise any error
-        raise RecipeError(f"recipes/{module}.py: {type(error).__name__}: {error}", do="correct this file") from error
+        raise RecipeError(f"recipes/{module}.py: {type(error).__name__}: {error}", fix="correct this file") from error
     return {value.name: value for value in values if isinstance(value, Recipe)}

@@ -118,7 +118,7 @@ class Recipe:
                     f"recipe {self.name}: pretrained=imagenet contradicts {len(faults)} field(s)",
                     items=faults,
                     expected=", ".join(f"{field}={value}" for field, value in IMAGENET.items()),
-                    do="leave these fields out, or give a weight file in place of imagenet",
+                    fix="leave these fields out, or give a weight file in place of imagenet",
                 )
             changes = {**changes, **IMAGENET}
         return _from_values({**self.to_json(), **changes})
@@ -141,7 +141,7 @@ class Recipe:
     def from_json(fields: object, where: object = None) -> Recipe:
         """The inverse of `to_json`; a mistyped or missing field is an error."""
         if not isinstance(fields, dict) or not {"name", "source", "dataset"} <= fields.keys():
-            raise RecipeError("not a recipe", where=where, expected="a JSON object with name, source, dataset, …")
+            raise RecipeError("not a recipe", path=where, expected="a JSON object with name, source, dataset, …")
         for field in fields:
             _known(field, where)
         return _from_values({name: _to_tuple(value) for name, value in fields.items()})
@@ -152,7 +152,7 @@ class Recipe:
         try:
             fields = read_json(path)
         except (OSError, ValueError) as error:
-            raise RecipeError(f"the recipe cannot be read: {error}", where=path) from None
+            raise RecipeError(f"the recipe cannot be read: {error}", path=path) from None
         return Recipe.from_json(fields, path)
 
     @property
@@ -196,7 +196,7 @@ def _from_values(values: dict) -> Recipe:
 def _known(field: str, where: object = None) -> None:
     if field not in _TYPES:
         hint = did_you_mean(field, _TYPES)
-        raise RecipeError(f"unknown recipe field {field!r}{hint}", where=where, expected=", ".join(sorted(_TYPES)))
+        raise RecipeError(f"unknown recipe field {field!r}{hint}", path=where, expected=", ".join(sorted(_TYPES)))
 
 
 def _to_tuple(value: object) -> object:

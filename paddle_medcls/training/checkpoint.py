@@ -68,7 +68,7 @@ def load_state(run_dir: Path) -> tuple[dict[str, Any], dict]:
         raise RunError(
             f"{run_dir} holds nothing to resume",
             expected=FILE,
-            do="give the run directory of an interrupted training",
+            fix="give the run directory of an interrupted training",
         )
     groups: dict[str, Any] = {}
     try:
@@ -83,7 +83,7 @@ def load_state(run_dir: Path) -> tuple[dict[str, Any], dict]:
                 group = group.setdefault(parent, {})
             group[last] = value
     except (safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise RunError(f"the state of the run cannot be read: {error}", where=path) from None
+        raise RunError(f"the state of the run cannot be read: {error}", path=path) from None
     except RecursionError:
-        raise RunError("the state of the run cannot be read: it is nested too deep", where=path) from None
+        raise RunError("the state of the run cannot be read: it is nested too deep", path=path) from None
     return groups, scalars

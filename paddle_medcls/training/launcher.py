@@ -127,7 +127,7 @@ def _error(logs: Path, count: int, asked: bool) -> BaseException:
     return RunError(
         f"process {rank} of {count} {how}",
         items=lines,
-        do="see whether memory was short (the system then ends a process); continue from the last save with --resume",
+        fix="see whether memory was short (the system then ends a process); continue from the last save with --resume",
     )
 
 

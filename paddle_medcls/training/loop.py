@@ -194,7 +194,7 @@ def keep_epoch(training: Training, session: Session, logits: np.ndarray) -> None
         raise RunError(
             f"{recipe.monitor} is not defined on the validation split after epoch {state.epoch + 1}: {score}",
             expected="a number to choose the best epoch by; an AUC needs images of two classes",
-            do="choose another metric (--set monitor=accuracy), or check the split",
+            fix="choose another metric (--set monitor=accuracy), or check the split",
         )
     improved = score > state.best
     if improved:
@@ -286,8 +286,8 @@ def _log_steps(unread: list[tuple], state: State, board) -> bool:
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss is {loss} at step {step}, epoch {state.epoch + 1}",
-                where=f"rows {', '.join(str(row) for row in rows[:8])}, … of the training split",
-                do="lower --lr, or lengthen the warm-up (--set warmup_epochs=…)",
+                path=f"rows {', '.join(str(row) for row in rows[:8])}, … of the training split",
+                fix="lower --lr, or lengthen the warm-up (--set warmup_epochs=…)",
             )
         state.steps.append([float(step), float(lr), loss, accuracy])
         if board is not None:

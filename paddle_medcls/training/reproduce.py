@@ -71,7 +71,7 @@ class Cell:
             return None
         except (OSError, ValueError) as error:
             raise RunError(
-                f"{self.name}: cell.json cannot be read: {error}", do="remove it to score the cell again"
+                f"{self.name}: cell.json cannot be read: {error}", fix="remove it to score the cell again"
             ) from None
 
 
@@ -113,7 +113,7 @@ def plan(grid: Grid, output: Path, data_root: Path | None = None) -> list[Cell]:
             hint = did_you_mean(name, model_names())
             raise RecipeError(f"unknown model {name!r}{hint}", expected=", ".join(model_names()))
     if grid.sets and not own_sets:
-        raise RecipeError(f"the suite {grid.suite} has one data set", do="leave --sets out")
+        raise RecipeError(f"the suite {grid.suite} has one data set", fix="leave --sets out")
     cells = []
     for seed in range(grid.seeds):
         for name in grid.recipes or names:
@@ -146,9 +146,9 @@ def present(cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
     if not available:
         raise DataError(
             f"no file of {len(absent)} MedMNIST set(s)",
-            where=next(iter(sets.values())),
+            path=next(iter(sets.values())),
             items=[file_of(name) for name in absent],
-            do="add --download, which fetches them; or --sets breast,retina for some of them, or --data-root",
+            fix="add --download, which fetches them; or --sets breast,retina for some of them, or --data-root",
         )
     return available, absent
 
@@ -180,7 +180,7 @@ def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell
                     break
                 write_tables(cells, output)
                 raise Stopped(
-                    f"interrupted in {cell.name}; the state is saved", do="run the same command again"
+                    f"interrupted in {cell.name}; the state is saved", fix="run the same command again"
                 ) from None
             remaining.remove(cell)
             write_tables(cells, output)
@@ -246,8 +246,8 @@ def _refuse_other_recipe(cell: Cell, options: Options) -> None:
         raise RunError(
             f"{cell.name} was run with another recipe",
             items=changes,
-            where=cell.folder,
-            do="use the original options, or choose another --output",
+            path=cell.folder,
+            fix="use the original options, or choose another --output",
         )
 
 

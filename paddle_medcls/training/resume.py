@@ -45,7 +45,7 @@ def locked(run_dir: Path, resume: bool, first: bool = True) -> Iterator[None]:
         run_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(run_dir, os.O_RDONLY)
     except OSError as error:
-        raise RunError(f"{run_dir} cannot be used as a run directory: {error.strerror}", do="give another") from None
+        raise RunError(f"{run_dir} cannot be used as a run directory: {error.strerror}", fix="give another") from None
     try:
         _lock(handle, run_dir)
         if not resume:
@@ -69,7 +69,9 @@ def _lock(handle: int, run_dir: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise RunError(f"{run_dir}: another process is training in this run directory", do="wait for its end") from None
+        raise RunError(
+            f"{run_dir}: another process is training in this run directory", fix="wait for its end"
+        ) from None
     except OSError:
         pass  # a file system without locks
 
@@ -85,7 +87,7 @@ def refuse_taken(run_dir: Path) -> None:
     found = [name for name in _OURS if (run_dir / name).exists()] + [p.name for p in run_dir.glob("*.pdparams")]
     if found:
         fix = f"resume it (--resume {run_dir}), or " if (run_dir / FILE).exists() else ""
-        raise RunError(f"{run_dir} already holds a run: {', '.join(found)}", do=f"{fix}give another --output")
+        raise RunError(f"{run_dir} already holds a run: {', '.join(found)}", fix=f"{fix}give another --output")
 
 
 def read_facts(run_dir: Path) -> dict:
@@ -129,8 +131,8 @@ def _read_json(run_dir: Path, name: str) -> dict:
 def _damaged(run_dir: Path, name: str, fault: object) -> RunError:
     return RunError(
         f"{run_dir} cannot be resumed: {name}: {fault}",
-        where=run_dir / name,
-        do="restore the file from a copy, or train again with another --output",
+        path=run_dir / name,
+        fix="restore the file from a copy, or train again with another --output",
     )
 
 
@@ -159,7 +161,7 @@ def refuse_changes(run_dir: Path, recipe: Recipe, facts: dict, session: Session)
         changes.append("learning rate: in version 0.1 a warm-up delayed the decay points; now they stay in place")
     if changes and not session.options.force:
         raise RunError(
-            f"cannot resume {run_dir}: the run has changed", items=changes, do="restore these, or pass --force"
+            f"cannot resume {run_dir}: the run has changed", items=changes, fix="restore these, or pass --force"
         )
     threads = int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0])
     if session.device == "cpu" and began.get("threads", threads) != threads:

@@ -115,14 +115,14 @@ def _settings(options: Options, began: dict | None) -> Options:
         raise RunError(
             "the run cannot be resumed with other settings",
             items=changes,
-            do="leave these options out, or pass --force",
+            fix="leave these options out, or pass --force",
         )
     options = replace(options, **chosen)
     if options.precision != "f32" and options.kernels == "paddle":
         raise SetupError(f"--precision {options.precision} needs --kernels onednn; Paddle's own compute in float32")
     if options.precision == "bf16" and not has_bfloat16():
         if not (began and options.force):
-            raise SetupError("--precision bf16: this processor has no instructions for bfloat16", do="leave it out")
+            raise SetupError("--precision bf16: this processor has no instructions for bfloat16", fix="leave it out")
         options = replace(options, kernels="auto", precision="f32")
     return options
 
@@ -138,4 +138,4 @@ def _require_visualdl() -> None:
     try:
         import visualdl  # noqa: F401
     except ImportError as error:
-        raise RunError(f"--visualdl needs VisualDL: {error}", do="pip install visualdl") from None
+        raise RunError(f"--visualdl needs VisualDL: {error}", fix="pip install visualdl") from None

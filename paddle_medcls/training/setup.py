@@ -197,7 +197,7 @@ def choose_kernels(trained, session: Session, resume: bool) -> str:
     if (kernels == "onednn" or precision == "bf16") and not (resume and session.options.force):
         began = "the run began with " if resume else ""
         do = "resume on a machine that has them, or pass --force" if resume else "leave --kernels and --precision out"
-        raise SetupError(f"{began}oneDNN's kernels, {precision}: {fault}", do=do)
+        raise SetupError(f"{began}oneDNN's kernels, {precision}: {fault}", fix=do)
     if session.device == "cpu":
         session.say(f"kernels: Paddle's own, not oneDNN's, which are faster: {fault}")
     return "paddle"

@@ -85,7 +85,7 @@ def fetch(name: str, root: str | Path) -> str:
         raise DataError(
             f"{name} cannot be downloaded by a program",
             expected="a MedMNIST set",
-            do=how_to_get(name),
+            fix=how_to_get(name),
         )
     return module.fetch(name, Path(root))
 
@@ -109,8 +109,8 @@ def load_index(name: str, root: str | Path, split: str, labels: str = "default")
     if not root.is_dir():
         raise DataError(
             f"{name}: the data root does not exist",
-            where=root,
-            do=f"{how_to_get(name)}; or pass --data-root with the folder that holds it",
+            path=root,
+            fix=f"{how_to_get(name)}; or pass --data-root with the folder that holds it",
         )
     return module.load(name, root, split, labels)
 

@@ -73,8 +73,8 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
     if not split_file.is_file():
         raise DataError(
             f"covid: no split file {split}.txt",
-            where=root,
-            do=f"write the split files: {command('prepare')} --dataset covid --split --data-root {root}",
+            path=root,
+            fix=f"write the split files: {command('prepare')} --dataset covid --split --data-root {root}",
         )
     ids, numbers = read_split_file(split_file)
     return Index(
@@ -98,14 +98,14 @@ def read_split_file(path: Path) -> tuple[list[str], list[int]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"covid: {path.name} cannot be read: {error}", where=path) from None
+        raise DataError(f"covid: {path.name} cannot be read: {error}", path=path) from None
     ids, labels, faults = _parse_split_file(text, path.parent)
     if faults or not ids:
         raise DataError(
             f"covid: {path.name}: {len(faults)} faulty line(s) of {len(text.splitlines())}",
             items=faults,
-            where=path,
-            do=f"write the split files again: {command('prepare')} --dataset covid --split --data-root {path.parent}",
+            path=path,
+            fix=f"write the split files again: {command('prepare')} --dataset covid --split --data-root {path.parent}",
         )
     return ids, labels
 
@@ -157,17 +157,17 @@ def find_images(root: Path) -> dict[str, list[str]]:
     if missing:
         raise DataError(
             f"covid: no images of {', '.join(missing)}",
-            where=root,
+            path=root,
             expected="COVID, Lung_Opacity (or LungOpacity), Normal, Viral Pneumonia (or ViralPneumonia)",
-            do=f"unpack the archive: {command('prepare')} --dataset covid --archives DIR, or pass --data-root",
+            fix=f"unpack the archive: {command('prepare')} --dataset covid --archives DIR, or pass --data-root",
         )
     for name, found in folders.items():
         if len(found) > 1:
             raise DataError(
                 f"covid: two folders hold the class {name}",
-                where=root,
+                path=root,
                 items=[str(folder) for folder in found],
-                do="point --data-root at one of them, or remove the other",
+                fix="point --data-root at one of them, or remove the other",
             )
     return {
         name: [path.relative_to(root).as_posix() for path in image_files(found[0])] for name, found in folders.items()
@@ -194,7 +194,7 @@ def make_split_files(root: Path, seed: int) -> dict[str, str]:
         raise DataError(
             f"covid: {len(faults)} image path(s) cannot be written to a split file",
             items=faults,
-            where=root,
-            do="rename or remove these files or folders",
+            path=root,
+            fix="rename or remove these files or folders",
         )
     return texts

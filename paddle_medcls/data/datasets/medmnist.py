@@ -170,8 +170,8 @@ def _read_npz(path: Path, card: Card, side: int, split: str, drawn: bool) -> tup
     except FileNotFoundError:
         raise DataError(
             f"{path.stem}: no file {path.name}",
-            where=path.parent,
-            do=f"{command('prepare')} --dataset {path.stem} --download --data-root {path.parent}, or download "
+            path=path.parent,
+            fix=f"{command('prepare')} --dataset {path.stem} --download --data-root {path.parent}, or download "
             f"{URL.format(file=path.name)} and save it there; {checksum_text(card.md5[side])}",
         ) from None
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
@@ -228,8 +228,8 @@ def _shape_text(shape: tuple[int, ...]) -> str:
 def _fault(path: Path, key: str, found: str, expected: str) -> DataError:
     return DataError(
         f"{path.name}: {key}: {found}",
-        where=path,
+        path=path,
         expected=expected,
-        do="download it again; for generated files of your own, with fewer images, "
+        fix="download it again; for generated files of your own, with fewer images, "
         f"put an empty file {DRAWN_MARK} beside them",
     )

@@ -99,15 +99,15 @@ def _scans(root: Path, split: str) -> tuple[list[Path], list[int]]:
     if not folders:
         raise DataError(
             f"oct: no folder {split} with {', '.join(CLASSES)}",
-            where=root,
+            path=root,
             expected=f"{root}/OCT2017/{split}/CNV/CNV-1016042-1.jpeg, …",
-            do=f"unpack the archive: {command('prepare')} --dataset oct --archives DIR, or pass --data-root",
+            fix=f"unpack the archive: {command('prepare')} --dataset oct --archives DIR, or pass --data-root",
         )
     folder = only_copy(folders, lambda folder: [path for name in CLASSES for path in _images(folder / name)])
     by_class = [_images(folder / name) for name in CLASSES]
     empty = [name for name, found in zip(CLASSES, by_class) if not found]
     if empty:
-        raise DataError(f"oct: no scans of {', '.join(empty)}", where=folder, expected=", ".join(CLASSES))
+        raise DataError(f"oct: no scans of {', '.join(empty)}", path=folder, expected=", ".join(CLASSES))
     numbers = [label for label, found in enumerate(by_class) for _ in found]
     return [path for found in by_class for path in found], numbers
 

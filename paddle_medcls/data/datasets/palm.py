@@ -106,9 +106,9 @@ def _by_first_letter(root: Path, letters: dict[str, int]) -> tuple[list[Path], l
         raise DataError(
             f"palm: {len(unknown)} training file(s) with an unknown first letter",
             items=unknown,
-            where=folder,
+            path=folder,
             expected="P (pathologic), H (high myopia) or N (normal)",
-            do="remove the files that do not belong to PALM-Training400",
+            fix="remove the files that do not belong to PALM-Training400",
         )
     return paths, [letters[path.name[0]] for path in paths]
 
@@ -125,9 +125,9 @@ def _by_label_file(root: Path) -> tuple[list[Path], list[int]]:
             f"palm: {label_file.name} and the validation images disagree: "
             f"{len(missing)} missing, {len(extra)} without a label",
             items=[f"{text}, which does not exist" for text in missing] + [f"no label for {name}" for name in extra],
-            where=folder,
+            path=folder,
             expected=f"{len(rows)} images, found {len(present)}",
-            do="unpack the archives again, or pass --data-root",
+            fix="unpack the archives again, or pass --data-root",
         )
     return [folder / name for _, name, _ in rows], [label for _, _, label in rows]
 
@@ -140,9 +140,9 @@ def _find_folder(root: Path, name: str, letters: str) -> Path:
         return only_copy(named or folders, _images)
     raise DataError(
         f"palm: no folder {name} with images",
-        where=root,
+        path=root,
         expected=f"{root}/{name}/{letters[0]}0001.jpg, …",
-        do=f"unpack the archives: {command('prepare')} --dataset palm --archives DIR, or pass --data-root",
+        fix=f"unpack the archives: {command('prepare')} --dataset palm --archives DIR, or pass --data-root",
     )
 
 
@@ -158,9 +158,9 @@ def _find_label_file(root: Path) -> Path:
             return only_copy(copies)
     raise DataError(
         "palm: no validation labels",
-        where=root,
+        path=root,
         expected=" or ".join(LABEL_FILES),
-        do=f"unpack the archive of validation labels: {command('prepare')} --dataset palm --archives DIR",
+        fix=f"unpack the archive of validation labels: {command('prepare')} --dataset palm --archives DIR",
     )
 
 
@@ -171,12 +171,12 @@ def _read_labels(path: Path) -> list[tuple[int, str, int]]:
     try:
         table = pandas.read_csv(path, dtype=str) if path.suffix == ".csv" else pandas.read_excel(path, dtype=str)
     except ImportError as error:
-        raise DataError(f"palm: {path.name} needs openpyxl: {error}", do="pip install openpyxl") from None
+        raise DataError(f"palm: {path.name} needs openpyxl: {error}", fix="pip install openpyxl") from None
     except Exception as error:  # pandas raises many types for broken files
-        raise DataError(f"palm: {path.name} cannot be read: {error}", where=path) from None
+        raise DataError(f"palm: {path.name} cannot be read: {error}", path=path) from None
     if not {"imgName", "Label"} <= set(table.columns):
         raise DataError(
-            f"palm: {path.name} lacks a column", where=path, expected=f"imgName and Label, found {list(table.columns)}"
+            f"palm: {path.name} lacks a column", path=path, expected=f"imgName and Label, found {list(table.columns)}"
         )
     rows, faults = [], []
     for number, (name, label) in enumerate(zip(table["imgName"], table["Label"]), start=2):
@@ -187,11 +187,11 @@ def _read_labels(path: Path) -> list[tuple[int, str, int]]:
         raise DataError(
             f"palm: {len(faults)} faulty row(s) in {path.name}",
             items=faults,
-            where=path,
+            path=path,
             expected="a file name and a label of 0 or 1",
         )
     names = [name for _, name, _ in rows]
     if len(set(names)) < len(names):
         duplicates = sorted({name for name in names if names.count(name) > 1})
-        raise DataError(f"palm: {path.name} lists images twice", items=duplicates, where=path)
+        raise DataError(f"palm: {path.name} lists images twice", items=duplicates, path=path)
     return [(number, name, int(label)) for number, name, label in rows]

@@ -161,7 +161,7 @@ def call(library: ctypes.CDLL, name: str, *arguments: object) -> None:
     """Calls a function of oneDNN; raises SetupError for a status other than success."""
     status = getattr(library, name)(*arguments)
     if status != 0:
-        raise SetupError(f"oneDNN: {name} failed with status {status}", do="use --kernels paddle")
+        raise SetupError(f"oneDNN: {name} failed with status {status}", fix="use --kernels paddle")
 
 
 def _destroy(library: ctypes.CDLL, created: list[tuple[str, c_void_p]]) -> None:
