@@ -361,7 +361,7 @@ def test_auto_says_what_cannot_be_used(tmp_path: Path, monkeypatch) -> None:
     count_of("openvino")
     weights, said = make_weights(tmp_path, 0, "resnet18"), []
     monkeypatch.setattr("paddle_medcls.deployment.inference_engines.to_openvino", fail)
-    monkeypatch.setattr("paddle_medcls.deployment.predictor.FASTEST_FIRST", ("openvino",))
+    monkeypatch.setattr("paddle_medcls.deployment.opening.FASTEST_FIRST", ("openvino",))
     assert Predictor.from_weights(weights, engine="auto", say=said.append).engine == "paddle"
     assert said == ["openvino cannot be used: openvino cannot compile the network: no such library"]
 

@@ -1,0 +1,212 @@
+"""Opens weight files and exports: sidecar, inference backend, and what was assumed about a file without a sidecar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from paddle_medcls.core.errors import SetupError, WeightsError
+from paddle_medcls.core.files import sha256
+from paddle_medcls.data.datasets import dataset_classes
+from paddle_medcls.deployment.graph import KNOWN, logits_graph
+from paddle_medcls.deployment.inference_engines import (
+    FASTEST_FIRST,
+    FORMS,
+    InferenceBackend,
+    compile_graph,
+    open_model,
+    require,
+)
+from paddle_medcls.models.output_head import OutputHead
+from paddle_medcls.models.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
+from paddle_medcls.models.weight_layouts import recognise
+from paddle_medcls.models.weights import load_strict, read_weights
+from paddle_medcls.recipes import get_recipe
+from paddle_medcls.recipes.recipe import Recipe
+
+_NOTEBOOKS = {("PALM tutorial", 1): "palm_tutorial", ("COVID-19 tutorial", 4): "covid_notebook"}
+"""(layout, outputs) of a weight file without a sidecar -> the recipe it must have been made with."""
+
+
+class PaddleNetwork:
+    """The inference backend that is the network itself, in Paddle; see `inference_engines` for the others."""
+
+    engine = "paddle"
+    precision = "f32"
+
+    def __init__(self, network, flips: tuple[str, ...] = ()) -> None:
+        """Takes a network, and the flips that its logits are averaged over (`Sidecar.flips`)."""
+        self.network = network
+        self._flips = flips
+        network.eval()
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Preprocessed x (N, C, S, S) float32 -> logits (N, outputs) float32."""
+        from paddle_medcls.evaluation.evaluate import predict_logits
+
+        return predict_logits(self.network, x, self._flips)
+
+
+class Opened(NamedTuple):
+    """The arguments of a `Predictor`, in its order."""
+
+    card: Sidecar
+    backend: PaddleNetwork | InferenceBackend
+    notes: Sequence[str] = ()
+    load_network: Callable[[], PaddleNetwork] | None = None
+    path: Path | None = None
+
+
+def open_trained(
+    path: Path,
+    recipe: Recipe | None,
+    wanted: tuple[str | None, str],
+    say: Callable[[str], None],
+    allow_program: bool,
+) -> Opened:
+    """Opens a weight file or an export, in the (engine, precision) wanted; see `Predictor.from_weights`."""
+    path = find_model(path)
+    sidecar = sidecar_of(path)
+    card = Sidecar.read(sidecar) if sidecar.is_file() else None
+    if card is not None and recipe is not None:
+        raise WeightsError(
+            f"recipe {recipe.name} was given, but the sidecar says how these weights were trained: {card.recipe}",
+            path=sidecar,
+            fix="leave --recipe out; to overrule the sidecar, move it away",
+        )
+    if form_of(path):
+        return _of_export(path, card, wanted, allow_program)
+    if card is not None and card.form:
+        raise WeightsError(
+            f"{path}: the sidecar beside these weights describes an export, not them",
+            path=sidecar,
+            fix="restore the sidecar of the weights; to use the export, name its folder or its model file",
+        )
+    return _of_weights(path, card, recipe, wanted, say)
+
+
+def _of_weights(
+    path: Path,
+    card: Sidecar | None,
+    recipe: Recipe | None,
+    wanted: tuple[str | None, str],
+    say: Callable[[str], None],
+) -> Opened:
+    """A weight file in the engine and precision that are wanted."""
+    engine, precision = wanted
+    state = read_weights(path)
+    notes: list[str] = []
+    if card is not None:
+        card.check(path)
+    else:
+        card, state, notes = _assume(path, state, recipe)
+    for name in _candidates(card.network.model, engine, precision):
+        try:
+            outputs = card.network.num_outputs
+            backend = compile_graph(logits_graph(card, state, path), name, precision, outputs)
+            return Opened(card, backend, notes, lambda: _reload(path, card), path)
+        except SetupError as error:  # of the engine; faults of the weights are the same everywhere
+            if engine != "auto":
+                raise
+            say(f"{name} cannot be used: {error.what}")
+    require("paddle", precision)
+    return Opened(card, _in_paddle(card, state, path), notes, path=path)
+
+
+def _candidates(model: str, engine: str | None, precision: str) -> list[str]:
+    """Engines of an inference graph to try, the fastest first; none: the network in Paddle."""
+    if engine in (None, "paddle"):
+        return []
+    if engine == "auto":
+        found = []
+        for name in FASTEST_FIRST if model in KNOWN else ():
+            try:
+                require(name, precision)
+                found.append(name)
+            except SetupError:
+                continue
+        return found
+    if engine not in FASTEST_FIRST:
+        known = ", ".join(("auto", "paddle", *FASTEST_FIRST))
+        raise SetupError(
+            f"the engine {engine} runs exports, not weight files", expected=known, fix="leave --engine out"
+        )
+    if model not in KNOWN:
+        raise SetupError(
+            f"the engine {engine} does not know the network {model}",
+            expected=", ".join(KNOWN),
+            fix="use --engine paddle, or export the model and give the export",
+        )
+    return [str(engine)]
+
+
+def _in_paddle(card: Sidecar, state: dict, path: Path) -> PaddleNetwork:
+    model = card.network.build()
+    load_strict(model, state, path)
+    return PaddleNetwork(model, card.flips)
+
+
+def _reload(path: Path, card: Sidecar) -> PaddleNetwork:
+    """The network of a file that was read before, from the same bytes: arrays are not kept twice for its sake."""
+    card.check(path)
+    state = read_weights(path)
+    if not sidecar_of(path).is_file():
+        state = recognise(state, path)[1]
+    return _in_paddle(card, state, path)
+
+
+def _of_export(path: Path, card: Sidecar | None, wanted: tuple[str | None, str], allow_program: bool) -> Opened:
+    """An exported model, in the engine of its form and the precision that it was exported for."""
+    form, sidecar, (engine, precision) = form_of(path), sidecar_of(path), wanted
+    if card is None or card.form != form:
+        raise WeightsError(f"{path} has no sidecar of an export", path=sidecar, fix="copy all files of the export")
+    own = FORMS[form]
+    if engine not in (None, "auto", own):
+        raise SetupError(f"{path} is an export for {own}, not for {engine}", fix="leave --engine out")
+    if card.flips or card.preprocessing != pixels_spec(card.preprocessing):
+        raise WeightsError(
+            f"{path}: exported by version 0.1, whose models do not take pixels", fix="export the weights again"
+        )
+    if form == "paddle" and not allow_program:
+        raise WeightsError(
+            f"{path} is a Paddle program, and operators of a program can write any file",
+            fix="give --allow-program if you exported it yourself; else ask for a weight file or an ONNX export",
+        )
+    precision = "bf16" if "bf16" in (precision, card.precision) else "f32"
+    card.check(path)
+    backend = open_model(path.parent, sidecar.stem, form, precision, card.network.num_outputs)
+    return Opened(card, backend, path=path)
+
+
+def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, dict, list[str]]:
+    """Card, renamed state and notes for a file without a sidecar."""
+    network, state, layout = recognise(state, path)
+    notes = [f"{path.name}: no sidecar; {network.model}, {network.num_outputs} output(s), names of {layout}"]
+    if recipe is None:
+        name = _NOTEBOOKS.get((layout, network.num_outputs))
+        if name is None:
+            raise WeightsError(
+                f"{path}: no sidecar {path.with_suffix('.json').name}, and a {network.model} with "
+                f"{network.num_outputs} outputs in the layout of {layout} could be anything",
+                fix="name the recipe that it was trained with: --recipe NAME",
+            )
+        recipe = get_recipe(name)
+    classes, task = dataset_classes(recipe.dataset, recipe.labels)
+    head = OutputHead(task, recipe.loss, classes)
+    if head.num_outputs != network.num_outputs:
+        raise WeightsError(
+            f"{path}: has {network.num_outputs} output(s), recipe {recipe.name} needs {head.num_outputs}"
+        )
+    spec, flips = recipe.preprocessing, recipe.evaluation_flips
+    mean, std = (", ".join(f"{value:.2f}" for value in dict.fromkeys(values)) for values in (spec.mean, spec.std))
+    averaged = f"; averaged over the image and its flips ({', '.join(flips)})" if flips else ""
+    notes.append(
+        f"assumed: recipe {recipe.name}; {spec.channels.upper()}, {spec.size_px} px, "
+        f"mean {mean}, std {std}; classes {', '.join(classes)}{averaged}"
+    )
+    card = Sidecar(recipe.dataset, recipe.name, classes, task, recipe.loss, network, spec, flips, labels=recipe.labels)
+    return replace(card, sha256=sha256(path)), state, notes
