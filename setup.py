@@ -16,6 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["paddle_medcls", "paddle_medcls.*"]),
+    package_data={"paddle_medcls": ["py.typed"]},
     python_requires=">=3.9",
     install_requires=[
         # any build of cv2 and of Paddle serves; requirements.txt brings the usual ones

@@ -179,7 +179,7 @@ def many_images(job: Job, count: int) -> float:
     from paddle_medcls.data.index import Index
     from paddle_medcls.evaluation.evaluate import evaluate_split
     from paddle_medcls.preprocessing.loader import ImageDataset
-    from paddle_medcls.preprocessing.statistics import scan
+    from paddle_medcls.preprocessing.statistics import image_statistics
     from paddle_medcls.preprocessing.transforms import Preprocessing
 
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +194,7 @@ def many_images(job: Job, count: int) -> float:
         model = paddle.nn.Sequential(paddle.nn.AdaptiveAvgPool2D(1), paddle.nn.Flatten(), paddle.nn.Linear(3, 2))
 
         def scan_and_evaluate() -> None:
-            assert scan(index, 2)["count"] == count
+            assert image_statistics(index, 2)["count"] == count
             assert len(evaluate_split(model, ImageDataset(index, Preprocessing()), 32, 2)) == count
 
         return 1 / rate(scan_and_evaluate, 1, 0, warm_up=lambda: None)

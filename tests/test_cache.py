@@ -25,7 +25,7 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.data.sample import draw
 from paddle_medcls.preprocessing import image_cache
 from paddle_medcls.preprocessing.image_cache import content_key, scan_cached
-from paddle_medcls.preprocessing.statistics import scan
+from paddle_medcls.preprocessing.statistics import image_statistics
 from paddle_medcls.preprocessing.transforms import Preprocessing, fit
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.training.loop import Options, train
@@ -64,7 +64,7 @@ def test_holds_the_result_of_fit_and_the_same_statistics(index: Index, tmp_path:
     assert images is not None and images.dtype == np.uint8 and len(lines) == 1
     for row in range(len(index)):
         np.testing.assert_array_equal(images[row], fit(index.read(row, channels), spec))
-    assert statistics == scan(index, 1, channels)
+    assert statistics == image_statistics(index, 1, channels)
 
 
 def test_a_second_run_reads_nothing(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_another_folders_pixels_are_never_used(tmp_path: Path) -> None:
         statistics, images, _ = built(index, folder)
         for row, path in enumerate(index.sources):
             np.testing.assert_array_equal(images[row], fit(read_image(path), SPEC), f"{root} {seed}")
-        assert statistics == scan(index, 1, "bgr")
+        assert statistics == image_statistics(index, 1, "bgr")
 
 
 def test_a_resume_sees_pixels_replaced_in_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_images_replaced_while_they_are_read_are_refused(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def replacing(*arguments: object) -> dict:
-        statistics = scan(*arguments)
+        statistics = image_statistics(*arguments)
         write_image(Path(index.sources[5]), pixels(77))
         return statistics
 
@@ -181,7 +181,7 @@ def test_the_cache_of_version_0_1_is_not_read(index: Index, tmp_path: Path) -> N
     geometry = [getattr(SPEC, name) for name in image_cache.GEOMETRY]
     old = image_cache.keyed_file(tmp_path, [digest.hexdigest(), geometry, cv2.__version__])
     np.save(old, np.zeros((len(index), 16, 16, 3), np.uint8))
-    old.with_suffix(".json").write_text(json.dumps(scan(index, 1, "bgr")))
+    old.with_suffix(".json").write_text(json.dumps(image_statistics(index, 1, "bgr")))
     _, images, lines = built(index, tmp_path)
     np.testing.assert_array_equal(images[0], fit(index.read(0, "bgr"), SPEC))
     assert images.any() and "image cache of train" in lines[0] and old.is_file()
@@ -214,7 +214,7 @@ def test_a_full_disk_leaves_a_run_without_a_cache(
 
     monkeypatch.setattr(image_cache, "atomic_write", full)
     statistics, images, lines = built(index, tmp_path / "images")
-    assert images is None and statistics == scan(index, 1, "bgr")
+    assert images is None and statistics == image_statistics(index, 1, "bgr")
     assert len(lines) == 1 and "no image cache of train" in lines[0] and os.strerror(errno.ENOSPC) in lines[0]
     assert list((tmp_path / "images").iterdir()) == []
 

@@ -11,7 +11,7 @@ from fakes import covid_tree
 
 from paddle_medcls.cli import prepare
 from paddle_medcls.data.datasets import load_index
-from paddle_medcls.data.duplicates import _correlations, check
+from paddle_medcls.data.duplicates import _correlations, check_images
 from paddle_medcls.data.index import Index
 
 REAL = os.environ.get("MEDCLS_TEST_DATA")
@@ -41,7 +41,7 @@ def test_finds_exact_near_and_cross_class_pairs_and_nothing_else(tmp_path):
     train = make(tmp_path, "train", {"1.png": one, "2.png": two, "3.png": three, "1copy.bmp": one}, [0, 0, 1, 1])
     smaller = cv2.resize(two, (90, 90), interpolation=cv2.INTER_AREA)
     val = make(tmp_path, "val", {"2small.jpg": smaller, "4.png": four}, [0, 1])
-    found = check([train, val], 2)
+    found = check_images([train, val], 2)
     pairs = {(pair.a[1], pair.b[1]): pair for pair in found.pairs}
     assert set(pairs) == {("train/1.png", "train/1copy.bmp"), ("train/2.png", "val/2small.jpg")}
     assert pairs["train/1.png", "train/1copy.bmp"].exact and not pairs["train/1.png", "train/1copy.bmp"].same_label
@@ -53,7 +53,7 @@ def test_finds_exact_near_and_cross_class_pairs_and_nothing_else(tmp_path):
 def test_lists_unreadable_constant_and_odd_sized_images(tmp_path):
     images = {f"{k}.png": texture(k) for k in range(20)}
     images |= {"flat.png": np.full((120, 120, 3), 7, np.uint8), "odd.png": texture(99, 80), "broken.png": b"\x89PNG"}
-    found = check([make(tmp_path, "train", images, [0] * 23)], 2)
+    found = check_images([make(tmp_path, "train", images, [0] * 23)], 2)
     assert len(found.unreadable) == 1 and "broken.png" in found.unreadable[0]
     assert sorted(found.suspicious) == [
         "train/flat.png: all pixels are the same",
@@ -65,7 +65,7 @@ def test_lists_unreadable_constant_and_odd_sized_images(tmp_path):
 def test_lists_images_of_another_mode_and_names_that_disagree_with_their_label(tmp_path):
     images = {f"a-{k}.png": texture(k) for k in range(20)}
     images |= {"b-7.png": texture(50), "grey.png": texture(51)[:, :, 0]}
-    found = check([make(tmp_path, "train", images, [0] * 22)], 2)
+    found = check_images([make(tmp_path, "train", images, [0] * 22)], 2)
     assert found.suspicious == [
         "train/grey.png: stored as L, nearly all others RGB",
         "train/b-7.png: the name says b, the label a",
@@ -76,10 +76,10 @@ def test_two_images_in_all(tmp_path):
     one = texture(1)
     train = make(tmp_path, "train", {"1.png": one}, [0])
     val = make(tmp_path, "val", {"copy.jpg": cv2.resize(one, (90, 90), interpolation=cv2.INTER_AREA)}, [0])
-    (pair,) = check([train, val], 1).pairs
+    (pair,) = check_images([train, val], 1).pairs
     assert pair.correlation > 0.96 and not pair.exact
     other = make(tmp_path, "test", {"2.png": texture(2)}, [0])
-    assert check([train, other], 1).pairs == []
+    assert check_images([train, other], 1).pairs == []
 
 
 def test_a_pair_is_judged_by_the_training_split_whatever_else_is_compared(tmp_path):
@@ -92,7 +92,7 @@ def test_a_pair_is_judged_by_the_training_split_whatever_else_is_compared(tmp_pa
     train = make(tmp_path, "train", {f"{k}.png": photograph(k) for k in range(1, 9)}, [0] * 8)
     test = make(tmp_path, "test", {"t.jpg": photograph(3), "u.png": photograph(30)}, [0, 0])
     val = make(tmp_path, "val", {f"v{k}.png": texture(k) for k in range(40, 60)}, [0] * 20)
-    alone, together = check([train, test], 1).pairs, check([train, val, test], 1).pairs
+    alone, together = check_images([train, test], 1).pairs, check_images([train, val, test], 1).pairs
     assert [(pair.a[1], pair.b[1]) for pair in alone] == [("train/3.png", "test/t.jpg")]
     assert [(pair.a, pair.b) for pair in together] == [(pair.a, pair.b) for pair in alone]
     np.testing.assert_allclose(together[0].correlation, alone[0].correlation, atol=1e-5)
@@ -116,17 +116,17 @@ def test_correlations_against_one_pair_at_a_time():
 
 def test_images_of_one_colour_are_copies_only_if_they_are_equal(tmp_path):
     images = {f"{k}.png": np.full((40, 40, 3), level, np.uint8) for k, level in enumerate((7, 7, 90))}
-    (pair,) = check([make(tmp_path, "train", images, [0, 0, 0])], 1).pairs
+    (pair,) = check_images([make(tmp_path, "train", images, [0, 0, 0])], 1).pairs
     assert (pair.a[1], pair.b[1]) == ("train/0.png", "train/1.png") and pair.exact
 
 
 def test_nothing_readable(tmp_path):
-    found = check([make(tmp_path, "train", {"1.png": b"x"}, [0])], 1)
+    found = check_images([make(tmp_path, "train", {"1.png": b"x"}, [0])], 1)
     assert len(found.unreadable) == 1 and found.pairs == []
 
 
 def check_all(root):
-    return check([load_index("covid", root, split) for split in ("train", "val", "test")], 1)
+    return check_images([load_index("covid", root, split) for split in ("train", "val", "test")], 1)
 
 
 def test_without_output_the_command_only_prints(tmp_path, capsys):
@@ -145,7 +145,7 @@ def test_without_output_the_command_only_prints(tmp_path, capsys):
 @pytest.mark.skipif(not REAL, reason="MEDCLS_TEST_DATA is not set")
 def test_palm_has_the_five_known_pairs():
     root = Path(REAL or "") / "palm"
-    found = check([load_index("palm", root, split) for split in ("train", "val")], 2)
+    found = check_images([load_index("palm", root, split) for split in ("train", "val")], 2)
     names = {(Path(pair.a[1]).stem, Path(pair.b[1]).stem) for pair in found.pairs}
     assert names == {
         ("P0014", "P0072"),
@@ -170,7 +170,7 @@ def test_covid_has_fifteen_pairs(tmp_path):
         (tmp_path / name.name).symlink_to(name)
     for split, text in make_split_files(tmp_path, 0).items():
         (tmp_path / f"{split}.txt").write_text(text)
-    found = check([load_index("covid", tmp_path, split) for split in ("train", "val", "test")], 2)
+    found = check_images([load_index("covid", tmp_path, split) for split in ("train", "val", "test")], 2)
     numbers = {tuple(sorted(int(Path(end[1]).stem.split("-")[1]) for end in (pair.a, pair.b))) for pair in found.pairs}
     near = {(48, 599), (114, 766), (214, 517), (136, 782), (109, 525), (111, 633), (460, 609), (322, 1002)}
     near |= {(306, 993), (652, 658), (309, 996), (32, 428), (533, 609), (460, 533)}

@@ -23,7 +23,7 @@ from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.datasets import covid, dataset_classes, dataset_names, load_index, palm
 from paddle_medcls.data.index import DRAWN_MARK, Index, subfolders
 from paddle_medcls.data.splits import CUTS, holdout, split_by_class
-from paddle_medcls.preprocessing.statistics import cached_scan, examples_of_classes, file_key, read_cache, scan
+from paddle_medcls.preprocessing.statistics import cached_scan, file_key, image_statistics, read_cache
 
 # --- any data set ----------------------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ def test_palm_real(real_data: Path) -> None:
     three = [load_index("palm", real_data / "palm", split, "three").counts() for split in ("train", "val")]
     assert Counter(three[0]) + Counter(three[1]) == {"normal": 161, "high myopia": 26, "pathologic": 213}
     for index in (train, val):
-        assert scan(index, 2)["sizes"] == [[224, 224, 400]]
+        assert image_statistics(index, 2)["sizes"] == [[224, 224, 400]]
 
 
 # --- COVID -----------------------------------------------------------------------------------------
@@ -551,7 +551,7 @@ def odd_sizes(root: Path) -> Index:
 def test_scan_against_numpy(tmp_path: Path, channels: str) -> None:
     index = odd_sizes(tmp_path)
     images = [index.read(row, channels).astype(np.float64) for row in range(len(index))]
-    found = scan(index, 2, channels)
+    found = image_statistics(index, 2, channels)
     means = [[image[:, :, c].mean() for c in range(image.shape[2])] for image in images]
     stds = [[image[:, :, c].std() for c in range(image.shape[2])] for image in images]
     np.testing.assert_allclose(found["per_image"]["mean"], np.mean(means, axis=0), rtol=1e-9)
@@ -567,7 +567,7 @@ def test_scan_against_numpy(tmp_path: Path, channels: str) -> None:
 
 def test_scan_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
     index = odd_sizes(tmp_path)
-    assert scan(index, 1) == scan(index, 4)
+    assert image_statistics(index, 1) == image_statistics(index, 4)
 
 
 def test_scan_lists_every_unreadable_image(palm_root: Path) -> None:
@@ -577,7 +577,7 @@ def test_scan_lists_every_unreadable_image(palm_root: Path) -> None:
     (train / "H0001.jpg").write_bytes((train / "H0001.jpg").read_bytes()[:-40])
     index = load_index("palm", palm_root, "train")
     with pytest.raises(DataError, match="3 of 12 train image") as caught:
-        within(30, lambda: scan(index, 2))
+        within(30, lambda: image_statistics(index, 2))
     for text in ("P0001.jpg: the file is empty", "N0002.jpg: not an image", "H0001.jpg: the image is truncated"):
         assert text in str(caught.value)
 
@@ -622,9 +622,9 @@ def test_a_broken_cache_counts_as_none(palm_root: Path, tmp_path: Path, content:
 
 def test_examples_are_spread_over_each_class() -> None:
     index = array_index(np.array([0] * 12 + [1] * 3))
-    assert examples_of_classes(index, 3) == {"a": [0, 4, 8], "b": [12, 13, 14], "c": []}
+    assert index.examples(3) == {"a": [0, 4, 8], "b": [12, 13, 14], "c": []}
     many = array_index(np.array([[1, 0, 1], [0, 0, 1]]), task="multi-label")
-    assert examples_of_classes(many) == {"a": [0], "b": [], "c": [0, 1]}
+    assert many.examples() == {"a": [0], "b": [], "c": [0, 1]}
 
 
 # --- what is known about the data, without the checkout ----------------------------------------------

@@ -238,7 +238,7 @@ def test_a_faulty_export_is_not_kept(fault: str, tmp_path: Path, images, monkeyp
     weights = make_weights(tmp_path / "weights")
     predictor = Predictor.from_weights(weights)
     folder = tmp_path / "out"
-    exporting.export(predictor, weights, "paddle", folder, "f32", images)
+    exporting.export(predictor, "paddle", folder, images)
     before = {path.name: sha256(path) for path in folder.iterdir()}
 
     def write(predictor: Predictor, where: Path, name: str) -> None:
@@ -254,7 +254,7 @@ def test_a_faulty_export_is_not_kept(fault: str, tmp_path: Path, images, monkeyp
     monkeypatch.setitem(exporting._WRITERS, "paddle", write)
     message = {"differs": "a probability differs", "full disk": "No space left"}.get(fault, "the export is empty")
     with pytest.raises(RunError, match=message):
-        exporting.export(predictor, weights, "paddle", folder, "f32", images)
+        exporting.export(predictor, "paddle", folder, images)
     assert {path.name: sha256(path) for path in folder.iterdir()} == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 

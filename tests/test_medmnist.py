@@ -30,7 +30,7 @@ from paddle_medcls.evaluation.medmnist_scores import write_scores
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.preprocessing.augmentation import Augmentation, augment_batch, draw_epoch
 from paddle_medcls.preprocessing.loader import ImageDataset, cut, epoch_order, load_batches
-from paddle_medcls.preprocessing.statistics import scan
+from paddle_medcls.preprocessing.statistics import image_statistics
 from paddle_medcls.preprocessing.transforms import fit, preprocess
 from paddle_medcls.recipes import all_recipes, get_recipe, published_results
 from paddle_medcls.training.loop import Options, train
@@ -352,7 +352,7 @@ def test_intensities_of_a_batch():
 
 def test_statistics_of_images_in_memory(tmp_path):
     index = load_index("bloodmnist", synthetic_set(tmp_path, "bloodmnist"), "train")
-    found = scan(index, 1, "rgb")
+    found = image_statistics(index, 1, "rgb")
     single = index.sources.reshape(24, -1, 3).astype(float)
     assert np.allclose(found["per_image"]["mean"], single.mean(1).mean(0))
     assert np.allclose(found["per_image"]["std"], single.std(1).mean(0))

@@ -15,7 +15,7 @@ import resource, sys, tempfile
 from pathlib import Path
 import numpy as np, cv2, toynet
 from paddle_medcls.data.index import Index
-from paddle_medcls.preprocessing.statistics import scan
+from paddle_medcls.preprocessing.statistics import image_statistics
 from paddle_medcls.preprocessing.loader import ImageDataset
 from paddle_medcls.evaluation.evaluate import evaluate_split
 from paddle_medcls.data.decode import Preprocessing
@@ -29,7 +29,7 @@ with tempfile.TemporaryDirectory() as folder:
         path.write_bytes(png)
     names = tuple(path.name for path in paths)
     index = Index("drawn", "val", names, paths, np.arange(count) % 2, ("a", "b"), "binary")
-    scan(index, 1, "rgb")
+    image_statistics(index, 1, "rgb")
     logits = evaluate_split(Network("toy", 1).build(), ImageDataset(index, Preprocessing(64)), 50, 1)
     assert logits.shape == (count, 1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # kB

@@ -10,7 +10,7 @@ import pytest
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.datasets.oct import CLASSES, patient_of
-from paddle_medcls.data.duplicates import check
+from paddle_medcls.data.duplicates import check_images
 from paddle_medcls.data.splits import split_groups
 
 REAL = os.environ.get("MEDCLS_TEST_DATA")
@@ -60,10 +60,10 @@ def test_names_without_a_patient(tmp_path):
 def test_check_lists_patients_in_two_splits(tmp_path):
     make(tmp_path, "train", 6)
     make(tmp_path, "test", 2)  # the same patients' numbers again
-    found = check([load_index("oct", tmp_path, split) for split in ("train", "test")], 1)
+    found = check_images([load_index("oct", tmp_path, split) for split in ("train", "test")], 1)
     assert set(found.patients) <= {f"patient {1000 * k + n}: train, test" for k in range(4) for n in range(2)}
     assert len(found.patients) >= 4
-    assert check([load_index("oct", tmp_path, split) for split in ("train", "val")], 1).patients == []
+    assert check_images([load_index("oct", tmp_path, split) for split in ("train", "val")], 1).patients == []
 
 
 def test_missing_class_and_missing_folder(tmp_path):

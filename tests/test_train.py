@@ -932,7 +932,8 @@ def test_the_defaults_of_python_are_the_commands(palm_root: Path, tmp_path: Path
     assert command.main(words) == 0
     assert dataclasses.replace(given[0], say=print) == dataclasses.replace(Options(), say=print)
     assert Options().kernels == "auto" and Options().cache_folder(tmp_path / "a") == tmp_path / "images"
-    monkeypatch.setattr("paddle_medcls.preprocessing.image_cache.scan", lambda *_: pytest.fail("decoded again"))
+    name = "paddle_medcls.preprocessing.image_cache.image_statistics"
+    monkeypatch.setattr(name, lambda *_: pytest.fail("decoded again"))
     run = train(recipe(**PLAIN), str(palm_root), str(tmp_path / "b"))
     assert_same(tmp_path / "a", tmp_path / "b")
     assert (run.directory, run.weights) == (tmp_path / "b", tmp_path / "b" / "PALM.pdparams")

@@ -24,46 +24,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="that the model is to be run with")
     p.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or an earlier export")
     p.add_argument(
-        "--images", nargs="+", default=[], metavar="IMAGE", help="compare on these, not on drawn images; five or more"
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="compare on these, not on synthetic images; five or more",
     )
     return run(_work, p.parse_args(argv))
 
 
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.cli.image_arguments import expand
-    from paddle_medcls.core.errors import DataError, WeightsError
     from paddle_medcls.core.paddle_setup import select_device
-    from paddle_medcls.deployment.export import drawn_images, export
+    from paddle_medcls.deployment.export import export
     from paddle_medcls.deployment.predictor import Predictor
     from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
-    from paddle_medcls.models.sidecar import find_model, form_of
     from paddle_medcls.recipes import get_recipe
 
-    weights = find_model(args.weights or newest_weights(Path("runs")))
     select_device("cpu")
-    if form_of(weights):
-        raise WeightsError(f"{weights} is an export itself", fix="export from the weight file (.pdparams)")
+    weights = args.weights or newest_weights(Path("runs"))
     predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
-    card = predictor.card
-    for note in [f"weights: {weights}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else [])]:
+    sidecar = predictor.card
+    for note in [f"weights: {predictor.path}", *predictor.notes, *([DRAWN_NOTICE] if sidecar.drawn else [])]:
         print(note, file=sys.stderr)
-    paths = expand(args.images) if args.images else []
-    if args.images and len(paths) < 5:
-        raise DataError(f"--images: {len(paths)} image(s) to compare on", expected="five or more")
-    images: list = [*paths] or drawn_images(card)
-    found = export(predictor, weights, args.format, args.output, args.precision, images)
+    images = expand(args.images) if args.images else []
+    found = export(predictor, args.format, args.output, images, args.precision)
     size = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
     print(f"{args.format}, {args.precision}: {size:.1f} MB written to {args.output}")
-    what = "" if paths else "drawn "
     print(
-        f"compared with the network on {found.images} {what}images in batches of "
+        f"compared with the network on {found.images} {'' if images else 'synthetic '}images in batches of "
         f"{' and '.join(map(str, found.batches))}: largest difference of a probability {found.difference:.1e}, "
         f"same labels {found.same_labels:.0%}"
     )
     if found.rounding:
         print(
-            f"an export takes pixels rounded to whole values, which recipe {card.recipe} does not: "
+            f"an export takes pixels rounded to whole values, which recipe {sidecar.recipe} does not: "
             f"that changes a probability by up to {found.rounding:.1e}"
         )
     print(NOTICE)

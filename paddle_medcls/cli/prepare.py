@@ -145,11 +145,10 @@ def _table(scans: dict[str, dict]) -> str:
 def _plot(indexes: list, scans: dict[str, dict], output: Path) -> None:
     from paddle_medcls.evaluation import plots
     from paddle_medcls.evaluation.tables import DRAWN_NOTICE
-    from paddle_medcls.preprocessing.statistics import examples_of_classes
 
     index = indexes[0]
     note = DRAWN_NOTICE if index.drawn else ""
-    rows = [(name, [index.read(row, "rgb") for row in rows]) for name, rows in examples_of_classes(index).items()]
+    rows = [(name, [index.read(row, "rgb") for row in rows]) for name, rows in index.examples().items()]
     plots.sheet(output / "samples.png", rows, f"{index.dataset}, {index.split}", note)
     sizes = [size for scan in scans.values() for size in scan["sizes"]]
     plots.sizes(output / "sizes.png", sizes, f"{index.dataset}: sizes of all images", note)
@@ -177,10 +176,10 @@ def _check(args: argparse.Namespace, module, root: Path) -> int:
     from paddle_medcls.core.files import write_json
     from paddle_medcls.core.hardware import usable_cores
     from paddle_medcls.data.datasets import load_index
-    from paddle_medcls.data.duplicates import check
+    from paddle_medcls.data.duplicates import check_images
 
     indexes = [load_index(args.dataset, root, split, args.labels) for split in module.SPLITS]
-    report = check(indexes, args.workers or usable_cores())
+    report = check_images(indexes, args.workers or usable_cores())
     for title, lines in (("cannot be read", report.unreadable), ("suspicious", report.suspicious)):
         print(f"{len(lines)} of {report.images} images {title}")
         _print_lines(lines, args.output)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -243,8 +242,9 @@ def _run_dir(args: argparse.Namespace, recipe) -> Path:
     """The directory of a new run."""
     if args.output or args.output_root:
         return args.output or args.output_root / recipe.dataset
-    stem = recipe.name if recipe.name.startswith(recipe.dataset) else f"{recipe.name}-{recipe.dataset}"
-    return Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    from paddle_medcls.training.run_directory import new_run_directory
+
+    return new_run_directory(recipe)
 
 
 def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:

@@ -89,7 +89,7 @@ class _Fingerprint:
     constant: bool
 
 
-def check(indexes: Sequence[Index], workers: int) -> Report:
+def check_images(indexes: Sequence[Index], workers: int = 2) -> Report:
     """Reads every image of some splits of a data set and compares each with all others."""
     places = [(index, row) for index in indexes for row in range(len(index))]
     results = list(map_images(places, _fingerprint, workers, f"checking {indexes[0].dataset}"))
@@ -116,7 +116,7 @@ def check(indexes: Sequence[Index], workers: int) -> Report:
 
 def not_leaked(train: Index, other: Index, workers: int) -> list[int]:
     """Rows of the split `other` whose images have no duplicate in the training split, exact or near."""
-    leaked = check([train, other], workers).leaked(other.split)
+    leaked = check_images([train, other], workers).leaked(other.split)
     return [row for row, name in enumerate(other.ids) if name not in leaked]
 
 

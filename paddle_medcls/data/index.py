@@ -95,6 +95,32 @@ class Index:
         ids = tuple(self.ids[row] for row in chosen)
         return replace(self, ids=ids, sources=sources, labels=self.labels[chosen], groups=groups)
 
+    def __getitem__(self, row: int) -> tuple[np.ndarray, int | np.ndarray]:
+        """Image `row` and its label: uint8 RGB (H, W, 3), and the class number, or 0/1 (L,) for a multi-label task.
+
+        Raises:
+            IndexError: no such row.
+            DataError: the file cannot be read.
+        """
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} images")
+        label = self.labels[row]
+        return self.read(row % len(self), "rgb"), label if label.ndim else int(label)
+
+    def examples(self, count: int = 6) -> dict[str, list[int]]:
+        """Up to `count` rows of each class, by class name, spread evenly over the index."""
+        is_member = self.labels if self.labels.ndim == 2 else self.labels[:, None] == np.arange(len(self.classes))
+        rows = [np.flatnonzero(column) for column in np.transpose(is_member)]
+        return {name: own[:: max(1, len(own) // count)][:count].tolist() for name, own in zip(self.classes, rows)}
+
+    def show(self, count: int = 6):
+        """A matplotlib figure with up to `count` images of each class, which a notebook displays."""
+        from paddle_medcls.data.contact_sheet import contact_sheet  # matplotlib takes half a second to import
+
+        return contact_sheet(
+            [(name, [self[row][0] for row in rows]) for name, rows in self.examples(count).items() if rows]
+        )
+
     def counts(self) -> dict[str, int]:
         """Number of images of each class (of each label, for a multi-label task), by name."""
         if self.labels.ndim == 2:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.core.errors import RunError, SetupError, WeightsError
+from paddle_medcls.core.errors import DataError, RunError, SetupError, WeightsError, did_you_mean
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
@@ -33,7 +33,7 @@ from paddle_medcls.deployment.graph_models import OPSET, to_onnx, to_openvino
 from paddle_medcls.deployment.inference_engines import FORMS, require, stdout_to_stderr
 from paddle_medcls.deployment.predictor import AnyImage, Predictor
 from paddle_medcls.evaluation.model_card import is_card, run_facts, write_card
-from paddle_medcls.models.sidecar import Sidecar, pixels_spec, sidecar_of
+from paddle_medcls.models.sidecar import Sidecar, form_of, pixels_spec, sidecar_of
 from paddle_medcls.preprocessing.augmentation import flip_axes
 
 TOLERANCE = {"f32": 1e-4, "bf16": 0.1}
@@ -61,24 +61,36 @@ class Agreement:
 
 
 def export(
-    predictor: Predictor, weights: Path, form: str, folder: Path, precision: str, images: Sequence[AnyImage]
+    weights: str | Path | Predictor,
+    form: str,
+    folder: str | Path,
+    images: Sequence[AnyImage] = (),
+    precision: str = "f32",
 ) -> Agreement:
-    """Exports a network and proves it: files are put into the folder only if the model in them agrees.
+    """Exports a trained model and compares the export with it: only an export that agrees is put into the folder.
 
     Args:
-        predictor: of the weight file, with the engine "paddle".
-        weights: the file; it names the export.
-        form: see `inference_engines.FORMS`.
+        weights: a weight file, a folder that holds one, or a Predictor of one whose backend is the network in Paddle.
+        form: "onnx", "openvino" or "paddle".
         folder: new, empty, or with an earlier export of these weights, whose files are replaced.
+        images: five or more to compare on, as for `Predictor.logits`; none: synthetic ones.
         precision: "f32" or "bf16", that the exported model is to be run with.
-        images: as for `Predictor.logits`; five or more.
 
     Raises:
         SetupError: a library is missing.
-        RunError: the folder holds something else; the export failed, is empty, or does not agree.
+        WeightsError: see `Predictor.from_weights`; the weights are an export themselves.
+        DataError: fewer than five images.
+        RunError: an unknown form; the folder holds something else; the export failed, is empty, or does not agree.
     """
+    if form not in FORMS:
+        raise RunError(f"unknown form {form!r}{did_you_mean(form, FORMS)}", expected=", ".join(FORMS))
     require(FORMS[form], precision)
-    folder = folder.absolute()
+    predictor = weights if isinstance(weights, Predictor) else Predictor.from_weights(weights)
+    weights = _weight_file(predictor)
+    if 0 < len(images) < 5:
+        raise DataError(f"{len(images)} image(s) to compare on", expected="five or more")
+    images = images or synthetic_images(predictor.card)
+    folder = Path(folder).absolute()
     name = sidecar_of(weights).stem
     _earlier_files(folder, name)  # refuses before the work
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +123,14 @@ def export(
         shutil.rmtree(made, ignore_errors=True)
 
 
+def _weight_file(predictor: Predictor) -> Path:
+    """The file that a predictor was opened from; an export, or a network in memory, is refused."""
+    if predictor.path is None or form_of(predictor.path):
+        what = "a network in memory" if predictor.path is None else f"{predictor.path} is an export itself"
+        raise WeightsError(f"{what} cannot be exported", fix="export from the weight file (.pdparams)")
+    return predictor.path
+
+
 def compare(
     network: Predictor, served: Predictor, images: Sequence[AnyImage], batches: tuple[int, ...] = (1, 5)
 ) -> Agreement:
@@ -138,7 +158,7 @@ def compare(
     return Agreement(len(images), batches, difference, same / total, rounding)
 
 
-def drawn_images(card: Sidecar, count: int = 5) -> list[np.ndarray]:
+def synthetic_images(card: Sidecar, count: int = 5) -> list[np.ndarray]:
     """Images that the project draws for the card's data set, or noise, as `Predictor.decode` gives them."""
     channels = "gray" if card.preprocessing.channels == "gray" else "rgb"
     if card.dataset not in dataset_names():  # a user's own

@@ -21,7 +21,7 @@ from paddle_medcls.evaluation.outputs import calibrate, score_split, write_outpu
 from paddle_medcls.evaluation.significance import Predictions
 from paddle_medcls.evaluation.tables import DRAWN_NOTICE, class_table, confusion_table, summary
 from paddle_medcls.models.sidecar import Sidecar
-from paddle_medcls.preprocessing.statistics import scan
+from paddle_medcls.preprocessing.statistics import image_statistics
 from paddle_medcls.recipes.recipe import Recipe
 
 
@@ -194,7 +194,7 @@ def _logits(predictor: Predictor, index: Index, options: EvalOptions) -> np.ndar
         return predictor.split_logits(index, options.batch_size, options.workers)
     except DataError:
         # the reader stops at the first unreadable image; this names all of them
-        scan(index, max(1, options.workers), predictor.card.preprocessing.channels)
+        image_statistics(index, max(1, options.workers), predictor.card.preprocessing.channels)
         raise
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from paddle_medcls.core.files import atomic_write
+from paddle_medcls.data.contact_sheet import contact_sheet
 from paddle_medcls.evaluation import metrics
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -143,19 +144,8 @@ def prediction(path: Path, image: np.ndarray, bars: Sequence[tuple[str, float]],
 
 
 def sheet(path: Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: str, note: str = "") -> None:
-    """Images (uint8, RGB or one channel), one row a class."""
-    columns = max(len(images) for _, images in rows)
-    figure = Figure(figsize=(1.9 * columns + 0.6, 2.1 * len(rows) + 0.5))
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (name, images) in zip(axes, rows):
-        for axis in line:
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-        for axis, image in zip(line, images):
-            axis.imshow(image.squeeze(), cmap="gray" if image.shape[2] == 1 else None)
-        line[0].set_ylabel(name, fontsize=11)
-    _save(figure, path, note, title)
+    """Writes a `contact_sheet`."""
+    _save(contact_sheet(rows), path, note, title)
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, opacity: float = 0.6) -> np.ndarray:

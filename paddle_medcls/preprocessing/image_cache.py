@@ -25,7 +25,7 @@ from paddle_medcls import __version__
 from paddle_medcls.core.errors import DataError, SetupError
 from paddle_medcls.core.files import atomic_write, folder_error, sha256, write_json
 from paddle_medcls.data.index import Index
-from paddle_medcls.preprocessing.statistics import scan
+from paddle_medcls.preprocessing.statistics import image_statistics
 from paddle_medcls.preprocessing.transforms import Preprocessing
 
 FREE_SHARE = 0.5  # largest fraction of the free disk space for one cache of images
@@ -94,7 +94,7 @@ def mapped(path: Path) -> np.memmap:
 def scan_cached(
     index: Index, spec: Preprocessing, workers: int, folder: Path | None, say: Callable[[str], None]
 ) -> tuple[dict, np.memmap | None]:
-    """Runs `statistics.scan` and, in the same pass, stores every image scaled to the network's size.
+    """Runs `statistics.image_statistics` and, in the same pass, stores every image scaled to the network's size.
 
     If an earlier run has read the same files, byte for byte, nothing is decoded.
 
@@ -108,11 +108,11 @@ def scan_cached(
     """
     workers = max(1, workers)
     if folder is None or isinstance(index.sources, np.ndarray) or spec.resize_dtype != "uint8":
-        return scan(index, workers, spec.channels, spec), None
+        return image_statistics(index, workers, spec.channels, spec), None
     try:
         content = content_key(index, workers)
     except OSError:  # a file is missing: the scan's error names it
-        return scan(index, workers, spec.channels, spec), None
+        return image_statistics(index, workers, spec.channels, spec), None
     path = keyed_file(folder, [content, [getattr(spec, name) for name in GEOMETRY]])
     shape = (len(index), spec.size_px, spec.size_px, spec.num_channels)
     earlier = _read_cache(path, shape)
@@ -121,7 +121,7 @@ def scan_cached(
     error = folder_error(folder)
     if error:
         say(f"no image cache: {folder}: {error}")
-        return scan(index, workers, spec.channels, spec), None
+        return image_statistics(index, workers, spec.channels, spec), None
     size = int(np.prod(shape, dtype=np.int64))
     statistics: dict = {}
 
@@ -130,19 +130,21 @@ def scan_cached(
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             # Not memory-mapped: on a full disk a write raises OSError, a mapped page kills the process (SIGBUS).
-            statistics.update(scan(index, workers, spec.channels, spec, lambda image: file.write(image.tobytes())))
+            statistics.update(
+                image_statistics(index, workers, spec.channels, spec, lambda image: file.write(image.tobytes()))
+            )
         refuse_changed(index, content, workers)
 
     try:
         free = shutil.disk_usage(folder).free
         if size > FREE_SHARE * free:
             say(f"no image cache of {index.split}: {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {folder}")
-            return scan(index, workers, spec.channels, spec), None
+            return image_statistics(index, workers, spec.channels, spec), None
         atomic_write(path, write)
         write_json(path.with_suffix(".json"), statistics)
     except (SetupError, OSError) as error:
         say(f"no image cache of {index.split}: {str(error).splitlines()[0]}")
-        return statistics or scan(index, workers, spec.channels, spec), None
+        return statistics or image_statistics(index, workers, spec.channels, spec), None
     say(f"image cache of {index.split}: {size / 1e6:.0f} MB in {folder}")
     return statistics, mapped(path)
 

@@ -28,9 +28,9 @@ from paddle_medcls.preprocessing.transforms import Preprocessing, fit
 VERSION = 2  # of the cached statistics; raised when their meaning changes
 
 
-def scan(
+def image_statistics(
     index: Index,
-    workers: int,
+    workers: int = 2,
     channels: str = "rgb",
     spec: Preprocessing | None = None,
     keep: Callable[[np.ndarray], object] | None = None,
@@ -142,7 +142,7 @@ def cached_scan(index: Index, workers: int, path: Path, channels: str = "rgb") -
     known = read_cache(path).get(index.split)
     if isinstance(known, dict) and known.get("key") == key:
         return known
-    return {"key": key, **scan(index, workers, channels)}
+    return {"key": key, **image_statistics(index, workers, channels)}
 
 
 def scan_splits(indexes: Sequence[Index], workers: int, cache: Path) -> dict[str, dict]:
@@ -150,10 +150,3 @@ def scan_splits(indexes: Sequence[Index], workers: int, cache: Path) -> dict[str
     found = {index.split: cached_scan(index, workers, cache) for index in indexes}
     write_json(cache, {**read_cache(cache), **found})
     return found
-
-
-def examples_of_classes(index: Index, count: int = 6) -> dict[str, list[int]]:
-    """Up to `count` rows of each class, by class name, spread evenly over the index."""
-    is_member = index.labels if index.labels.ndim == 2 else index.labels[:, None] == np.arange(len(index.classes))
-    rows = [np.flatnonzero(column) for column in np.transpose(is_member)]
-    return {name: found[:: max(1, len(found) // count)][:count].tolist() for name, found in zip(index.classes, rows)}

@@ -19,6 +19,7 @@ import numpy as np
 from paddle_medcls.core.errors import RunError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
+from paddle_medcls.data.datasets import default_root
 from paddle_medcls.evaluation import metrics, model_card, outputs
 from paddle_medcls.evaluation.evaluate import evaluate_split
 from paddle_medcls.models.onednn.network import Accelerated
@@ -26,6 +27,7 @@ from paddle_medcls.models.output_head import check_finite
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.preprocessing.loader import Batch, ImageDataset, load_batches
+from paddle_medcls.recipes import get_recipe
 from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.training import run_directory
 from paddle_medcls.training.distributed import exchange, from_first, over_processes, pieces, synchronise
@@ -60,28 +62,34 @@ class Run:
 
 
 def train(
-    recipe: Recipe,
-    data_root: str | Path,
-    run_dir: str | Path,
+    recipe: Recipe | str,
+    data_root: str | Path | None = None,
+    output: str | Path | None = None,
     options: Options = Options(),  # noqa: B008  it is frozen
     resume: bool = False,
 ) -> Run:
     """Trains a recipe, or resumes an interrupted run.
 
     Args:
-        recipe: what to train; with `resume`, the run's own.
-        data_root: folder of the data set's images.
-        run_dir: folder that everything is written to; without `resume` it must not hold a run.
+        recipe: what to train, or its name; with `resume`, the run's own: `Recipe.from_file(output / "recipe.json")`.
+        data_root: folder of the data set's images; None: the data set's default.
+        output: run directory, which everything is written to; without `resume` it must not hold a run. None: a new
+            one below `runs/`, named after the recipe and the time.
         options: device, workers and the like.
-        resume: continue from `run_dir/last`.
+        resume: continue from `output/last`.
 
     Raises:
         MedclsError: unusable data, recipe, weights or device; a run directory that is in use or that cannot be
             resumed; a loss that is not finite; interrupted (`Stopped`).
     """
-    run_dir, data_root = Path(run_dir), Path(data_root)
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    data_root = Path(data_root or default_root(recipe.dataset))
     check_recipe(recipe)
-    session = start_session(options, read_environment(run_dir) if resume else None)
+    if resume and output is None:
+        raise RunError("a run is resumed in its directory, but none is named", fix="pass output=RUN_DIRECTORY")
+    session = start_session(options, read_environment(Path(output)) if resume and output else None)
+    named = from_first(lambda: str(output or run_directory.new_run_directory(recipe)), session.rank, session.world)
+    run_dir = Path(named)
     # Paddle numbers parameter names with a global counter; without the guard a second run in one process
     # could not read the first one's optimizer state.
     with locked(run_dir, resume, session.first), paddle.utils.unique_name.guard():

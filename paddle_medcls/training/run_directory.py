@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,12 @@ class State:
     history: list[dict] = field(default_factory=list)
     steps: list[list[float]] = field(default_factory=list)  # STEP_LOG
     optimizer: dict = field(default_factory=dict)  # as restored; Paddle 2.6.2 lists it only after a step
+
+
+def new_run_directory(recipe: Recipe, root: str | Path = "runs") -> Path:
+    """The path of a new run, by its recipe, data set and the time."""
+    stem = recipe.name if recipe.name.startswith(recipe.dataset) else f"{recipe.name}-{recipe.dataset}"
+    return Path(root) / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def describe(run_dir: Path, recipe: Recipe, facts: dict, surroundings: dict) -> None:

@@ -118,3 +118,24 @@ def load_index(name: str, root: str | Path, split: str, labels: str = "default")
 def dataset_classes(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
     """Class names and task of a data set; its images need not be there."""
     return dataset_module(name).describe(name, labels)
+
+
+def load_dataset(
+    name: str, split: str = "train", root: str | Path | None = None, download: bool = False, labels: str = "default"
+) -> Index:
+    """Loads one split of a data set: `len()`, `[i]` (image, label), `.classes`, `.labels`, `.counts()`, `.show()`.
+
+    Args:
+        name: "palm", "covid", "oct", a MedMNIST flag, …
+        split: "train", "val" or "test", where the data set has it.
+        root: the data root; None: `default_root(name)`, below the working directory.
+        download: download the data set first, where a program may.
+        labels: see `load_index`.
+
+    Raises:
+        DataError: see `load_index`; a data set that no program may download; a failed download.
+    """
+    root = default_root(name) if root is None else Path(root)
+    if download:
+        fetch(name, root)
+    return load_index(name, root, split, labels)

@@ -1,0 +1,28 @@
+"""Contact sheets: images in rows, drawn by matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Figure:
+    """A figure of images, one row a class.
+
+    Args:
+        rows: name of each class, and its images: uint8 RGB (H, W, 3) or grey (H, W, 1).
+    """
+    columns = max(len(images) for _, images in rows)
+    figure = Figure(figsize=(1.9 * columns + 0.6, 2.1 * len(rows) + 0.5))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, images) in zip(axes, rows):
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        for axis, image in zip(line, images):
+            axis.imshow(image.squeeze(), cmap="gray" if image.shape[2] == 1 else None)
+        line[0].set_ylabel(name, fontsize=11)
+    return figure
