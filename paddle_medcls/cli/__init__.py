@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from paddle_medcls import __version__
-from paddle_medcls.cli.common import installed_version
 from paddle_medcls.core.errors import did_you_mean, printable
+from paddle_medcls.core.hardware import installed_version
 
 PADDLES = ("paddlepaddle", "paddlepaddle-gpu")
 COMMANDS = {

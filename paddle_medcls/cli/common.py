@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import io
 import sys
 from collections.abc import Callable
@@ -11,16 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from paddle_medcls.core.errors import command, printable
-
-
-def installed_version(package: str) -> str:
-    """Version of an installed package, or ""."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def parser(name: str, text: str) -> argparse.ArgumentParser:
@@ -91,18 +80,9 @@ def add_engine_options(p: argparse.ArgumentParser) -> None:
 
 def open_predictor(weights: Path, args: argparse.Namespace):
     """The predictor of a weight file or export, as --recipe, --device, --engine and --precision want it."""
-    from paddle_medcls.deployment.predictor import Predictor
-    from paddle_medcls.recipes import get_recipe
+    from paddle_medcls.deployment.predictor import load_predictor
 
-    engine = args.engine
-    if args.device == "gpu" or installed_version("paddlepaddle-gpu"):  # else Paddle, slow to import, need not be asked
-        from paddle_medcls.core.paddle_setup import select_device
-
-        if select_device(args.device) != "cpu" and engine == "auto":
-            engine = None  # on a GPU the network itself
-    recipe = get_recipe(args.recipe) if args.recipe else None
-    say = functools.partial(print, file=sys.stderr)
-    return Predictor.from_weights(weights, recipe, engine, args.precision, say, args.allow_program)
+    return load_predictor(weights, args.recipe, args.engine, args.precision, args.device, args.allow_program)
 
 
 def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.data.decode import write_png
-from paddle_medcls.evaluation.plots import overlay
 from paddle_medcls.models.output_head import OutputHead
 
 
@@ -52,6 +51,8 @@ class HeatMap:
 
     def overlay(self) -> np.ndarray:
         """The map over its image: uint8 RGB (H, W, 3)."""
+        from paddle_medcls.evaluation.plots import overlay  # matplotlib takes half a second to import
+
         return overlay(self.image, self.values)
 
     def save(self, path: str | Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +12,17 @@ from typing import Union
 
 import numpy as np
 
-from paddle_medcls.core.errors import DataError, WeightsError
+from paddle_medcls.core.errors import DataError, WeightsError, did_you_mean
+from paddle_medcls.core.hardware import installed_version
 from paddle_medcls.data.decode import decode_image, read_image, to_channels
 from paddle_medcls.data.index import Index
 from paddle_medcls.deployment.inference_engines import InferenceBackend
 from paddle_medcls.deployment.opening import PaddleNetwork, open_trained
+from paddle_medcls.deployment.prediction import HeatMap, Prediction
 from paddle_medcls.models.output_head import OutputHead, check_finite
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.preprocessing.transforms import preprocess, unfit
+from paddle_medcls.recipes import get_recipe
 from paddle_medcls.recipes.recipe import Recipe
 
 AnyImage = Union[np.ndarray, str, Path, bytes]
@@ -134,6 +139,39 @@ class Predictor:
         pixels = (self.decode(image, f"image {number}") for number, image in enumerate(images))
         return np.stack([preprocess(to_channels(image, spec.channels), spec) for image in pixels])
 
+    def predict(self, image: AnyImage) -> Prediction:
+        """The prediction for one image: `.label`, `.probability`, `.probabilities`, `.notes`.
+
+        Raises:
+            DataError: see `decode`.
+            WeightsError: logits that are not finite.
+        """
+        probs = self.head.probabilities(self.logits([image]))[0]
+        return Prediction.of(probs, self.head, tuple(self.notes))
+
+    def gradcam(
+        self, image: AnyImage, label: str | None = None, layer: str | None = None, method: str = "gradcam"
+    ) -> HeatMap:
+        """The heat map of one image: `.values`, `.overlay()`, `.save(path)`.
+
+        Args:
+            label: the class to explain; None: the predicted one.
+            layer, method: see `gradcam.gradcam`.
+
+        Raises:
+            DataError: see `decode`; an unknown class.
+            RecipeError: no such layer, or one that gives no map.
+            WeightsError: an export, which has no layers to look into.
+        """
+        classes = self.card.classes
+        pixels = self.decode(image)
+        if label is None:
+            label = classes[int(self.head.explained(self.head.probabilities(self.logits([pixels])))[0])]
+        if label not in classes:
+            raise DataError(f"unknown class {label!r}{did_you_mean(label, classes)}", expected=", ".join(classes))
+        values = self.heatmaps([pixels], classes.index(label), layer, method)[0]
+        return HeatMap(values, to_channels(pixels, "rgb"), label)
+
     def logits(self, images: Sequence[AnyImage], names: Sequence[object] = ()) -> np.ndarray:
         """Images -> logits (N, outputs) float32.
 
@@ -227,6 +265,39 @@ class Predictor:
                 probs = iter(self.head.probabilities(self.backend.logits(self.input_of(good)), names))
             for path, image in group:
                 yield (path, None, image) if isinstance(image, DataError) else (path, image, next(probs))
+
+
+def load_predictor(
+    weights: str | Path,
+    recipe: Recipe | str | None = None,
+    engine: str = "auto",
+    precision: str = "f32",
+    device: str = "auto",
+    allow_program: bool = False,
+) -> Predictor:
+    """Opens a trained model, as the commands do.
+
+    Args:
+        weights: a weight file, an export, or a folder that holds one.
+        recipe: for a weight file without a sidecar: how it was trained, a recipe or its name.
+        engine: "auto" (on a CPU the fastest that is installed, on a GPU Paddle), "paddle", "openvino" or "onnxruntime".
+        precision: "f32", or "bf16" where engine and processor have it.
+        device: "auto" (a GPU if Paddle has one), "cpu" or "gpu".
+        allow_program: see `Predictor.from_weights`.
+
+    Raises:
+        MedclsError: see `Predictor.from_weights`.
+    """
+    if device == "gpu" or installed_version("paddlepaddle-gpu"):  # else Paddle, slow to import, need not be asked
+        from paddle_medcls.core.paddle_setup import select_device
+
+        on_gpu = select_device(device) != "cpu"
+    else:
+        on_gpu = False
+    known = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    say = functools.partial(print, file=sys.stderr)
+    wanted = None if on_gpu and engine == "auto" else engine
+    return Predictor.from_weights(weights, known, wanted, precision, say, allow_program)
 
 
 def _checked_pixels(image: np.ndarray, name: str) -> np.ndarray:
