@@ -18,7 +18,8 @@ from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.index import Index
 from paddle_medcls.evaluation import significance
 from paddle_medcls.evaluation.metrics import auc, bootstrap_auc, wilson
-from paddle_medcls.evaluation.significance import Predictions, compare, read_predictions, verdict
+from paddle_medcls.evaluation.predictions import Predictions, read_predictions
+from paddle_medcls.evaluation.significance import compare, verdict
 from paddle_medcls.evaluation.tables import comparison_table, write_predictions
 from paddle_medcls.models.output_head import OutputHead
 

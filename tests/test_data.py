@@ -645,7 +645,7 @@ def test_the_installed_package_alone_knows_licence_and_faults(tmp_path: Path) ->
     (tmp_path / "elsewhere").mkdir()
     code = """
 from paddle_medcls.data.datasets import dataset_names, load_index
-from paddle_medcls.evaluation.model_card import dataset_card
+from paddle_medcls.evaluation.model_facts import dataset_card
 for name in dataset_names():
     assert dataset_card(name)[0]["licence"], name
 assert any("P0056 = V0163" in fault for fault in dataset_card("palm")[1])

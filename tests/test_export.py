@@ -22,7 +22,7 @@ from paddle_medcls.core.errors import RunError, SetupError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.deployment import export as exporting
-from paddle_medcls.deployment import inference_engines
+from paddle_medcls.deployment import exported_models, inference_engines
 from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.sidecar import Sidecar, find_model, sidecar_of
@@ -161,7 +161,7 @@ def test_pixels_in_probabilities_out(task: str, form: str, flips: tuple, tmp_pat
     )
     card = Sidecar("covid", "covid", tuple("abc"[: max(2, outputs)]), kind, loss, network, spec, flips, 0.7)
     exporting._WRITERS[form](Predictor(card, PaddleNetwork(model, flips)), tmp_path, "NET")
-    backend = inference_engines.open_model(tmp_path, "NET", form, "f32", outputs)
+    backend = exported_models.open_model(tmp_path, "NET", form, "f32", outputs)
     pixels = np.random.default_rng(4).integers(0, 256, (3, spec.size_px, spec.size_px, count), np.uint8)
     found = backend.outputs(pixels.transpose(0, 3, 1, 2).astype(np.float32))
     x = (pixels.astype(np.float32).transpose(0, 3, 1, 2) - 99.5) / 41
@@ -440,7 +440,7 @@ def test_an_operator_that_an_engine_lacks_is_one_message(exports, images, monkey
     def run(x: np.ndarray) -> np.ndarray:
         raise RuntimeError("In user code:\n\n  NotFoundError: The kernel of `pool2d` is not registered\n  [Hint]")
 
-    monkeypatch.setattr(inference_engines, "_open_onednn", lambda path, precision: run)
+    monkeypatch.setattr(exported_models, "_open_onednn", lambda path, precision: run)
     served = opened(exports["paddle"])
     with pytest.raises(SetupError, match="onednn cannot compute this model in f32: NotFoundError: The kernel of"):
         served.logits(images)

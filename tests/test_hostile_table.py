@@ -34,7 +34,7 @@ from paddle_medcls.data.archives import unpack
 from paddle_medcls.data.datasets import covid, load_index
 from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.download import download
-from paddle_medcls.evaluation.significance import read_predictions
+from paddle_medcls.evaluation.predictions import read_predictions
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.recipes.recipe import Recipe

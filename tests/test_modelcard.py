@@ -27,7 +27,8 @@ from paddle_medcls.deployment import export
 from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor
 from paddle_medcls.evaluation import outputs
 from paddle_medcls.evaluation.metrics import wilson
-from paddle_medcls.evaluation.model_card import card_text, dataset_card, is_card, run_facts, write_card
+from paddle_medcls.evaluation.model_card import card_text, is_card, write_card
+from paddle_medcls.evaluation.model_facts import dataset_card, run_facts
 from paddle_medcls.evaluation.usage_code import export_code
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.sidecar import Sidecar, pixels_spec

@@ -465,7 +465,7 @@ def test_one_line_of_output_is_removed() -> None:
     """One known line is removed; all other output of a library goes to standard error."""
     code = (
         "import os, sys, ctypes\n"
-        "from paddle_medcls.deployment.inference_engines import stdout_to_stderr\n"
+        "from paddle_medcls.deployment.exported_models import stdout_to_stderr\n"
         "with stdout_to_stderr():\n"
         "    ctypes.CDLL(None).puts(b'ReduceMeanCheckIfOneDNNSupport')\n"
         "    os.write(1, b'something else\\nhalf a line')\n"

@@ -19,7 +19,7 @@ from paddle_medcls.core.errors import DataError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.decode import read_image
-from paddle_medcls.deployment import inference_engines
+from paddle_medcls.deployment import exported_models
 from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor
 from paddle_medcls.explanation import gradcam
 from paddle_medcls.models.network import Network
@@ -221,9 +221,9 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch) -> No
     pytest.importorskip("onnxruntime")
     path = tmp_path / "M.onnx"
     path.write_bytes(b"x" * 100)
-    monkeypatch.setitem(inference_engines.MAX_BYTES, "onnx", 99)
+    monkeypatch.setitem(exported_models.MAX_BYTES, "onnx", 99)
     with pytest.raises(WeightsError, match="100 bytes"):
-        inference_engines.open_model(tmp_path, "M", "onnx", "f32", 3)
+        exported_models.open_model(tmp_path, "M", "onnx", "f32", 3)
 
 
 # --- the command -------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.deployment.scoring import EvalOptions, evaluate
 from paddle_medcls.evaluation.calibration import fit_temperature, threshold_for
 from paddle_medcls.evaluation.error_report import write_error_page
-from paddle_medcls.evaluation.significance import compare, read_predictions
+from paddle_medcls.evaluation.predictions import read_predictions
+from paddle_medcls.evaluation.significance import compare
 from paddle_medcls.models.output_head import OutputHead, sigmoid
 from paddle_medcls.training.loop import Options, train
 

@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from paddle_medcls.core.files import write_json
-    from paddle_medcls.evaluation.significance import compare, read_predictions, verdict
+    from paddle_medcls.evaluation.predictions import read_predictions
+    from paddle_medcls.evaluation.significance import compare, verdict
     from paddle_medcls.evaluation.tables import NOTICE, comparison_table
 
     a, b = (read_predictions(path) for path in args.compare)

@@ -18,6 +18,24 @@ HANDED_OVER = "MEDCLS_HANDED_OVER"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    p = _options()
+    args = p.parse_args(argv)
+    args.given = list(sys.argv[1:] if argv is None else argv)
+    if args.workers < 0:
+        p.error("--workers must be 0 or more")
+    changes = [args.dataset, args.recipe, args.model, args.epochs, args.batch_size, args.lr, args.seed, args.val]
+    changes += [args.cache_views, args.kernels, args.precision]
+    changes += [args.pretrained, args.set or None, args.output, args.output_root, args.sample or None]
+    if args.resume and any(value is not None for value in changes):
+        p.error("--resume takes the run's own recipe and data; leave the other options out")
+    if args.output and args.output_root:
+        p.error("--output and --output_root are two names for one thing; give one")
+    if not args.resume and not args.dataset and not args.recipe:
+        p.error("--dataset or --recipe is needed")
+    return run(_work, args)
+
+
+def _options() -> argparse.ArgumentParser:
     p = parser("train", TEXT)
     p.add_argument(
         "--dataset",
@@ -86,20 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--deterministic", action="store_true", default=None, help="deterministic algorithms, on a GPU")
     p.add_argument("--visualdl", action="store_true", help="also log to <run>/visualdl")
     p.add_argument("--summary", action="store_true", help="print the network's layers and stop")
-    args = p.parse_args(argv)
-    args.given = list(sys.argv[1:] if argv is None else argv)
-    if args.workers < 0:
-        p.error("--workers must be 0 or more")
-    changes = [args.dataset, args.recipe, args.model, args.epochs, args.batch_size, args.lr, args.seed, args.val]
-    changes += [args.cache_views, args.kernels, args.precision]
-    changes += [args.pretrained, args.set or None, args.output, args.output_root, args.sample or None]
-    if args.resume and any(value is not None for value in changes):
-        p.error("--resume takes the run's own recipe and data; leave the other options out")
-    if args.output and args.output_root:
-        p.error("--output and --output_root are two names for one thing; give one")
-    if not args.resume and not args.dataset and not args.recipe:
-        p.error("--dataset or --recipe is needed")
-    return run(_work, args)
+    return p
 
 
 def _work(args: argparse.Namespace) -> int:
@@ -145,9 +150,8 @@ def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
 
 def _launch(args: argparse.Namespace, recipe, count: int, environ: dict[str, str]) -> tuple[Path, dict]:
     """Trains in several processes, which get this command's own arguments; the run directory and the metrics."""
-    import json
-
     from paddle_medcls.core.errors import SetupError, Stopped
+    from paddle_medcls.core.files import read_json
     from paddle_medcls.core.paddle_setup import count_gpus
     from paddle_medcls.training.interruption import interrupted
     from paddle_medcls.training.launcher import launch
@@ -170,7 +174,7 @@ def _launch(args: argparse.Namespace, recipe, count: int, environ: dict[str, str
         launch([*args.given, *place], count, {**environ, HANDED_OVER: "1"}, on_cpu=not gpus)
     except Stopped:
         raise interrupted(run_dir) from None  # with this command's name
-    return run_dir, _nan_for_null(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")))
+    return run_dir, _nan_for_null(read_json(run_dir / "metrics.json"))
 
 
 def _nan_for_null(value):
@@ -218,23 +222,14 @@ def _recipe(args: argparse.Namespace):
     recipe = Recipe.from_file(name) if name.endswith(".json") else get_recipe(name, args.dataset, args.model)
     if args.dataset and recipe.dataset != args.dataset:
         raise RecipeError(f"recipe {recipe.name} is for {recipe.dataset}, not for --dataset {args.dataset}")
-    given = {
-        "model": args.model,
-        "batch_size": args.batch_size,
-        "lr": args.lr,
-        "seed": args.seed,
-        "cache_views": args.cache_views,
-        "pretrained": args.pretrained,
-    }
-    if args.val:
-        given["labels"] = args.val
-    assignments = [f"{field}={value}" for field, value in given.items() if value is not None]
+    options = {name: getattr(args, name) for name in ("model", "batch_size", "lr", "seed", "cache_views", "pretrained")}
+    options["labels"] = args.val
+    assignments = [f"{field}={value}" for field, value in options.items() if value is not None]
     if args.epochs is not None:
         recipe = recipe.with_epochs(args.epochs) if args.epochs > 0 else recipe.replace(epochs=args.epochs)
     recipe = recipe.override(assignments + args.set)
-    if recipe.pretrained != "imagenet":
-        return recipe
-    print("pretrained on ImageNet: RGB, ImageNet's mean and standard deviation", file=sys.stderr)
+    if recipe.pretrained == "imagenet":
+        print("pretrained on ImageNet: RGB, ImageNet's mean and standard deviation", file=sys.stderr)
     return recipe
 
 

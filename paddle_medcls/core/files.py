@@ -183,7 +183,6 @@ def parse_json(data: bytes) -> object:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 file atomically."""
     """Writes UTF-8 text, see `atomic_write`."""
     atomic_write(path, text.encode("utf-8"))
 
@@ -207,7 +206,6 @@ def _plain(value: object) -> object:
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a UTF-8 CSV file atomically."""
     """Writes a table, see `atomic_write`; bytes of file names that are not UTF-8 become backslash escapes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -217,13 +215,11 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[o
 
 
 def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
     """Returns the SHA-256 of a file as 64 hexadecimal digits."""
     return _digest(path, hashlib.sha256())
 
 
 def md5(path: str | Path) -> str:
-    """Hexadecimal MD5 of a file."""
     """Returns the MD5 of a file as 32 hexadecimal digits; compares downloads with published sums."""
     return _digest(path, hashlib.md5(usedforsecurity=False))
 

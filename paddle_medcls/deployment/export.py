@@ -28,11 +28,13 @@ from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
 from paddle_medcls.data.datasets import dataset_names, load_index
 from paddle_medcls.data.sample import draw
+from paddle_medcls.deployment.exported_models import stdout_to_stderr
 from paddle_medcls.deployment.graph import KNOWN, pixels_graph
 from paddle_medcls.deployment.graph_models import OPSET, to_onnx, to_openvino
-from paddle_medcls.deployment.inference_engines import FORMS, require, stdout_to_stderr
+from paddle_medcls.deployment.inference_engines import FORMS, require
 from paddle_medcls.deployment.predictor import AnyImage, Predictor
-from paddle_medcls.evaluation.model_card import is_card, run_facts, write_card
+from paddle_medcls.evaluation.model_card import is_card, write_card
+from paddle_medcls.evaluation.model_facts import run_facts
 from paddle_medcls.models.sidecar import Sidecar, form_of, pixels_spec, sidecar_of
 from paddle_medcls.preprocessing.augmentation import flip_axes
 

@@ -12,13 +12,13 @@ import numpy as np
 from paddle_medcls.core.errors import SetupError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.data.datasets import dataset_classes
+from paddle_medcls.deployment.exported_models import open_model
 from paddle_medcls.deployment.graph import KNOWN, logits_graph
 from paddle_medcls.deployment.inference_engines import (
     FASTEST_FIRST,
     FORMS,
     InferenceBackend,
     compile_graph,
-    open_model,
     require,
 )
 from paddle_medcls.models.output_head import OutputHead

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +15,9 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.evaluation.calibration import threshold_for
 from paddle_medcls.evaluation.error_report import write_error_page
-from paddle_medcls.evaluation.model_card import known_recipe, overrides
+from paddle_medcls.evaluation.model_facts import known_recipe, overrides, run_file
 from paddle_medcls.evaluation.outputs import calibrate, score_split, write_outputs
-from paddle_medcls.evaluation.significance import Predictions
+from paddle_medcls.evaluation.predictions import Predictions
 from paddle_medcls.evaluation.tables import DRAWN_NOTICE, class_table, confusion_table, summary
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.preprocessing.statistics import image_statistics
@@ -204,16 +203,10 @@ def _recipe_changes(weights: Path, sidecar: Sidecar) -> list[str]:
         recipe = Recipe.from_file(weights.parent / "recipe.json")
     except RecipeError:
         return []
-    try:
-        environment = dict(json.loads((weights.parent / "environment.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        environment = {}
-    return overrides(sidecar, recipe, environment) if recipe.name == sidecar.recipe else []
+    return overrides(sidecar, recipe, run_file(weights, "environment")) if recipe.name == sidecar.recipe else []
 
 
 def _run_data_root(weights: Path) -> Path | None:
     """The data root in the run directory of these weights; None outside a run directory."""
-    try:
-        return Path(json.loads((weights.parent / "data.json").read_text(encoding="utf-8"))["data_root"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    root = run_file(weights, "data").get("data_root")
+    return Path(root) if isinstance(root, str) else None

@@ -10,7 +10,7 @@ import numpy as np
 from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.data.index import Index
-from paddle_medcls.evaluation import calibration, metrics, model_card, plots, tables
+from paddle_medcls.evaluation import calibration, metrics, model_card, model_facts, plots, tables
 from paddle_medcls.evaluation.medmnist_scores import write_scores
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
@@ -57,7 +57,7 @@ def calibrate(
     sidecar.write(sidecar_of(weights))
     if model_card.is_card(weights.parent / "README.md"):
         model_card.write_card(
-            weights.parent, sidecar, "weights", [weights.name], model_card.run_facts(weights, sidecar)
+            weights.parent, sidecar, "weights", [weights.name], model_facts.run_facts(weights, sidecar)
         )
     return sidecar
 

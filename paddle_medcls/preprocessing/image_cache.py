@@ -23,7 +23,7 @@ import numpy as np
 
 from paddle_medcls import __version__
 from paddle_medcls.core.errors import DataError, SetupError
-from paddle_medcls.core.files import atomic_write, folder_error, sha256, write_json
+from paddle_medcls.core.files import atomic_write, folder_error, read_json, sha256, write_json
 from paddle_medcls.data.index import Index
 from paddle_medcls.preprocessing.statistics import image_statistics
 from paddle_medcls.preprocessing.transforms import Preprocessing
@@ -153,8 +153,9 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> tuple[dict, np.memmap] | 
     """Statistics and images of an earlier run; None if they are missing or incomplete."""
     try:
         images = mapped(path)
-        statistics = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        statistics = read_json(path.with_suffix(".json"))
     except (OSError, ValueError, EOFError):
         return None
-    complete = images.shape == shape and images.dtype == np.uint8 and isinstance(statistics, dict)
-    return (statistics, images) if complete and {"classes", "per_image"} <= statistics.keys() else None
+    if not isinstance(statistics, dict) or not {"classes", "per_image"} <= statistics.keys():
+        return None
+    return (statistics, images) if images.shape == shape and images.dtype == np.uint8 else None

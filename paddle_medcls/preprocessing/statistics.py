@@ -12,7 +12,6 @@ Images are streamed with several threads; memory does not grow with their number
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from paddle_medcls.core.files import write_json
+from paddle_medcls.core.files import read_json, write_json
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.reading import map_images, refuse_unreadable
 from paddle_medcls.preprocessing.transforms import Preprocessing, fit
@@ -130,7 +129,7 @@ def file_key(index: Index, channels: str) -> str:
 def read_cache(path: Path) -> dict:
     """The cached results of `scan` by split; empty for an unreadable file."""
     try:
-        cached = json.loads(path.read_text(encoding="utf-8"))
+        cached = read_json(path)
     except (OSError, ValueError):
         return {}
     return cached if isinstance(cached, dict) else {}

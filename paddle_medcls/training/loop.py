@@ -20,7 +20,7 @@ from paddle_medcls.core.errors import RunError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
 from paddle_medcls.data.datasets import default_root
-from paddle_medcls.evaluation import metrics, model_card, outputs
+from paddle_medcls.evaluation import metrics, model_card, model_facts, outputs
 from paddle_medcls.evaluation.evaluate import evaluate_split
 from paddle_medcls.models.onednn.network import Accelerated
 from paddle_medcls.models.output_head import check_finite
@@ -235,7 +235,7 @@ def finish(training: Training, session: Session) -> Run:
     result |= {"epoch": state.best_epoch, "drawn": data.train.drawn}
     outputs.write_outputs(training.directory, logits, data.val, learner.card, result)
     card = run_directory.write_sidecar(weights, learner.card, result)
-    facts = model_card.run_facts(weights, card, _count_parameters(learner.model))
+    facts = model_facts.run_facts(weights, card, _count_parameters(learner.model))
     model_card.write_card(training.directory, card, "weights", [weights.name], facts)
     return Run(training.directory, weights, result, state.history)
 

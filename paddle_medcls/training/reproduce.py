@@ -8,7 +8,6 @@ after every cell, from the `cell.json` files.
 from __future__ import annotations
 
 import csv
-import json
 import statistics
 import sys
 import time
@@ -17,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paddle_medcls.core.errors import DataError, RecipeError, RunError, Stopped, did_you_mean
-from paddle_medcls.core.files import write_csv, write_json, write_text
+from paddle_medcls.core.files import read_json, write_csv, write_json, write_text
 from paddle_medcls.core.progress import progress
 from paddle_medcls.data.datasets import dataset_module, default_root, load_index
 from paddle_medcls.data.datasets.medmnist import NAMES, file_in, file_of
@@ -26,7 +25,7 @@ from paddle_medcls.data.duplicates import not_leaked
 from paddle_medcls.evaluation.evaluate import evaluate_split
 from paddle_medcls.evaluation.metrics import auc
 from paddle_medcls.evaluation.outputs import score_split, write_outputs
-from paddle_medcls.evaluation.significance import read_predictions
+from paddle_medcls.evaluation.predictions import read_predictions
 from paddle_medcls.models.network import model_names
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import load_strict, read_weights
@@ -66,7 +65,10 @@ class Cell:
     def result(self) -> dict | None:
         """Its `cell.json`; None until it is finished."""
         try:
-            return json.loads((self.folder / "cell.json").read_text(encoding="utf-8"))
+            row = read_json(self.folder / "cell.json")
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+            return row
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ import numpy as np
 
 from paddle_medcls import __version__
 from paddle_medcls.core.errors import RunError
-from paddle_medcls.core.files import remove_abandoned
+from paddle_medcls.core.files import read_json, remove_abandoned
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import load_strict, read_weights
@@ -120,8 +120,8 @@ def read_environment(run_dir: Path) -> dict:
 
 def _read_json(run_dir: Path, name: str) -> dict:
     try:
-        found = json.loads((run_dir / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_json(run_dir / name)
+    except (OSError, ValueError) as error:
         raise _damaged(run_dir, name, error) from None
     if not isinstance(found, dict):
         raise _damaged(run_dir, name, "not an object")

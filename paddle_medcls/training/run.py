@@ -11,7 +11,7 @@ import numpy as np
 
 from paddle_medcls.core.paddle_setup import environment, paddle
 from paddle_medcls.data.datasets import weights_name
-from paddle_medcls.evaluation import model_card
+from paddle_medcls.evaluation import model_facts
 from paddle_medcls.models.onednn.network import Accelerated
 from paddle_medcls.models.onednn.operators import Operators
 from paddle_medcls.preprocessing.loader import cut, epoch_order
@@ -91,7 +91,7 @@ def open_run(run_dir: Path, recipe: Recipe, data: Data, session: Session, resume
         options = session.options
         surroundings = environment(session.device) | {"processes": session.world, "kernels": kernels}
         surroundings |= {"amp": bool(options.amp), "deterministic": bool(options.deterministic)}
-        surroundings["overrides"] = model_card.recipe_changes(learner.card, recipe)
+        surroundings["overrides"] = model_facts.recipe_changes(learner.card, recipe)
         run_directory.describe(run_dir, recipe, data.facts, surroundings)
     board = _open_board(run_dir, session)
     return Training(run_dir, weights, recipe, data, learner, network, inference_kernels, state, board)
