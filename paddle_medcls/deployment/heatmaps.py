@@ -13,7 +13,7 @@ from paddle_medcls.core.errors import DataError, did_you_mean
 from paddle_medcls.core.files import picture_names, write_csv
 from paddle_medcls.core.progress import progress
 from paddle_medcls.data.decode import to_channels, write_png
-from paddle_medcls.deployment.predictor import Predictor
+from paddle_medcls.deployment.predictor import Predictor, load_predictor
 from paddle_medcls.evaluation.plots import heat_sheet, overlay
 from paddle_medcls.evaluation.tables import DRAWN_NOTICE
 from paddle_medcls.explanation.faithfulness import Measurement
@@ -82,9 +82,9 @@ def heat_maps(
     Raises:
         DataError: an unknown class.
         RecipeError: no such layer, or one that gives no map.
-        WeightsError: see `Predictor.from_weights`; an export, which has no layers to look into.
+        WeightsError: see `load_predictor`; an export, which has no layers to look into.
     """
-    predictor = weights if isinstance(weights, Predictor) else Predictor.from_weights(weights)
+    predictor = weights if isinstance(weights, Predictor) else load_predictor(weights)
     paths = [Path(image) for image in images]
     output = None if options.output is None else Path(options.output)
     sidecar, model = predictor.card, predictor.model

@@ -12,7 +12,7 @@ from paddle_medcls.core.errors import DataError, RecipeError, RunError
 from paddle_medcls.data.datasets import dataset_module, default_root, load_index
 from paddle_medcls.data.duplicates import not_leaked
 from paddle_medcls.data.index import Index
-from paddle_medcls.deployment.predictor import Predictor
+from paddle_medcls.deployment.predictor import Predictor, load_predictor
 from paddle_medcls.evaluation.calibration import threshold_for
 from paddle_medcls.evaluation.error_report import write_error_page
 from paddle_medcls.evaluation.model_facts import known_recipe, overrides, run_file
@@ -141,9 +141,9 @@ def evaluate(
     Raises:
         RunError: options that do not fit the model; found before any image is read.
         DataError: images or split files that cannot be read; no positive image to choose a threshold with.
-        WeightsError: see `Predictor.from_weights`; logits that are not finite.
+        WeightsError: see `load_predictor`; logits that are not finite.
     """
-    predictor = weights if isinstance(weights, Predictor) else Predictor.from_weights(weights)
+    predictor = weights if isinstance(weights, Predictor) else load_predictor(weights)
     path, sidecar = predictor.path, predictor.card
     check_options(sidecar, options)
     if options.calibrate and path is None:
