@@ -17,7 +17,7 @@ from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.deployment import scoring
 from paddle_medcls.deployment.heatmaps import HeatMapOptions, heat_maps
-from paddle_medcls.deployment.predictor import Predictor
+from paddle_medcls.deployment.predictor import Predictor, load_predictor
 from paddle_medcls.deployment.scoring import EvalOptions, evaluate
 from paddle_medcls.evaluation.calibration import fit_temperature, threshold_for
 from paddle_medcls.evaluation.error_report import write_error_page
@@ -125,7 +125,7 @@ def test_evaluate_is_a_function(palm_run: Path, tmp_path: Path) -> None:
     assert {"errors.html", "predictions_val.csv", "roc_val.png"} <= {path.name for path in tmp_path.iterdir()}
     again = evaluate(palm_run)  # the folder, and the data set's last split
     assert again.metrics == found.metrics
-    opened = evaluate(Predictor.from_weights(palm_run), "val")
+    opened = evaluate(load_predictor(palm_run), "val")
     assert opened.metrics == found.metrics and opened.weights == palm_run / "PALM.pdparams"
     written = read_predictions(tmp_path)
     assert found.predictions.ids == written.ids and found.predictions.task == written.task == "binary"
