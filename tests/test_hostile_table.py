@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,23 +18,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_archives
+import test_cache
 import test_comparison
 import test_data
 import test_dicom
 import test_images
 import test_medmnist
+import test_predict
 import test_recipe
+import test_train
 import test_weights
-from fakes import ROOT, covid_tree, palm_tree, within
+from fakes import ROOT, covid_tree, palm_tree, pixels, within, write_image
 from PIL import Image
 from test_download import BODY, MD5, server  # noqa: F401  a fixture
+from test_train import half  # noqa: F401  a fixture
 
+from paddle_medcls.cli import train
 from paddle_medcls.core.errors import MedclsError
+from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.archives import unpack
 from paddle_medcls.data.datasets import covid, load_index
 from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.download import download
+from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.evaluation.predictions import read_predictions
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import load_strict, read_weights
@@ -48,7 +56,7 @@ used in part. This page is written by the code:
 
     python -m pytest tests/test_hostile_table.py --update-docs
 
-and the same test fails when the code no longer does what stands here.
+and the same test fails when the code does something else.
 """
 Case = tuple[str, Callable[[Path], object]]
 
@@ -113,6 +121,61 @@ def sidecars() -> Iterator[Case]:
         yield name, written("COVID.json", content, Sidecar.read)
     card = Sidecar(**{**vars(test_weights.CARD), "sha256": "0" * 64})
     yield "weights with another sha256 (a flipped byte, another run)", written("COVID.pdparams", b"x", card.check)
+
+
+def exports() -> Iterator[Case]:
+    image = [pixels(0, size=8)]
+    for fault, title in test_predict.ONNX_FAULTS.items():
+        yield (
+            f"ONNX: {title}",
+            lambda folder, fault=fault: Predictor.from_weights(test_predict.strange_export(folder, fault)).logits(
+                image
+            ),
+        )
+    yield "OpenVINO: a loop", lambda folder: Predictor.from_weights(test_predict.openvino_loop(folder))
+    yield (
+        "a Paddle program, without --allow-program",
+        lambda folder: Predictor.from_weights(test_predict.paddle_program(folder)),
+    )
+    yield (
+        "a weight file whose sidecar says that it is an export",
+        lambda folder: Predictor.from_weights(test_predict.weights_called_an_export(folder)),
+    )
+
+
+def runs(run_dir: Path, images: Path) -> Iterator[Case]:
+    """Damaged run directories that --resume is given."""
+    write, edited, state = test_train.write, test_train.edited, test_train.STATE
+    broken = {"random bytes": write(b"\x00\xff" * 99), "missing": Path.unlink, "a folder": test_train.folder}
+    for name in ("recipe.json", "data.json", "environment.json", state, "PALM.pdparams"):
+        damages = {**broken, "{": write("{"), "[]": write("[]")} if name.endswith(".json") else broken
+        for damage, change in damages.items():
+            yield f"{name}: {damage}", lambda folder, a=(name, change): _resume(folder, run_dir, images, *a)
+    yield (
+        "recipe.json: 100,000 brackets",
+        lambda folder: _resume(folder, run_dir, images, "recipe.json", write("[" * 10**5)),
+    )
+    for title, change in {
+        "an epoch beyond the last": lambda arrays, scalars: scalars.update(epoch=99, best_epoch=1),
+        "no epoch": lambda arrays, scalars: scalars.pop("epoch"),
+        "a layer less": lambda arrays, scalars: arrays.pop("model/fc.weight"),
+    }.items():
+        yield (
+            f"{state}: {title}",
+            lambda folder, change=change: _resume(folder, run_dir, images, state, edited(change)),
+        )
+    yield "images with other pixels under the same names", lambda folder: _resume_on_others(folder, run_dir, images)
+
+
+def _resume(folder: Path, run_dir: Path, images: Path, name: str, damage: Callable[[Path], object]) -> None:
+    damage(shutil.copytree(run_dir, folder / "run") / name)
+    train.main(["--resume", str(folder / "run"), "--data-root", str(images), "--image-cache", "off", "--debug"])
+
+
+def _resume_on_others(folder: Path, run_dir: Path, images: Path) -> None:
+    others = Path(shutil.copytree(images, folder / "palm"))
+    write_image(others / "PALM-Training400" / "P0001.jpg", pixels(99))
+    _resume(folder, run_dir, others, "recipe.json", lambda path: None)
 
 
 def pictures() -> Iterator[Case]:
@@ -261,6 +324,31 @@ def _fetch_by_https(address: str, target: Path) -> None:
         download(address, target, md5=MD5)
 
 
+def not_used(folder: Path) -> Iterator[tuple[str, str]]:
+    """What is ignored or made again; each case asserts what its line says."""
+    mine = test_predict.saved(folder / "mine", preprocessing=test_predict.SMALL)
+    image = [pixels(0, size=8)]
+    alone = Predictor.from_weights(mine).logits(image)
+    beside = mine.parent / ".engines" / f"{mine.name}-onnxruntime"
+    test_predict.strange_export(beside, "none", sha256=sha256(mine))
+    assert not Predictor.from_weights(beside).logits(image).any()  # it can be opened, and is another model
+    np.testing.assert_array_equal(Predictor.from_weights(mine).logits(image), alone)
+    yield "a folder `.engines` with an export beside weights", "ignored: the weight file is the model"
+    test_cache.test_another_folders_pixels_are_never_used(folder / "cache")
+    yield (
+        "an image cache of another folder: same names, sizes and times",
+        "ignored: a cache belongs to its images' bytes",
+    )
+    index = load_index("palm", palm_tree(folder / "palm"), "train")
+    for name in ("old", "cut", "no statistics", "empty", "another shape"):
+        (folder / name).mkdir()
+    test_cache.test_the_cache_of_version_0_1_is_not_read(index, folder / "old")
+    yield "an image cache of version 0.1", "ignored"
+    for harm in ("cut", "no statistics", "empty", "another shape"):
+        test_cache.test_an_incomplete_cache_is_built_again(index, folder / harm, harm)
+        yield f"an image cache: {harm}", "made again from the images"
+
+
 # --- the page --------------------------------------------------------------------------------------
 
 
@@ -291,6 +379,8 @@ def test_the_page_is_what_the_code_does(request: pytest.FixtureRequest, tmp_path
     groups = {
         "Weight files": weights(),
         "Sidecars": sidecars(),
+        "Exports": exports(),
+        "Runs to resume": runs(*reversed(request.getfixturevalue("half"))),
         "Images": pictures(),
         "DICOM files": dicoms(),
         "MedMNIST files (npz)": arrays(),
@@ -308,7 +398,9 @@ def test_the_page_is_what_the_code_does(request: pytest.FixtureRequest, tmp_path
             kind, line = outcome(case, tmp_path / str(number))
             page.append(f"| {cell(name)} | `{kind}` | {cell(line)} |")
         page.append("")
-    found = "\n".join(page)
+    page.append("## Ignored or made again\n\n| input | result |\n|---|---|")
+    page += [f"| {name} | {line} |" for name, line in not_used(tmp_path / "not used")]
+    found = "\n".join([*page, ""])
     if request.config.getoption("--update-docs"):
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(found, encoding="utf-8")

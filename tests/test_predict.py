@@ -29,6 +29,7 @@ from paddle_medcls.preprocessing.transforms import Preprocessing, preprocess
 
 CARD = Sidecar("covid", "covid", ("a", "b", "c"), "multi-class", "softmax", Network("toy", 3), Preprocessing(32))
 CHANNELS = ("rgb", "bgr", "gray")
+SMALL = Preprocessing(8, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def saved(folder: Path, name: str = "COVID", **changes: object) -> Path:
@@ -121,11 +122,8 @@ def test_the_default_layer_is_found_once(monkeypatch) -> None:
 
 def test_a_sidecar_does_not_turn_a_weight_file_into_a_program(tmp_path: Path) -> None:
     """The program beside it is never opened: neither by the weights' path nor by the folder's."""
-    weights = saved(tmp_path)
+    weights = weights_called_an_export(tmp_path)
     program = tmp_path / "COVID.inference.json"
-    program.write_text("{}")
-    card = Sidecar.read(weights.with_suffix(".json"))
-    replace(card, form="paddle", files={program.name: sha256(program)}).write(weights.with_suffix(".json"))
     for given in (weights, tmp_path, weights.with_suffix(".json")):
         assert find_model(given) == weights
         with pytest.raises(WeightsError, match="describes an export, not them"):
@@ -134,30 +132,63 @@ def test_a_sidecar_does_not_turn_a_weight_file_into_a_program(tmp_path: Path) ->
         Predictor.from_weights(program)
 
 
-def test_a_paddle_program_needs_the_flag(tmp_path: Path, capsys) -> None:
-    spec = Preprocessing(32, mean=(0.0,) * 3, std=(1.0,) * 3)
-    program = tmp_path / "M.inference.json"
+def weights_called_an_export(folder: Path) -> Path:
+    """A weight file whose sidecar says that it is an export, with a program beside it."""
+    weights = saved(folder)
+    program = folder / "COVID.inference.json"
     program.write_text("{}")
-    card = replace(CARD, preprocessing=spec, form="paddle", files={program.name: sha256(program)})
-    card.write(tmp_path / "M.json")
+    card = Sidecar.read(weights.with_suffix(".json"))
+    replace(card, form="paddle", files={program.name: sha256(program)}).write(weights.with_suffix(".json"))
+    return weights
+
+
+def paddle_program(folder: Path) -> Path:
+    """A folder with an export in Paddle's format."""
+    program = folder / "M.inference.json"
+    program.write_text("{}")
+    replace(CARD, preprocessing=SMALL, form="paddle", files={program.name: sha256(program)}).write(folder / "M.json")
+    return folder
+
+
+def test_a_paddle_program_needs_the_flag(tmp_path: Path, capsys) -> None:
+    paddle_program(tmp_path)
     image = write_image(tmp_path / "images" / "a.png", pixels(0))
     assert predict.main([str(image), "--weights", str(tmp_path)]) == 1
     found = capsys.readouterr().err
     assert "is a Paddle program, and operators of a program can write any file" in found and "--allow-program" in found
 
 
-@pytest.mark.parametrize("fault", ["loop", "branch", "domain", "function", "external", "0.1", "nan", "rows", "columns"])
-def test_an_onnx_export_of_a_stranger(fault: str, tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    path = tmp_path / "M.onnx"
-    onnx.save(strange_model(onnx, fault), str(path))
-    spec = Preprocessing(8, mean=(0.0,) * 3, std=(1.0,) * 3)
-    replace(CARD, preprocessing=spec, form="onnx", files={path.name: sha256(path)}).write(tmp_path / "M.json")
+ONNX_FAULTS = {
+    "loop": "a loop",
+    "branch": "a branch",
+    "domain": "an operator of another domain",
+    "function": "a function of its own",
+    "external": "weights in another file",
+    "0.1": "float32 input, as version 0.1 exported",
+    "nan": "logits that are NaN",
+    "rows": "two rows of logits for an image",
+    "columns": "two logits for three classes",
+}
+
+
+@pytest.mark.parametrize("fault", ONNX_FAULTS)
+def test_a_hostile_onnx_export(fault: str, tmp_path: Path) -> None:
     expected = {"0.1": "export the weights again", "nan": "computes nan", "rows": "gives logits of shape"}
     expected |= {"columns": "gives logits of shape"}
     with pytest.raises(WeightsError, match=expected.get(fault, "operators that are not allowed")):
-        Predictor.from_weights(tmp_path).logits([np.zeros((8, 8, 3), np.uint8)])
+        Predictor.from_weights(strange_export(tmp_path, fault)).logits([np.zeros((8, 8, 3), np.uint8)])
+
+
+def strange_export(folder: Path, fault: str, **changes: object) -> Path:
+    """A folder with an ONNX export for images of 8 pixels, as somebody else could write it, and its sidecar."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "M.onnx"
+    onnx.save(strange_model(onnx, fault), str(path))
+    changes = {"preprocessing": SMALL, "form": "onnx", "files": {path.name: sha256(path)}, **changes}
+    replace(CARD, **changes).write(folder / "M.json")
+    return folder
 
 
 def strange_model(onnx, fault: str):
@@ -196,6 +227,12 @@ def strange_model(onnx, fault: str):
 
 
 def test_an_openvino_export_with_a_loop(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"not allowed\n  Loop"):
+        Predictor.from_weights(openvino_loop(tmp_path))
+
+
+def openvino_loop(folder: Path) -> Path:
+    """A folder with an OpenVINO export that would never end."""
     openvino = pytest.importorskip("openvino")
     from openvino import opset13 as ops
 
@@ -209,12 +246,10 @@ def test_an_openvino_export_with_a_loop(tmp_path: Path) -> None:
     loop.set_merged_input(x, ops.constant(np.ones(1, np.float32)).output(0), body.results[0].output(0))
     end = loop.get_iter_value(body.results[0].output(0), -1)
     model = openvino.Model([ops.result(end)], [image])
-    openvino.save_model(model, tmp_path / "M.xml", compress_to_fp16=False)
-    spec = Preprocessing(8, mean=(0.0,) * 3, std=(1.0,) * 3)
-    files = {name: sha256(tmp_path / name) for name in ("M.xml", "M.bin")}
-    replace(CARD, preprocessing=spec, form="openvino", files=files).write(tmp_path / "M.json")
-    with pytest.raises(WeightsError, match=r"not allowed\n  Loop"):
-        Predictor.from_weights(tmp_path)
+    openvino.save_model(model, folder / "M.xml", compress_to_fp16=False)
+    files = {name: sha256(folder / name) for name in ("M.xml", "M.bin")}
+    replace(CARD, preprocessing=SMALL, form="openvino", files=files).write(folder / "M.json")
+    return folder
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch) -> None:
