@@ -135,7 +135,7 @@ def test_fetching_a_set(monkeypatch, tmp_path, capsys):
     card = CARDS["breastmnist"]
     assert asked == [("https://zenodo.org/records/10519652/files/breastmnist.npz?download=1", 559580, card.md5[28])]
     assert "CC BY 4.0" in capsys.readouterr().out
-    assert "not the official bytes" in fetch("breastmnist", tmp_path)  # kept, and reported
+    assert "differs from the official file" in fetch("breastmnist", tmp_path)  # kept, and reported
     assert len(asked) == 1
 
 

@@ -1,4 +1,4 @@
-"""Exported models and engines: every door gives the network's probabilities, and nothing else is kept."""
+"""Exported models and engines: each gives the network's probabilities, and nothing else is kept."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_an_export_is_replaced_but_nothing_else_is(tmp_path_factory, tmp_path: P
     mine.mkdir()
     (mine / "chapter.txt").write_text("all of it")
     assert export.main([*arguments, str(mine)]) == 1
-    assert "holds something else than an export" in capsys.readouterr().err
+    assert "holds other files, not an export" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter.txt"]
     out = tmp_path / "out"
     for _ in range(2):

@@ -238,7 +238,7 @@ def test_random_version_has_the_networks_size_and_is_a_function_of_its_generator
 
 
 def test_cross_entropy_of_logits_is_nll_of_log_softmax() -> None:
-    """Document 004 ends its network in LogSoftmax and uses NLLLoss; here the loss takes logits."""
+    """The OCT tutorial ends its network in LogSoftmax and uses NLLLoss; here the loss takes logits."""
     F = paddle.nn.functional
     logits = paddle.to_tensor(np.random.default_rng(0).normal(0, 5, (6, 4)).astype("float32"))
     labels = paddle.to_tensor([0, 1, 2, 3, 3, 0])

@@ -158,7 +158,7 @@ def test_a_file_with_another_checksum_is_used_and_reported(tmp_path):
     draw_npz("breastmnist", tmp_path, counts=CARDS["breastmnist"].counts)
     index = load_index("breastmnist", tmp_path, "test")
     assert len(index) == 156
-    assert "not the official bytes" in index.note and CARDS["breastmnist"].md5[28] in index.note
+    assert "differs from the official file" in index.note and CARDS["breastmnist"].md5[28] in index.note
 
 
 class Touch:
@@ -462,8 +462,8 @@ def test_unofficial_files_are_named_in_output_and_run_directory(tmp_path):
     recipe = get_recipe("breastmnist").with_epochs(1).replace(batch_size=8)
     with pytest.raises(Stopped):
         train(recipe, tmp_path, tmp_path / "run", Options("cpu", say=lines.append, deadline=time.monotonic()))
-    assert any("not the official bytes" in line for line in lines)
-    assert "not the official bytes" in json.loads((tmp_path / "run/data.json").read_text())["note"]
+    assert any("differs from the official file" in line for line in lines)
+    assert "differs from the official file" in json.loads((tmp_path / "run/data.json").read_text())["note"]
 
 
 @pytest.mark.data
@@ -510,7 +510,7 @@ def test_a_file_is_hashed_once_a_process(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "md5", lambda path: (hashed.append(path), digest(path))[1])
     draw_npz("breastmnist", tmp_path, counts=CARDS["breastmnist"].counts)
     notes = {load_index("breastmnist", tmp_path, split).note for split in ("train", "val", "test")}
-    assert len(notes) == len(hashed) == 1 and "not the official bytes" in notes.pop()
+    assert len(notes) == len(hashed) == 1 and "differs from the official file" in notes.pop()
     draw_npz("breastmnist", tmp_path, seed=1, counts=CARDS["breastmnist"].counts)
     assert load_index("breastmnist", tmp_path, "test").note and len(hashed) == 2
 

@@ -74,7 +74,7 @@ def test_the_card_of_a_run_says_what_the_run_knows(trained: Path, palm_root: Pat
     found = json.loads((trained / "metrics.json").read_text())
     known = tables(text)
     low, high = found["intervals"]["accuracy"]
-    assert known["figure"][0] == ["accuracy", f"{found['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", "0.9400"]
+    assert known["metric"][0] == ["accuracy", f"{found['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", "0.9400"]
     assert [row[1:] for row in known["true \\ predicted"]] == [[str(n) for n in row] for row in found["confusion"]]
     counts = [load_index("palm", palm_root, split).counts() for split in ("train", "val")]
     assert known["used here"][:2] == [[name, *(str(count[name]) for count in counts)] for name in counts[0]]
@@ -124,7 +124,7 @@ def test_a_folder_of_another_run_tells_nothing(trained: Path) -> None:
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     (tmp_path / "w.onnx").write_bytes(b"w")
     text = card_text(tmp_path, sidecar(dataset="unheard", recipe="of"), "onnx", ["w.onnx"], {})
-    assert "None are known" in text and "not known here" in text and "was not at hand" in text
+    assert "None: this file was not evaluated" in text and "not known here" in text and "was not at hand" in text
     drawn = card_text(tmp_path, sidecar(drawn=True), "onnx", ["w.onnx"], {})
     assert "SYNTHETIC SAMPLE" in drawn and "P0056" not in drawn and "IEEE DataPort" not in drawn
 
@@ -145,10 +145,10 @@ def test_every_task_has_its_table(name: str, tmp_path: Path) -> None:
     text = card_text(tmp_path, dataclasses.replace(card, metrics=result), "onnx", ["M.onnx"], {"metrics": result})
     known = tables(text)
     assert [row[:2] for row in known["class"]] == [[row["class"], str(row["support"])] for row in result["per_class"]]
-    assert [row[1] for row in known["figure"]][:2] == [f"{result['accuracy']:.4f}", f"{result['auc']:.4f}"]
+    assert [row[1] for row in known["metric"]][:2] == [f"{result['accuracy']:.4f}", f"{result['auc']:.4f}"]
     assert ("true \\ predicted" in known) == (name != "labels")
     assert not {"nan", "None"} & {
-        word for row in known["class"] + known["figure"] for cell in row for word in cell.split()
+        word for row in known["class"] + known["metric"] for cell in row for word in cell.split()
     }
     assert ("quadratic kappa" in text) == (name == "ordinal")
 

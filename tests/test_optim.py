@@ -52,7 +52,7 @@ def test_the_cosine_would_reach_zero_one_step_after_the_last() -> None:
 
 
 def test_covid_schedule_against_the_closed_form() -> None:
-    """Document 003 on the full set: 14,814 images in batches of 50 are 297 steps, 5 + 45 epochs."""
+    """The COVID-19 tutorial on the full set: 14,814 images in batches of 50 are 297 steps, 5 + 45 epochs."""
     rates = learning_rates(get_recipe("covid"), 297)
     warmup, rest = 5 * 297, 45 * 297
     expected = [0.01 * step / warmup for step in range(warmup)]
@@ -62,7 +62,7 @@ def test_covid_schedule_against_the_closed_form() -> None:
 
 
 def test_palm_schedule_is_the_documents_polynomial() -> None:
-    """Document 001: from 0.005 to 0.001 over 2.5 epochs of 40 steps, linearly, then held."""
+    """The PALM myopia tutorial: from 0.005 to 0.001 over 2.5 epochs of 40 steps, linearly, then held."""
     rates = learning_rates(get_recipe("palm_tutorial"), 40)
     expected = [0.001 + 0.004 * max(0.0, 1 - step / 100) for step in range(400)]
     np.testing.assert_allclose(rates, expected, atol=1e-12)

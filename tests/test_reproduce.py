@@ -114,14 +114,14 @@ def finish(cell, auc, accuracy, **changes):
 def test_the_table(tmp_path):
     cells = plan(Grid("medmnist", 3, sets=("breast",), models=("resnet18", "resnet50")), tmp_path)
     for cell, auc in zip([cell for cell in cells if cell.recipe.model == "resnet18"], (0.89, 0.90, 0.91)):
-        finish(cell, auc, 0.80, note="breastmnist.npz: not the official bytes")
+        finish(cell, auc, 0.80, note="breastmnist.npz: differs from the official file")
     text = shown(cells)
     line = next(line for line in text.splitlines() if line.startswith("| breastmnist"))
     assert line == (
         "| breastmnist | resnet18 | medmnist | 0.901 / 0.863 | 0.883 / 0.827 | 0.900 ± 0.010 / 0.800 ± 0.000 | 3 "
         "| -0.001 / -0.063 | inside / below | – | 11.17 M | 12.2 |"
     )
-    assert "- breastmnist: breastmnist.npz: not the official bytes" in text
+    assert "- breastmnist: breastmnist.npz: differs from the official file" in text
     assert "Not run: medmnist-breastmnist-resnet50-seed0, " in text
     assert "2 x sqrt(sd^2 / n + s^2 / m)" in text
 

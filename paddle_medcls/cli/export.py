@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--recipe", type=named("recipe"), help="for a file without a sidecar: the recipe it was trained with"
     )
     p.add_argument("--format", choices=("paddle", "onnx", "openvino"), required=True)
-    p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="that the model is to be run with")
+    p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="precision at inference")
     p.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or an earlier export")
     p.add_argument(
         "--images",

@@ -90,7 +90,7 @@ def _row(path: Path, probs, card, k: int) -> tuple[dict, list[float]]:
     topk = [{"label": card.classes[i], "probability": round(float(probs[i]), 6)} for i in order]
     row = {"image": str(path), "label": label, "probability": round(largest, 6), "topk": topk}
     if card.drawn:
-        row["drawn"] = True  # trained on drawn images: the figures say nothing about patients
+        row["drawn"] = True  # trained on synthetic images: the probabilities say nothing about patients
     return row, [round(float(p), 8) for p in probs]
 
 
@@ -108,7 +108,7 @@ def _json_line(row: dict) -> str:
 
 
 def _picture(target: Path, path: Path, image, row: dict, card) -> None:
-    """Writes the picture; a folder named like a class is taken as the true one, as in document 004."""
+    """Writes the picture; the name of its folder is the true class where it is one of the classes."""
     from paddle_medcls.core.errors import printable
     from paddle_medcls.evaluation import plots
     from paddle_medcls.evaluation.tables import DRAWN_NOTICE

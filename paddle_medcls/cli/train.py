@@ -56,7 +56,7 @@ def _options() -> argparse.ArgumentParser:
         metavar="True|False",
         help="fetch the set first, if it is not there (MedMNIST)",
     )
-    p.add_argument("--sample", action="store_true", help="train on sample images that the project draws")
+    p.add_argument("--sample", action="store_true", help="train on synthetic sample images")
     p.add_argument("--model", type=named("model"), help="resnet18, 34, 50, 101, 152 or vgg16; list: names them")
     p.add_argument("--epochs", "--num_epoch", type=int, help="warm-up and decay points keep their share of the run")
     p.add_argument("--batch-size", type=int)
@@ -243,7 +243,7 @@ def _run_dir(args: argparse.Namespace, recipe) -> Path:
 
 
 def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
-    """Run directory and data root; the data are fetched or drawn where that is asked for."""
+    """Run directory and data root; downloads the data, or writes synthetic ones, if an option says so."""
     from paddle_medcls.data.datasets import default_root, fetch
 
     if args.resume:

@@ -299,7 +299,7 @@ def _earlier_files(folder: Path, name: str) -> list[Path]:
     sidecar = folder / f"{name}.json"
     inside = list(folder.iterdir()) if folder.is_dir() else [folder]
     if inside and not _is_export(sidecar):
-        raise RunError(f"{folder} holds something else than an export of {name}", fix="give --output a new folder")
+        raise RunError(f"{folder} holds other files, not an export of {name}", fix="give --output a new folder")
     if not inside:
         return []
     listed = {folder / Path(file).name: digest for file, digest in Sidecar.read(sidecar).files.items()}

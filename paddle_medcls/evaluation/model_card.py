@@ -1,7 +1,7 @@
-"""The model card: `README.md` beside a weight file or an exported model, for whoever gets it without us.
+"""The model card: `README.md` beside a weight file or an exported model, for readers who have nothing else of ours.
 
 What is known about a data set (where from, licence, known faults) is taken from its module in `data`
-and, for MedMNIST, from `data.medmnist_cards`; the figures from the sidecar, the counts from the run directory.
+and, for MedMNIST, from `data.medmnist_cards`; the results from the sidecar, the counts from the run directory.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def card_text(folder: Path, card: Sidecar, form: str, files: Sequence[str], fact
         _front_matter(card, form),
         f"# {card.network.model} trained on {about.get('title', _cell(card.dataset))}\n\n{_summary(card, about)}",
         f"## How to use it\n\n{_loading(card, form, files)}",
-        f"## Figures\n\n{_figures(card, recipe, facts)}",
+        f"## Results\n\n{_figures(card, recipe, facts)}",
         f"## Training\n\n{_training(folder, card, recipe, facts)}",
         f"## Data\n\n{_data(card, about, facts)}",
         f"## Limits\n\n{_limits(card)}",
@@ -103,7 +103,7 @@ def _summary(card: Sidecar, about: dict[str, str]) -> str:
 def _figures(card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
     found = card.metrics
     if not found.get("per_class"):
-        return "None are known: this file was not scored by the run that made it."
+        return "None: this file was not evaluated by the run that made it."
     split = found.get("split", "val")
     published = {} if card.drawn or recipe is None else dict(recipe.targets)
     ranges = found.get("intervals", {})
@@ -113,19 +113,18 @@ def _figures(card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
         for name, text in (("accuracy", "accuracy"), ("auc", area), ("quadratic_kappa", "quadratic kappa"))
         if name in found
     ]
-    chosen = ", which also chose the epoch: these figures are optimistic" if split == "val" else ""
+    chosen = ", which also chose the epoch: these results are optimistic" if split == "val" else ""
     lines = [f"On the {found['n']} images of the split `{split}`{chosen}."]
-    lines.append(_table(["figure", "here", "95% interval", "published"], rows))
+    lines.append(_table(["metric", "here", "95% interval", "published"], rows))
     if recipe is not None and published:
         other = [name for name in published if not name.startswith(f"{split}/")]
-        text = f"Published figures are those that the recipe compares with ({recipe.source}"
-        text += "; documents are the tutorials that paddle_medcls reproduces)." if "document" in recipe.source else ")."
+        text = f"Published results are those that the recipe is compared with ({recipe.source})."
         if other:
-            text += " Also published, for a split that the figures above are not of: "
+            text += " Also published, for another split than the results above: "
             text += ", ".join(f"{name.replace('/', ' ')} {published[name]:.4f}" for name in other)
             text += " (`tools/eval.py` scores the test split)."
         if "recipe" in facts and overrides(card, recipe, facts.get("environment", {})):
-            text += " This model was trained otherwise, see Training."
+            text += " This model was trained with other settings, see Training."
         lines.append(text)
     rows = []
     for row in found["per_class"]:
@@ -155,7 +154,7 @@ def _calibration(card: Sidecar) -> str:
         lines.append(f"The answer is yes where a finding's probability is above {card.threshold:.4g}.")
     before = card.metrics.get("temperature", 1.0), card.metrics.get("threshold", 0.5)
     if before != (card.temperature, card.threshold):
-        lines.append("The figures above are from before this calibration.")
+        lines.append("The results above are from before this calibration.")
     return " ".join(lines)
 
 
@@ -214,21 +213,21 @@ def _data(card: Sidecar, about: dict[str, str], facts: dict) -> str:
 
 
 def _limits(card: Sidecar) -> str:
-    people = "How the figures differ among groups of patients (age, sex, origin) was not measured."
+    people = "How the results differ among groups of patients (age, sex, origin) was not measured."
     return _bullets(
         [
             "Intended use: research and teaching. Not for diagnosis, screening or triage.",
-            "The figures are those of one run on one data set. Images of another device, hospital, population or "
+            "The results are those of one run on one data set. Images of another device, hospital, population or "
             "preparation may be classified much worse, without any sign of it in the probabilities.",
             "Every image gets an answer, also one of another kind and one to which none of the classes applies.",
-            "It was trained on drawn images: it knows nothing about patients." if card.drawn else people,
+            "It was trained on synthetic images: it knows nothing about patients." if card.drawn else people,
         ]
     )
 
 
 def _licence(card: Sidecar, about: dict[str, str]) -> str:
-    data = "drawn by paddle_medcls" if card.drawn else about.get("licence", "ask the data set's makers")
-    weights = "chosen by whoever passes them on, within the terms of the data"
+    data = "synthetic, made by paddle_medcls" if card.drawn else about.get("licence", "ask the data set's makers")
+    weights = "chosen by those who publish them, within the terms of the data"
     return _bullets([f"Data: {data}.", "Code (paddle_medcls): Apache-2.0.", f"Weights: {weights}."])
 
 

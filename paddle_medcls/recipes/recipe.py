@@ -52,7 +52,7 @@ class Recipe:
     """
 
     name: str
-    source: str  # document or paper that the numbers come from
+    source: str  # tutorial or paper that the numbers come from
     dataset: str  # palm, covid, oct or a MedMNIST flag
 
     # data and network

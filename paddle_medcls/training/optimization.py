@@ -15,9 +15,9 @@ F = paddle.nn.functional
 def build_schedule(recipe: Recipe, steps_per_epoch: int):
     """The learning rate of each step, as one of Paddle's schedulers; step it after each batch.
 
-    Document 003: LinearWarmup from 0, then CosineAnnealing, per batch. The warm-up's first step has
-    learning rate 0. The cosine runs over the steps after the warm-up and reaches 0 one step after
-    the last (the document counts full batches alone, so its own stops short by half a percent).
+    As in the COVID-19 radiography tutorial: LinearWarmup from 0, then CosineAnnealing, per batch. The warm-up's
+    first step has learning rate 0. The cosine runs over the steps after the warm-up and reaches 0 one step after
+    the last (the tutorial counts full batches alone, so its own stops short by half a percent).
     The decay points of the other schedules count from the first step, with or without a warm-up.
     """
     lr = paddle.optimizer.lr
@@ -25,7 +25,7 @@ def build_schedule(recipe: Recipe, steps_per_epoch: int):
     warmup = round(recipe.warmup_epochs * steps_per_epoch)  # the schedule inside counts from its end
     if recipe.schedule == "cosine":
         schedule = lr.CosineAnnealingDecay(recipe.lr, T_max=max(total - warmup, 1))
-    elif recipe.schedule == "polynomial":  # document 001: linear from lr to end_lr
+    elif recipe.schedule == "polynomial":  # PALM myopia tutorial: linear from lr to end_lr
         steps = max(1, round(recipe.decay_epochs[0] * steps_per_epoch) - warmup)
         schedule = lr.PolynomialDecay(recipe.lr, decay_steps=steps, end_lr=recipe.end_lr)
     elif recipe.schedule == "step":

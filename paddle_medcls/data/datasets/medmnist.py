@@ -137,7 +137,7 @@ def _bytes_note(path: Path, md5: str) -> str:
     """A note about a file with another checksum than the published one; "" for the published file."""
     status = path.stat()
     actual = _md5(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    return "" if actual == md5 else f"{path.name}: not the official bytes: md5 {actual}, published {md5}"
+    return "" if actual == md5 else f"{path.name}: differs from the official file: md5 {actual}, published {md5}"
 
 
 @functools.lru_cache(maxsize=64)
