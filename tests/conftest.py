@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib  # noqa: F401  before Paddle: 2.6.2 exports its own inflate and crashes any later use
+from collections.abc import Iterator
 from pathlib import Path
 
 # One thread: sums are then the same on every machine, and images of 32 pixels gain nothing from two.
@@ -11,6 +12,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import fakes  # noqa: E402
 import pytest  # noqa: E402
+import toynet  # noqa: E402, F401  its networks are the recipes' here
+
+from paddle_medcls.evaluation import plots  # noqa: E402
+
+DRAWN = {name: getattr(plots, name) for name in ("curves", "confusion", "roc")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +38,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
             if not paddle.is_compiled_with_cuda() or not paddle.device.cuda.device_count():
                 item.add_marker(pytest.mark.skip(reason="Paddle sees no GPU"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_pictures() -> Iterator[None]:
+    """Drawing takes most of a small run's time: the tests marked `pictures` alone draw those of a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in DRAWN:
+            patch.setattr(plots, name, lambda *_: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("pictures"):
+        for name, draw in DRAWN.items():
+            monkeypatch.setattr(plots, name, draw)
 
 
 @pytest.fixture

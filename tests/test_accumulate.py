@@ -21,12 +21,6 @@ from paddle_medcls.training.loop import Options, train
 QUIET = Options("cpu", 0, image_cache="off", say=lambda line: None)
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch) -> None:
-    for name in ("curves", "confusion", "roc"):
-        monkeypatch.setattr(f"paddle_medcls.evaluation.plots.{name}", lambda *_: None)
-
-
 def table(run: Path) -> np.ndarray:
     rows = list(csv.reader((run / "steps.csv").read_text().splitlines()))[1:]
     return np.array(rows, float)

@@ -97,7 +97,7 @@ def test_refusals_are_exceptions_with_the_texts_of_the_commands(palm_root: Path,
 
 
 def test_one_image_as_path_bytes_or_pixels(palm_root: Path, tmp_path: Path) -> None:
-    run = medcls.train(fakes.recipe(epochs=1), palm_root, tmp_path / "run")
+    run = medcls.train(fakes.recipe(model="resnet18", epochs=1), palm_root, tmp_path / "run")
     predictor = medcls.load_predictor(run.weights)
     path = next(palm_root.rglob("V0001.jpg"))
     from_path, from_bytes = predictor.predict(path), predictor.predict(path.read_bytes())

@@ -39,7 +39,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory beside its data: COVID, ResNet-18 at 32 px, two epochs, by the command itself."""
     folder = tmp_path_factory.mktemp("trained")
     root = fakes.covid_tree(folder / "covid")
-    recipe = fakes.recipe("covid", name="covid", channels="bgr", epochs=2, targets=(("test/accuracy", 0.9651),))
+    recipe = fakes.recipe(
+        "covid", name="covid", model="resnet18", channels="bgr", epochs=2, targets=(("test/accuracy", 0.9651),)
+    )
     (folder / "recipe.json").write_text(json.dumps(recipe.to_json()))
     arguments = ["--recipe", folder / "recipe.json", "--data-root", root, "--output", folder / "run", "--device", "cpu"]
     assert train.main(list(map(str, arguments))) == 0
@@ -321,6 +323,7 @@ def test_resume_needs_nothing_but_the_directory(run: Path, capsys: pytest.Captur
 # --- eval ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pictures
 def test_eval_writes_what_the_contract_says(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The test split, found from the run directory alone."""
     assert eval.main(["--weights", str(run / "COVID.pdparams"), "--output", str(tmp_path / "out")]) == 0

@@ -59,7 +59,11 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def go(root: Path, run: Path, changes: dict | None = None, resume: bool = False, **options) -> None:
     """Trains two epochs of two batches on a GPU; a resume takes the run's own recipe, as the command does."""
-    recipe = Recipe.from_file(run / "recipe.json") if resume else fakes.recipe(batch_size=6, **(changes or {}))
+    recipe = (
+        Recipe.from_file(run / "recipe.json")
+        if resume
+        else fakes.recipe(**{"model": "resnet18", "batch_size": 6, **(changes or {})})
+    )
     options = {"device": "gpu", "workers": 0, "kernels": "paddle", "say": lambda line: None, **options}
     train(recipe, root, run, Options(**options), resume)
 

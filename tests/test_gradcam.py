@@ -51,14 +51,15 @@ def centred(model, x: np.ndarray):
 # --- the value -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("k", range(4))
-def test_equals_cam_on_pool_and_linear(k: int) -> None:
+def test_equals_cam_on_pool_and_linear() -> None:
     """CAM: the features weighted by the last layer's weights; 4 x 4 cells at 128 pixels."""
     x = batch(2, 128)
     model = centred(network("resnet50"), x)
-    cam = np.einsum("nchw,c->nhw", features_of(model, x), model.fc.weight.numpy()[:, k])
-    assert (cam > 0).any(axis=(1, 2)).all()
-    np.testing.assert_allclose(gradcam(model, x, None, k), scaled(cam, 128), atol=1e-5)
+    features, weights = features_of(model, x), model.fc.weight.numpy()
+    for k in range(4):
+        cam = np.einsum("nchw,c->nhw", features, weights[:, k])
+        assert (cam > 0).any(axis=(1, 2)).all()
+        np.testing.assert_allclose(gradcam(model, x, None, k), scaled(cam, 128), atol=1e-5)
 
 
 @pytest.mark.parametrize("k", [0, 1])
@@ -70,7 +71,7 @@ def test_one_output_has_two_classes(k: int) -> None:
     np.testing.assert_allclose(gradcam(model, x, "block.7", k), scaled(cam, 128), atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", ["block.3", "block.5.conv1.2", "conv.0", "max_pool"])
+@pytest.mark.parametrize("layer", ["block.3", "block.1.conv1.2", "conv.0", "max_pool"])
 def test_equals_finite_differences(layer: str) -> None:
     """A second implementation: a channel's mean gradient is the logit's change when all its cells rise."""
     model, x, k, step = network(), batch(1), 2, 1e-2
@@ -247,7 +248,7 @@ def test_an_interruption_in_the_network_leaves_no_trace() -> None:
     assert paddle.is_grad_enabled() and not model.block[5]._forward_post_hooks
 
 
-def test_memory_does_not_grow_over_100_calls() -> None:
+def test_memory_does_not_grow_over_40_calls() -> None:
     def resident() -> float:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * 4096 / 1e6
@@ -257,12 +258,12 @@ def test_memory_does_not_grow_over_100_calls() -> None:
     except OSError:
         pytest.skip("no /proc")
     model, x = network(), batch(2)
-    for _ in range(20):
+    for _ in range(10):
         gradcam(model, x, "block.3", 1)
     before = resident()
-    for _ in range(100):
+    for _ in range(40):
         gradcam(model, x, "block.3", 1)
-    assert resident() - before < 10  # MB; keeping one call's features and gradients would take 100 times 0.5
+    assert resident() - before < 10  # MB; keeping one call's features and gradients would take 40 times 0.5
 
 
 # --- layers ----------------------------------------------------------------------------------------
@@ -272,11 +273,10 @@ def test_memory_does_not_grow_over_100_calls() -> None:
     ("name", "stem", "channels", "size", "layer"),
     [
         ("resnet18", "imagenet", 3, 224, "block.7"),
-        ("resnet50", "imagenet", 3, 224, "block.15"),
         ("resnet50", "imagenet", 3, 128, "block.15"),
         ("resnet18", "small", 1, 28, "block.7"),
         ("resnet18", "imagenet", 3, 28, "block.3"),  # 1 x 1 in the last stage, 2 x 2 before
-        ("vgg16", "imagenet", 3, 224, "features.29"),
+        ("vgg16", "imagenet", 3, 64, "features.29"),
     ],
 )
 def test_default_layer(name: str, stem: str, channels: int, size: int, layer: str) -> None:

@@ -131,7 +131,11 @@ def exact_logits(model, x: np.ndarray) -> np.ndarray:
         return model(paddle.to_tensor(x.astype(np.float64))).numpy()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+REPEATED = ("resnet34", "resnet101", "resnet152")
+"""The same blocks as in the other networks, more or fewer of them."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in REPEATED)) for n in NETWORKS])
 def test_every_network_gives_the_logits_of_paddle(name: str) -> None:
     """A hundred layers of float32 round; a graph may be as far from float64 as Paddle's own float32."""
     network, side = NETWORKS[name], 40
@@ -178,7 +182,11 @@ def test_pixels_become_probabilities(task: str, runner: str) -> None:
         np.testing.assert_allclose(found[name], values, atol=1e-5)
 
 
-@pytest.mark.parametrize("network", [Network("vgg16", 2, 1), Network("resnet50", 2, 3, "small")], ids=str)
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(Network("vgg16", 2, 1), marks=pytest.mark.slow), Network("resnet50", 2, 3, "small")],
+    ids=str,
+)
 def test_the_operations_as_defined(network: Network) -> None:
     side = 32 if network.model == "vgg16" else 8
     model, state = trained(network, side)

@@ -408,6 +408,7 @@ def test_medmnist_reads_our_predictions(official, tmp_path, name):
 
 @pytest.mark.parametrize("flag", TASKS)
 def test_training_and_evaluation_of_each_task(tmp_path, capsys, flag):
+    model = "resnet18" if flag == "breastmnist" else "toy"
     root, run = synthetic_set(tmp_path / "data", flag), tmp_path / "out" / flag
     words = [
         "--data_name",
@@ -417,7 +418,8 @@ def test_training_and_evaluation_of_each_task(tmp_path, capsys, flag):
         "--output_root",
         str(tmp_path / "out"),
     ]  # as in the MedMNIST baseline
-    assert train_command.main([*words, "--num_epoch", "1", "--batch-size", "24", "--device", "cpu"]) == 0
+    words += ["--model", model, "--num_epoch", "1", "--batch-size", "24", "--device", "cpu"]
+    assert train_command.main(words) == 0
     recipe = json.loads((run / "recipe.json").read_text())
     assert (recipe["dataset"], recipe["epochs"], recipe["size_px"]) == (flag, 1, 28)
     weights = run / f"{flag}.pdparams"
@@ -425,7 +427,7 @@ def test_training_and_evaluation_of_each_task(tmp_path, capsys, flag):
     result = json.loads((tmp_path / "test/metrics.json").read_text())
     assert result["split"] == "test" and ("confusion" in result) == (TASKS[flag] != "multi-label")
     assert ("quadratic_kappa" in result) == ("mean_absolute_error" in result) == (TASKS[flag] == "ordinal")
-    name = f"{flag}_test_[AUC]{result['auc']:.3f}_[ACC]{result['accuracy']:.3f}@medmnist-resnet18.csv"
+    name = f"{flag}_test_[AUC]{result['auc']:.3f}_[ACC]{result['accuracy']:.3f}@medmnist-{model}.csv"
     assert (tmp_path / "test" / name).is_file()
     header, first = (tmp_path / "test/predictions_test.csv").read_text().splitlines()[:2]
     assert header.startswith("id,label,predicted,") and first.startswith("test0,")
@@ -445,7 +447,7 @@ def test_training_at_224_pixels(tmp_path, dataset, recipe):
 
 def test_a_run_stopped_by_its_deadline_resumes_to_the_same_bits(tmp_path):
     root = synthetic_set(tmp_path / "data", "breastmnist", (8, 4, 4))
-    recipe = get_recipe("medmnist_best", "breastmnist").with_epochs(2).replace(batch_size=4)
+    recipe = get_recipe("medmnist_best", "breastmnist").with_epochs(2).replace(batch_size=4, model="toy")
     quiet = {"device": "cpu", "say": lambda line: None}
     train(recipe, root, tmp_path / "whole", Options(**quiet))
     with pytest.raises(Stopped, match="--resume"):

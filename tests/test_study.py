@@ -85,6 +85,7 @@ def test_error_page_of_many_labels(tmp_path: Path) -> None:
     assert "true <b>none</b>, predicted <b>left</b>" in text
 
 
+@pytest.mark.pictures
 def test_calibrate_writes_the_sidecar_and_every_door_uses_it(palm_run: Path, tmp_path: Path, capsys) -> None:
     weights = palm_run / "PALM.pdparams"
     before = json.loads(weights.with_suffix(".json").read_text())
@@ -117,6 +118,7 @@ def test_calibrate_writes_the_sidecar_and_every_door_uses_it(palm_run: Path, tmp
         assert label == 0 or row["label"] == "pathologic"  # the sensitivity that was asked for
 
 
+@pytest.mark.pictures
 def test_evaluate_is_a_function(palm_run: Path, tmp_path: Path) -> None:
     """What the command prints and writes, for a notebook."""
     found = evaluate(str(palm_run / "PALM.pdparams"), split="val", options=EvalOptions(output=tmp_path, errors=2))

@@ -35,13 +35,21 @@ class Toy(nn.Layer):
         self.dropout = nn.Sequential() if plain else nn.Dropout(0.3)
         self.fc = nn.Linear(6 * 4, network.num_outputs)
 
+    head_name = "fc"
+
+    @property
+    def head(self):
+        return self.fc
+
+    def embed(self, x):  # (N, C, H, W)
+        x = nn.functional.relu(self.norm(self.conv(x)))
+        return self.dropout(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))  # (N, 24)
+
     def forward(self, x):
         if self.training:
             for call in ON_STEP:
                 call()
-        x = nn.functional.relu(self.norm(self.conv(x)))
-        x = nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
-        return self.fc(self.dropout(x))
+        return self.head(self.embed(x))
 
 
 def toy(network: Network) -> Toy:
