@@ -21,7 +21,7 @@ import toynet  # noqa: F401  registers its networks
 from paddle_medcls import cli
 from paddle_medcls.core.errors import SetupError, Stopped
 from paddle_medcls.core.paddle_setup import configure_gpu, count_gpus, select_device
-from paddle_medcls.deployment.export import drawn_images, export
+from paddle_medcls.deployment.export import export, synthetic_images
 from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.recipes.recipe import Recipe
@@ -141,12 +141,12 @@ def test_the_cpu_gives_the_same_answers(amp: bool, palm_root: Path, tmp_path: Pa
     for device in ("gpu", "cpu"):
         select_device(device)
         predictor = Predictor.from_weights(weights)
-        images = drawn_images(predictor.card, 6)
+        images = synthetic_images(predictor.card, 6)
         logits = predictor.logits(images)
         found.append((predictor.head.probabilities(logits), np.stack(predictor.heatmaps(images, 1))))
     np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-4)
     np.testing.assert_allclose(found[0][1], found[1][1], atol=0.01)
-    export(predictor, weights, "paddle", tmp_path / "exported", "f32", images)
+    export(predictor, "paddle", tmp_path / "exported", images)
     exported = Predictor.from_weights(tmp_path / "exported", allow_program=True)
     np.testing.assert_allclose(exported.head.probabilities(exported.logits(images)), found[0][0], atol=1e-4)
 
