@@ -368,7 +368,7 @@ def test_drawn_images_are_said_to_be_drawn(run: Path, tmp_path: Path, capsys: py
     (root / DRAWN_MARK).write_text("")
     assert eval.main(["--weights", str(run / "COVID.pdparams"), "--data-root", str(root)]) == 0
     shown = capsys.readouterr().out
-    assert DRAWN_NOTICE in shown and "published" not in shown  # no figure was published on drawn images
+    assert DRAWN_NOTICE in shown and "published" not in shown  # no figure was published on synthetic images
 
 
 # --- predict ---------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def test_a_data_set_has_a_recipe_of_its_name() -> None:
 
 
 def test_published_constants() -> None:
-    """Documents 001 and 003, as sources/README.md lists them."""
+    """The PALM and COVID-19 tutorials."""
     palm = get_recipe("palm_tutorial")
     assert (palm.epochs, palm.batch_size, palm.lr, palm.end_lr, palm.decay_epochs) == (10, 10, 0.005, 0.001, (2.5,))
     assert palm.preprocessing == Preprocessing(224, channels="bgr", mean=(127.5,) * 3, std=(127.5,) * 3)
