@@ -1,4 +1,4 @@
-"""The networks of documents 001 and 003, written again from their structure and parameter names.
+"""The networks of the PALM and COVID-19 tutorials, written again from their structure and parameter names.
 
 They share no code with the library: the tests ask that its networks give the same logits. Batch
 normalisation is `paddle.nn.BatchNorm`, the class that the PALM myopia tutorial's became in Paddle 2.
