@@ -36,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.cli.image_arguments import expand
     from paddle_medcls.core.paddle_setup import select_device
-    from paddle_medcls.deployment.export import export
+    from paddle_medcls.deployment.export import export, weight_file
     from paddle_medcls.deployment.predictor import Predictor
     from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
     from paddle_medcls.recipes import get_recipe
 
     select_device("cpu")
-    weights = args.weights or newest_weights(Path("runs"))
+    weights = weight_file(args.weights or newest_weights(Path("runs")))
     predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
     sidecar = predictor.card
     for note in [f"weights: {predictor.path}", *predictor.notes, *([DRAWN_NOTICE] if sidecar.drawn else [])]:

@@ -35,7 +35,7 @@ from paddle_medcls.deployment.inference_engines import FORMS, require
 from paddle_medcls.deployment.predictor import AnyImage, Predictor
 from paddle_medcls.evaluation.model_card import is_card, write_card
 from paddle_medcls.evaluation.model_facts import run_facts
-from paddle_medcls.models.sidecar import Sidecar, form_of, pixels_spec, sidecar_of
+from paddle_medcls.models.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
 from paddle_medcls.preprocessing.augmentation import flip_axes
 
 TOLERANCE = {"f32": 1e-4, "bf16": 0.1}
@@ -87,8 +87,10 @@ def export(
     if form not in FORMS:
         raise RunError(f"unknown form {form!r}{did_you_mean(form, FORMS)}", expected=", ".join(FORMS))
     require(FORMS[form], precision)
-    predictor = weights if isinstance(weights, Predictor) else Predictor.from_weights(weights)
-    weights = _weight_file(predictor)
+    predictor = weights if isinstance(weights, Predictor) else Predictor.from_weights(weight_file(weights))
+    if predictor.path is None:
+        raise WeightsError("a network in memory cannot be exported", fix="export from the weight file (.pdparams)")
+    weights = weight_file(predictor.path)
     if 0 < len(images) < 5:
         raise DataError(f"{len(images)} image(s) to compare on", expected="five or more")
     images = images or synthetic_images(predictor.card)
@@ -125,12 +127,12 @@ def export(
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _weight_file(predictor: Predictor) -> Path:
-    """The file that a predictor was opened from; an export, or a network in memory, is refused."""
-    if predictor.path is None or form_of(predictor.path):
-        what = "a network in memory" if predictor.path is None else f"{predictor.path} is an export itself"
-        raise WeightsError(f"{what} cannot be exported", fix="export from the weight file (.pdparams)")
-    return predictor.path
+def weight_file(path: str | Path) -> Path:
+    """The weight file that a path names, see `find_model`; an export is refused before it is opened."""
+    path = find_model(Path(path))
+    if form_of(path):
+        raise WeightsError(f"{path} is an export itself", fix="export from the weight file (.pdparams)")
+    return path
 
 
 def compare(
@@ -212,8 +214,8 @@ class _Served(paddle.nn.Layer):
 
 def _write_paddle(predictor: Predictor, folder: Path, name: str) -> None:
     spec = predictor.card.preprocessing
-    given = paddle.static.InputSpec([None, spec.size_px, spec.size_px, spec.num_channels], "uint8", "image")
-    traced = paddle.jit.to_static(_Served(predictor), input_spec=[given], full_graph=True)
+    image = paddle.static.InputSpec([None, spec.size_px, spec.size_px, spec.num_channels], "uint8", "image")
+    traced = paddle.jit.to_static(_Served(predictor), input_spec=[image], full_graph=True)
     paddle.jit.save(traced, str(folder / f"{name}.inference"))
     (folder / f"{name}.inference.pdiparams.info").unlink(missing_ok=True)  # of Paddle 2, for training alone
 
@@ -319,8 +321,8 @@ def _put_in_place(made: Path, folder: Path, name: str) -> None:
         (made / "README.md").rename(made / "MODEL_CARD.md")
     last = f"{name}.json"
     new = sorted(made.iterdir(), key=lambda path: (path.name == last, path.name))
-    taken = [path.name for path in new if (folder / path.name).exists() and folder / path.name not in earlier]
-    foreign = [file for file in taken if not is_card(folder / file)]
+    existing = [path.name for path in new if (folder / path.name).exists() and folder / path.name not in earlier]
+    foreign = [file for file in existing if not is_card(folder / file)]
     if foreign:
         raise RunError(
             f"{folder}: {', '.join(foreign)} would be overwritten, and no export wrote it",

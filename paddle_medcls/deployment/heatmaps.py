@@ -144,7 +144,7 @@ def _class_index(name: str, classes: Sequence[str]) -> int:
     return classes.index(name)
 
 
-def _small(image: np.ndarray, side: int = 500) -> np.ndarray:
-    """At most about `side` pixels wide and high, for the sheet."""
-    step = max(1, max(image.shape[:2]) // side)
+def _small(image: np.ndarray) -> np.ndarray:
+    """At most about 500 pixels wide and high, for the sheet."""
+    step = max(1, max(image.shape[:2]) // 500)
     return image[::step, ::step].copy()

@@ -13,6 +13,8 @@ import numpy as np
 
 from paddle_medcls.models.output_head import OutputHead
 
+Z = 1.959963984540054  # of a 95% interval
+
 
 def loss_value(logits: np.ndarray, labels: np.ndarray, loss: str) -> float:
     """Mean cross-entropy (softmax) or binary cross-entropy (sigmoid) over the split, unweighted.
@@ -81,16 +83,16 @@ def _nanmean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
         return np.nanmean(values, axis=axis)
 
 
-def wilson(correct: float, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Interval of a proportion, (low, high); 95% with the default z.
+def wilson(correct: float, total: int) -> tuple[float, float]:
+    """95% interval of a proportion, (low, high).
 
     Source:
         Wilson, Journal of the American Statistical Association 22, 1927.
     """
     p = correct / total
-    centre = p + z * z / (2 * total)
-    half = z * np.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
+    centre = p + Z * Z / (2 * total)
+    half = Z * np.sqrt(p * (1 - p) / total + Z * Z / (4 * total * total))
+    scale = 1 + Z * Z / total
     return float((centre - half) / scale), float((centre + half) / scale)
 
 

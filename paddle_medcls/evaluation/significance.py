@@ -15,6 +15,7 @@ import numpy as np
 
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.evaluation.metrics import (
+    Z,
     accuracy_interval,
     auc,
     bootstrap_areas,
@@ -24,7 +25,6 @@ from paddle_medcls.evaluation.metrics import (
 )
 from paddle_medcls.evaluation.predictions import Predictions
 
-Z = 1.959963984540054  # of a 95% interval
 NAN_INTERVAL = (float("nan"), float("nan"))
 NO_SPREAD = "no spread between the images: too few of them for an interval or a test"
 

@@ -133,11 +133,11 @@ def _compute_features(model, dataset: ImageDataset, target: str, workers: int) -
     table.flush()
 
 
-def head_logits(model, features: np.ndarray, batch_size: int = 1024) -> np.ndarray:
+def head_logits(model, features: np.ndarray) -> np.ndarray:
     """Logits (N, outputs) of cached features (N, D), with dropout off."""
     was_training = model.head.training
     model.head.eval()
-    batches = cut(range(len(features)), batch_size)
+    batches = cut(range(len(features)), 1024)
     with paddle.no_grad():
         logits = [model.head(paddle.to_tensor(features[rows.start : rows.stop])).numpy() for rows in batches]
     if was_training:

@@ -51,18 +51,18 @@ def launch(arguments: Sequence[str], count: int, environ: dict[str, str], on_cpu
         logs = Path(folder)
         command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(count)]
         command += ["--log_dir", folder, sys.executable, "-m", "paddle_medcls.cli.train", *arguments]
-        with open(logs / "launcher.log", "wb") as said:
+        with open(logs / "launcher.log", "wb") as output:
             # A session of its own: Ctrl-C reaches this process alone, which asks the launcher to stop, once.
-            process = subprocess.Popen(command, env=environ, stdout=said, stderr=said, start_new_session=True)
+            process = subprocess.Popen(command, env=environ, stdout=output, stderr=output, start_new_session=True)
         try:
-            with _asking_to_stop(process) as asked:
+            with _asking_to_stop(process) as signals:
                 _show(logs / "workerlog.0", process)
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
         if process.returncode:
-            raise _error(logs, count, bool(asked))
+            raise _error(logs, count, bool(signals))
 
 
 @contextlib.contextmanager
@@ -71,15 +71,15 @@ def _asking_to_stop(process: subprocess.Popen) -> Iterator[list[int]]:
 
     Gives the signals that came.
     """
-    asked: list[int] = []
+    signals: list[int] = []
 
     def ask(number: int, _: object) -> None:
-        asked.append(number)
+        signals.append(number)
         process.terminate()
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield signals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -93,9 +93,9 @@ def _show(log: Path, process: subprocess.Popen) -> None:
         with contextlib.suppress(FileNotFoundError), open(log, "rb") as file:
             file.seek(at)
             text = file.read()
-            whole = text if ended else text[: text.rfind(b"\n") + 1]
-            at += len(whole)
-            for line in whole.decode(errors="replace").splitlines():
+            lines = text if ended else text[: text.rfind(b"\n") + 1]
+            at += len(lines)
+            for line in lines.decode(errors="replace").splitlines():
                 failed = failed or bool(_ERROR.match(line)) or line.startswith(_ABORT)
                 if not failed:
                     print(line, file=sys.stderr, flush=True)
@@ -104,22 +104,22 @@ def _show(log: Path, process: subprocess.Popen) -> None:
         time.sleep(0.2)
 
 
-def _error(logs: Path, count: int, asked: bool) -> BaseException:
+def _error(logs: Path, count: int, stopped: bool) -> BaseException:
     """The error that says most: a known one of any process, else how the process that failed first has ended."""
-    told = {rank: _last_error(logs / f"workerlog.{rank}") for rank in range(count)}
-    for text in told.values():
+    messages = {rank: _last_error(logs / f"workerlog.{rank}") for rank in range(count)}
+    for text in messages.values():
         if text.startswith("interrupted;"):
             return Stopped.retold(text)
-    for text in told.values():
+    for text in messages.values():
         kind, _, message = text.partition(": ")
         if message and not text.startswith("unexpected"):
             return getattr(errors, kind).retold(message)
-    if asked:
+    if stopped:
         return KeyboardInterrupt()
     found = _FAILED.search((logs / "launcher.log").read_text(errors="replace"))
     rank, code = (int(found[1]), int(found[2])) if found else (0, 1)
-    if told.get(rank):
-        return RunError.retold(f"process {rank} of {count}: {told[rank]}")
+    if messages.get(rank):
+        return RunError.retold(f"process {rank} of {count}: {messages[rank]}")
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     lines = _lines(logs / f"workerlog.{rank}" if found else logs / "launcher.log")[-5:]
     if code == -signal.SIGABRT:
