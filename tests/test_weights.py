@@ -687,6 +687,12 @@ def test_refusal_names_what_was_asked_for(tmp_path: Path) -> None:
         read_weights(path)
 
 
+def test_a_name_is_read_as_it_stands() -> None:
+    r"""Python's own reader turns \x73 into an s, and warns of \q on the user's screen."""
+    with pytest.raises(pickle.UnpicklingError, match=r"asks for o\\q\.\\x73ystem, which"):
+        read_pickle(b"\x80\x02co\\q\n\\x73ystem\n.")
+
+
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_truncated_at_every_point(small: paddle.nn.Layer, protocol: int) -> None:
     data = pickle.dumps({name: value.numpy() for name, value in small.state_dict().items()}, protocol)

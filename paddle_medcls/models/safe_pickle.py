@@ -95,6 +95,14 @@ class _Name:
         self.text = _NAMES[text]
 
 
+def _two_lines(stream: io.BytesIO) -> str:
+    """Returns module and name of a GLOBAL; pickletools' own reader undoes escapes and warns of unknown ones."""
+    lines = [stream.readline(), stream.readline()]
+    if not all(line.endswith(b"\n") for line in lines):
+        raise ValueError("a name does not end")
+    return " ".join(line[:-1].decode("ascii") for line in lines)
+
+
 class _Dtype:
     """A numeric type and its byte order."""
 
@@ -172,7 +180,11 @@ class _Reader:
                 raise ValueError(f"{code!r} at {self.stream.tell() - 1} is no opcode" if code else "the end is missing")
             if opcode.name not in _ALLOWED:
                 raise pickle.UnpicklingError(f"opcode {opcode.name} is not allowed in a weight file")
-            argument = typing.cast(typing.Any, opcode.arg.reader(self.stream) if opcode.arg else None)
+            argument: typing.Any = None
+            if opcode.name == "GLOBAL":
+                argument = _two_lines(self.stream)
+            elif opcode.arg:
+                argument = opcode.arg.reader(self.stream)
             if opcode.name == "STOP":
                 if len(self.stack) != 1 or self.marked:
                     raise pickle.UnpicklingError("damaged weight file: it does not end with one value")
