@@ -250,6 +250,7 @@ def test_ctrl_c_is_one_line(moment: str, tmp_path: Path) -> None:
         "at exit": f"import paddle_medcls.cli.image_arguments as i; i.expand = lambda _: exec({wait!r}) or sys.exit(3)",
     }[moment]
     start = "import os, signal, sys, threading, time; from paddle_medcls import cli\n"
+    start += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores Ctrl-C
     end = "try: code = cli.main(['predict', 'x'])\nfinally: print('over', flush=True)\nsys.exit(code)"
     command = [sys.executable, "-c", f"{start}{code}\n{end}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TOOLS.parent)
