@@ -406,7 +406,7 @@ def kill_and_resume(root: Path, tmp_path: Path, kills: int, seed: int) -> None:
         mark = state.stat().st_mtime_ns if not first else 0
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while not state.exists() or state.stat().st_mtime_ns == mark:  # one more save, then any moment
                 assert time.monotonic() < deadline, "no state was saved"
                 if process.poll() is not None:
@@ -426,11 +426,29 @@ def test_killed_and_resumed(palm_root: Path, tmp_path: Path) -> None:
     kill_and_resume(palm_root, tmp_path, kills=1, seed=1)
 
 
+MOMENTS = [("step", number) for number in (1, 2, 4, 6, 9)]  # of nine; about 33 files are written:
+MOMENTS += [("half", number) for number in (7, 8, 14, 20, 29)]  # 5 to 7: what the run is; 8: the first weights
+MOMENTS += [("whole", number) for number in (6, 11, 14, 27, 32)]  # 14, 20, 27: the state, at the end of each epoch
+MOMENTS += [("renamed", number) for number in (5, 8, 14, 19, 28)]  # from 28: results of the finished run
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
-def test_killed_twenty_times(seed: int, palm_root: Path, tmp_path: Path) -> None:
-    """Ten runs, two kills each."""
-    kill_and_resume(palm_root, tmp_path, kills=2, seed=100 + seed)
+@pytest.mark.parametrize("moment, number", MOMENTS)
+def test_killed_at_twenty_moments(moment: str, number: int, palm_root: Path, tmp_path: Path) -> None:
+    """Before a step, with a file half or wholly written beside its target, or just in place; see `toynet.kill_at`."""
+    go(palm_root, tmp_path / "whole", **RICH)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe(**RICH).to_json()))
+    run_dir = tmp_path / "run"
+    command = [sys.executable, toynet.__file__, str(tmp_path / "recipe.json"), str(palm_root), str(run_dir)]
+    environment = {**os.environ, "TOY_KILL": f"{moment} {number}"}
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    saved = (run_dir / "last" / "state.safetensors").exists()
+    left = set(run_dir.rglob(".medcls-*"))
+    assert len(left) == (moment in ("half", "whole"))
+    go(palm_root, run_dir, resume=saved, **({} if saved else RICH))
+    assert_same(tmp_path / "whole", run_dir)
+    assert not set(run_dir.rglob(".medcls-*"))
 
 
 def test_killed_while_saving(palm_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

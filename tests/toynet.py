@@ -1,12 +1,14 @@
 """Networks of a few hundred parameters, added to the library's, so that runs take a moment.
 
 As a program it trains one: `python toynet.py RECIPE.json DATA_ROOT RUN_DIR [resume]`, for the tests
-that kill a process or start several.
+that kill a process or start several. TOY_KILL, such as "step 3", is when it kills itself, see `kill_at`.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -69,7 +71,41 @@ for _builder in (toy, toy_plain):
         resnet.__all__.append(_builder.__name__)
 
 
+def kill_at(moment: str, number: int) -> None:
+    """Lets this process be killed the `number`th time that a moment comes.
+
+    Args:
+        moment: "step": before a step of training; of a file that is written: "half" or "whole", as much of its
+            temporary has been written, or "renamed", the temporary has just become the file.
+    """
+    count, rename = itertools.count(1), os.replace
+
+    def strike() -> None:
+        if next(count) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def replace(source: str, target: str) -> None:
+        if moment == "half":
+            whole = Path(source).read_bytes()
+            Path(source).write_bytes(whole[: len(whole) // 2])
+            strike()
+            Path(source).write_bytes(whole)
+        elif moment == "whole":
+            strike()
+        rename(source, target)
+        if moment == "renamed":
+            strike()
+
+    if moment == "step":
+        ON_STEP.append(strike)
+    else:
+        os.replace = replace
+
+
 if __name__ == "__main__":
+    if "TOY_KILL" in os.environ:
+        when, times = os.environ["TOY_KILL"].split()
+        kill_at(when, int(times))
     from paddle_medcls.recipes.recipe import Recipe
     from paddle_medcls.training.loop import Options, train
 

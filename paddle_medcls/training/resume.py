@@ -81,10 +81,12 @@ def refuse_taken(run_dir: Path) -> None:
 
     A run that was killed before its first save has nothing to lose: it is started over.
     """
-    begun = (run_dir / "recipe.json").exists() and (run_dir / "environment.json").exists()
+    found = [name for name in _OURS if (run_dir / name).exists()] + [p.name for p in run_dir.glob("*.pdparams")]
+    begun = {"recipe.json", "environment.json"} <= set(found)
+    if "environment.json" in found and set(found) <= {"environment.json", "data.json"}:  # killed before its recipe
+        begun = "paddle_medcls" in _read_json(run_dir, "environment.json")
     if begun and not (run_dir / FILE).exists() and not (run_dir / "metrics.json").exists():
         return
-    found = [name for name in _OURS if (run_dir / name).exists()] + [p.name for p in run_dir.glob("*.pdparams")]
     if found:
         fix = f"resume it (--resume {run_dir}), or " if (run_dir / FILE).exists() else ""
         raise RunError(f"{run_dir} already holds a run: {', '.join(found)}", fix=f"{fix}give another --output")

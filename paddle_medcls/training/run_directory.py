@@ -49,10 +49,10 @@ def new_run_directory(recipe: Recipe, root: str | Path = "runs") -> Path:
 
 
 def describe(run_dir: Path, recipe: Recipe, facts: dict, surroundings: dict) -> None:
-    """Writes what a run is made of, before its first step: `recipe.json`, `data.json`, `environment.json`."""
-    write_json(run_dir / "recipe.json", recipe.to_json())
-    write_json(run_dir / "data.json", facts)
+    """Writes what a run is made of, before its first step; first the file that `refuse_taken` knows a killed run by."""
     write_json(run_dir / "environment.json", surroundings)
+    write_json(run_dir / "data.json", facts)
+    write_json(run_dir / "recipe.json", recipe.to_json())
 
 
 def history_row(state: State, sizes: Sequence[int], result: dict) -> dict:
