@@ -66,12 +66,12 @@ KILLED = "Container rank 1 status failed cmd ['python'] code -9 log workerlog.1\
 def test_the_cause_is_told(tmp_path: Path, first, second, of_launcher, kind, text) -> None:
     for name, content in (("workerlog.0", first), ("workerlog.1", second), ("launcher.log", of_launcher)):
         (tmp_path / name).write_text(content)
-    found = launcher._error(tmp_path, 2, asked=False)
+    found = launcher._error(tmp_path, 2, stopped=False)
     assert type(found) is kind and str(found).startswith(text)
     if kind is errors.RunError:
-        assert type(launcher._error(tmp_path, 2, asked=True)) is KeyboardInterrupt
+        assert type(launcher._error(tmp_path, 2, stopped=True)) is KeyboardInterrupt
     else:
-        assert type(launcher._error(tmp_path, 2, asked=True)) is kind
+        assert type(launcher._error(tmp_path, 2, stopped=True)) is kind
 
 
 # --- real runs ---------------------------------------------------------------------------------------
