@@ -167,7 +167,7 @@ def test_images_replaced_while_they_are_read_are_refused(
         write_image(Path(index.sources[5]), pixels(77))
         return statistics
 
-    monkeypatch.setattr(image_cache, "scan", replacing)
+    monkeypatch.setattr(image_cache, "image_statistics", replacing)
     with pytest.raises(DataError, match="images of the train split changed while they were read"):
         built(index, tmp_path / "images")
     assert list((tmp_path / "images").iterdir()) == []

@@ -47,7 +47,7 @@ def test_plan_of_the_medmnist_suite(tmp_path):
     names = [cell.name for cell in cells]
     assert len(names) == 12 and names[0] == "medmnist-breastmnist-resnet18-seed0"
     assert [cell.recipe.seed for cell in cells] == [0] * 6 + [1] * 6  # one seed of everything first
-    assert cells[5].recipe.dataset == "breastmnist_224" and cells[5].recipe.preprocessing.size_px == 218
+    assert cells[5].recipe.dataset == "breastmnist_224" and cells[5].recipe.preprocessing.size_px == 224
     assert str(cells[0].data_root) == "datasets/medmnist"
     assert len(plan(Grid("medmnist", 3), tmp_path)) == 12 * 2 * 3
 
