@@ -10,6 +10,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -374,8 +376,21 @@ def cell(line: str) -> str:
     return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", line)
 
 
+IN_OWN_PROCESS = "MEDCLS_HOSTILE_PAGE"
+
+
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # a text opcode, decoded before it is refused
 def test_the_page_is_what_the_code_does(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if IN_OWN_PROCESS not in os.environ:
+        # In a process of its own: in one process after all of test_export it ends in a segmentation fault of a native
+        # library; which one, and why, is not known yet.
+        update = ["--update-docs"] if request.config.getoption("--update-docs") else []
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, *update]
+        done = subprocess.run(
+            command, env={**os.environ, IN_OWN_PROCESS: "1"}, cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+        return
     groups = {
         "Weight files": weights(),
         "Sidecars": sidecars(),
