@@ -67,3 +67,41 @@ def split_groups(labels: np.ndarray, groups: Sequence[str], share: float, seed: 
             for label, count in zip(present, counts):
                 lacking[int(label)] -= int(count)
     return sorted(set(range(len(labels))) - set(held)), sorted(held)
+
+
+def stratified_parts(labels: np.ndarray, groups: Sequence[str], shares: Sequence[float], seed: int = 0) -> np.ndarray:
+    """Assigns complete groups (patients) to parts, such that each part gets about its share of every class.
+
+    Iterative stratification (Sechidis et al. 2011) of groups. The rarest class comes first; its groups are visited in a
+    seeded random order, and each goes to the part that lacks most images of the class. Every part gets an image of each
+    class, if its groups allow it. For folds all shares are equal.
+
+    Args:
+        labels: int (N,) class numbers, or 0 and 1 (N, L) of a multi-label task.
+        groups: (N,) the patient of each image; the image's own name where it has none.
+        shares: of the parts, above 0; they add up to 1.
+        seed: of the random order.
+
+    Returns:
+        int64 (N,), the number of each image's part.
+    """
+    y = labels if labels.ndim == 2 else labels[:, None] == np.arange(labels.max() + 1)
+    y = np.column_stack([y, ~y.any(axis=1)]).astype(np.int64)  # images without any label are a class, too
+    names, group_of = np.unique(np.asarray(groups, object).astype(str), return_inverse=True)
+    counts = np.zeros((len(names), y.shape[1]), np.int64)  # images of each class in each group
+    np.add.at(counts, group_of.ravel(), y)
+    lacking = np.outer(shares, counts.sum(axis=0))  # (parts, classes)
+    frequent = (counts > 0).sum(axis=0) >= len(shares)
+    more = np.where(frequent, np.maximum(1 - lacking, 0), 0)
+    lacking += more
+    lacking[np.argmax(shares)] -= more.sum(axis=0)
+    order = np.random.default_rng(seed).permutation(len(names))
+    part = np.full(len(names), -1)
+    while (part < 0).any():
+        remaining = counts[part < 0].sum(axis=0)
+        label = np.flatnonzero(remaining)[np.argmin(remaining[remaining > 0])]
+        for group in order[(part[order] < 0) & (counts[order, label] > 0)]:
+            wish = np.round(np.column_stack([lacking[:, label], lacking.sum(axis=1)]), 6)
+            part[group] = max(range(len(wish)), key=lambda k: tuple(wish[k]))
+            lacking[part[group]] -= counts[group]
+    return part[group_of.ravel()]
