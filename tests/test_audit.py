@@ -106,7 +106,7 @@ def test_regression_against_scikit_learn(classes: int) -> None:
 def test_regression_is_at_its_minimum_and_the_same_twice() -> None:
     """With the steps that the audit takes, the loss has no slope left."""
     train = made("train", "border")
-    small = train.sources[:, ::2, ::2].reshape(120, -1) / 255
+    small = train.images[:, ::2, ::2].reshape(120, -1) / 255
     x, _ = standardise(small, small)
     weights, biases = softmax_regression(x, train.labels, 2)
     logits = x @ weights + biases
@@ -119,13 +119,13 @@ def test_regression_is_at_its_minimum_and_the_same_twice() -> None:
 
 def test_a_constant_pixel_does_no_harm() -> None:
     train = made("train", "border")
-    train.sources[:, :10] = 0
+    train.images[:, :10] = 0
     assert audit(train, made("test", "border"), 1)["views"]["whole image 40x40"]["accuracy"] > 0.9
 
 
 def test_several_labels_and_unreadable_images_are_refused(tmp_path: Path) -> None:
     one = made("train", "border", 4)
-    many = Index("made", "train", one.ids, one.sources, np.eye(4, 2, dtype=int), ("a", "b"), "multi-label")
+    many = Index("made", "train", one.ids, one.images, np.eye(4, 2, dtype=int), ("a", "b"), "multi-label")
     with pytest.raises(DataError, match="one label an image"):
         audit(many, many, 1)
     good = write_image(tmp_path / "a.png", pixels(0))

@@ -89,7 +89,7 @@ def same_from_outside(root: Path, seed: int) -> Index:
     """A PALM folder whose files are alike in name, size and time whatever the seed, as an archive gives them."""
     index = load_index("palm", palm_tree(root), "train")
     for number, split in enumerate(("train", "val")):
-        for row, path in enumerate(load_index("palm", root, split).sources):
+        for row, path in enumerate(load_index("palm", root, split).images):
             path.write_bytes(cv2.imencode(".bmp", pixels(seed + 100 * number + row))[1].tobytes())
             os.utime(path, ns=(0, 0))
     return index
@@ -98,12 +98,12 @@ def same_from_outside(root: Path, seed: int) -> Index:
 def test_another_folders_pixels_are_never_used(tmp_path: Path) -> None:
     """Names, sizes and times agree; also where the files themselves are replaced in their place."""
     a, b = same_from_outside(tmp_path / "a", 0), same_from_outside(tmp_path / "b", 1000)
-    facts = [[(p.stat().st_size, p.stat().st_mtime_ns) for p in index.sources] for index in (a, b)]
+    facts = [[(p.stat().st_size, p.stat().st_mtime_ns) for p in index.images] for index in (a, b)]
     assert facts[0] == facts[1] and a.fingerprint() == b.fingerprint()
     folder = tmp_path / "images"
     for root, seed, index in (("a", 0, a), ("b", 1000, b), ("a", 2000, same_from_outside(tmp_path / "a", 2000))):
         statistics, images, _ = built(index, folder)
-        for row, path in enumerate(index.sources):
+        for row, path in enumerate(index.images):
             np.testing.assert_array_equal(images[row], fit(read_image(path), SPEC), f"{root} {seed}")
         assert statistics == image_statistics(index, 1, "bgr")
 
@@ -125,15 +125,15 @@ def test_file_times_do_not_matter(
     index: Index, tmp_path: Path, nanoseconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Times of 1970 and of 2096: the cache is used, and follows the bytes."""
-    for path in index.sources:
+    for path in index.images:
         os.utime(path, ns=(nanoseconds, nanoseconds))
     _, images, _ = built(index, tmp_path / "images")
     with monkeypatch.context() as patch:
         forbid_reading(patch)
         np.testing.assert_array_equal(built(index, tmp_path / "images")[1], images)
-    write_image(Path(index.sources[3]), pixels(99))
-    os.utime(index.sources[3], ns=(nanoseconds, nanoseconds))
-    np.testing.assert_array_equal(built(index, tmp_path / "images")[1][3], fit(read_image(index.sources[3]), SPEC))
+    write_image(Path(index.images[3]), pixels(99))
+    os.utime(index.images[3], ns=(nanoseconds, nanoseconds))
+    np.testing.assert_array_equal(built(index, tmp_path / "images")[1][3], fit(read_image(index.images[3]), SPEC))
 
 
 @pytest.mark.parametrize("package", ["pydicom", "pillow"])
@@ -152,7 +152,7 @@ def test_a_file_is_hashed_again_only_when_its_status_changes(index: Index, monke
     for _ in range(2):
         content_key(index, 2)
     assert len(hashed) == len(index)
-    path = Path(index.sources[0])
+    path = Path(index.images[0])
     path.rename(path.with_suffix(".old"))
     path.write_bytes(path.with_suffix(".old").read_bytes())
     content_key(index, 2)
@@ -164,7 +164,7 @@ def test_images_replaced_while_they_are_read_are_refused(
 ) -> None:
     def replacing(*arguments: object) -> dict:
         statistics = image_statistics(*arguments)
-        write_image(Path(index.sources[5]), pixels(77))
+        write_image(Path(index.images[5]), pixels(77))
         return statistics
 
     monkeypatch.setattr(image_cache, "image_statistics", replacing)
@@ -176,7 +176,7 @@ def test_images_replaced_while_they_are_read_are_refused(
 def test_the_cache_of_version_0_1_is_not_read(index: Index, tmp_path: Path) -> None:
     """Named as then, by sizes and times, with other pixels in it."""
     digest = hashlib.sha256(f"2 bgr {index.fingerprint()}".encode())
-    for path in index.sources:
+    for path in index.images:
         digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
     geometry = [getattr(SPEC, name) for name in image_cache.GEOMETRY]
     old = image_cache.keyed_file(tmp_path, [digest.hexdigest(), geometry, cv2.__version__])
@@ -242,7 +242,7 @@ def test_a_folder_that_cannot_be_written_is_named_once_a_run(
 
 
 def test_an_unreadable_image_is_the_scans_error_and_leaves_no_cache(index: Index, tmp_path: Path) -> None:
-    Path(index.sources[2]).write_bytes(b"x")
+    Path(index.images[2]).write_bytes(b"x")
     with pytest.raises(DataError, match="1 of 12 train image"):
         built(index, tmp_path / "images")
     assert list((tmp_path / "images").iterdir()) == []
@@ -359,7 +359,7 @@ def test_real_images(real_data: Path) -> None:
     for path in (real_data / "palm" / "fullres").glob("*.jpg"):
         for size_px in (128, 224):
             _differs_invisibly(path.read_bytes(), size_px)
-    for path in load_index("palm", real_data / "palm", "val").sources[:8]:
+    for path in load_index("palm", real_data / "palm", "val").images[:8]:
         _differs_invisibly(Path(path).read_bytes(), 56)
 
 

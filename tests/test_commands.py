@@ -393,10 +393,10 @@ def test_json_is_one_object_a_line_and_nothing_else(run: Path, capsys: pytest.Ca
 def test_predictions_are_those_of_eval(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """`predict` and `eval` give the same probabilities for the validation images."""
     val = load_index("covid", run.parent / "covid", "val")
-    arguments = ["--weights", str(run / "COVID.pdparams"), *map(str, val.sources), "--csv", str(tmp_path / "p.csv")]
+    arguments = ["--weights", str(run / "COVID.pdparams"), *map(str, val.images), "--csv", str(tmp_path / "p.csv")]
     assert predict.main([*arguments, "--batch-size", "3"]) == 0
     rows = list(csv.reader((tmp_path / "p.csv").read_text().splitlines()))
-    assert rows[0] == ["image", "label", *val.classes] and [row[0] for row in rows[1:]] == list(map(str, val.sources))
+    assert rows[0] == ["image", "label", *val.classes] and [row[0] for row in rows[1:]] == list(map(str, val.images))
     written = list(csv.reader((run / "predictions_val.csv").read_text().splitlines()))
     found = np.array([[float(p) for p in row[2:]] for row in rows[1:]])
     np.testing.assert_allclose(found, [[float(p) for p in row[3:]] for row in written[1:]], atol=1e-6)

@@ -64,7 +64,7 @@ def test_splits_are_disjoint_and_ids_unique(name: str, palm_root: Path, covid_ro
         index = load_index(name, root, split)
         assert index.labels.dtype == np.int64 and index.labels.min() >= 0
         assert index.labels.max() < len(index.classes)
-        assert [path.relative_to(root).as_posix() for path in index.sources] == list(index.ids)
+        assert [path.relative_to(root).as_posix() for path in index.images] == list(index.ids)
         seen += index.ids
     assert len(set(seen)) == len(seen)
 
@@ -274,7 +274,7 @@ def test_covid_layouts(tmp_path: Path, layout: str, nested: bool) -> None:
         assert list(index.counts().values()) == [count] * 4
         for name, label in zip(index.ids, index.labels):
             assert index.classes[label] == Path(name).parts[1 if nested else 0].replace("_", "").replace(" ", "")
-        assert all(path.is_file() for path in index.sources)
+        assert all(path.is_file() for path in index.images)
 
 
 def test_covid_split_files_are_deterministic_and_depend_on_the_seed(tmp_path: Path) -> None:
@@ -489,7 +489,7 @@ def array_index(labels: np.ndarray, images: np.ndarray | None = None, **changes:
     count = len(labels)
     images = np.zeros((count, 4, 4), np.uint8) if images is None else images
     fields = {"dataset": "toy", "split": "train", "classes": ("a", "b", "c"), "task": "multi-class"}
-    return Index(ids=tuple(f"i{k}" for k in range(count)), sources=images, labels=labels, **{**fields, **changes})
+    return Index(ids=tuple(f"i{k}" for k in range(count)), images=images, labels=labels, **{**fields, **changes})
 
 
 def test_counts_include_empty_classes_and_count_labels() -> None:

@@ -145,7 +145,7 @@ def test_the_cache_is_never_stale(palm_root: Path, tmp_path: Path, monkeypatch: 
     features(view=0)
     features(view=1)
     features(view=0, recipe=recipe.replace(brightness=0.3))
-    index.sources[0].write_bytes(index.sources[1].read_bytes())
+    index.images[0].write_bytes(index.images[1].read_bytes())
     features()
     assert len(list(folder.iterdir())) == 7
     with monkeypatch.context() as patch:
@@ -159,7 +159,7 @@ def test_features_of_other_pixels_of_the_same_size_and_time_are_not_used(palm_ro
     index = load_index("palm", palm_root, "val")
     found = []
     for seed in (0, 100):
-        for row, path in enumerate(index.sources):
+        for row, path in enumerate(index.images):
             path.write_bytes(cv2.imencode(".bmp", fakes.pixels(seed + row))[1].tobytes())
             os.utime(path, ns=(0, 0))
         dataset = ImageDataset(index, recipe.preprocessing)

@@ -67,14 +67,14 @@ def test_the_same_bits_with_any_number_of_threads(palm_root: Path) -> None:
 @pytest.mark.parametrize("faulty", [0, 6, 11])  # first, middle, last: Paddle's own loader hangs on each
 def test_errors_reach_the_caller(palm_root: Path, workers: int, faulty: int) -> None:
     index = load_index("palm", palm_root, "train")
-    index.sources[faulty].write_bytes(b"<html>")
+    index.images[faulty].write_bytes(b"<html>")
     seen: list[int] = []
 
     def read() -> None:
         for batch in load_batches(ImageDataset(index, SPEC), cut(range(12), 4), workers):
             seen.append(len(batch.rows))
 
-    with pytest.raises(DataError, match=index.sources[faulty].name):
+    with pytest.raises(DataError, match=index.images[faulty].name):
         within(20, read)
     assert seen == [4] * (faulty // 4)  # the batches before the faulty image
     assert no_readers_left()
@@ -128,7 +128,7 @@ def test_augmentation_does_not_depend_on_the_batch(size: int) -> None:
     """Also of images in memory, which are augmented a batch at a time: so pieces of a batch add up to the batch."""
     every = Augmentation(0, 0.5, 0.5, 30.0, 0.2, 0.1, 0.2, 0.2, 0.2)
     images = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), np.uint8)
-    index = replace(numbered(23).index, sources=images)
+    index = replace(numbered(23).index, images=images)
     dataset = ImageDataset(index, SPEC, every, seed=5, epoch=2)
     assert dataset.whole_batches
     full = dataset.batch(range(23)).x
@@ -140,7 +140,7 @@ def test_augmentation_does_not_depend_on_the_batch(size: int) -> None:
         len(
             {
                 x.tobytes()
-                for x in ImageDataset(replace(index, sources=images[:1].repeat(23, 0)), SPEC, every).batch(range(23)).x
+                for x in ImageDataset(replace(index, images=images[:1].repeat(23, 0)), SPEC, every).batch(range(23)).x
             }
         )
         == 23

@@ -149,7 +149,7 @@ def test_a_set_is_read(tmp_path, flag, task):
     index = load_index(flag, synthetic_set(tmp_path, flag), "val")
     stored = arrays_of(tmp_path / f"{flag}.npz")
     assert (index.task, index.drawn, len(index)) == (task, True, 24)
-    assert np.array_equal(index.sources, stored["val_images"])
+    assert np.array_equal(index.images, stored["val_images"])
     assert np.array_equal(index.labels.reshape(24, -1), stored["val_labels"])
     assert index.ids[:2] == ("val0", "val1") and index.labels.dtype == np.int64
 
@@ -353,7 +353,7 @@ def test_intensities_of_a_batch():
 def test_statistics_of_images_in_memory(tmp_path):
     index = load_index("bloodmnist", synthetic_set(tmp_path, "bloodmnist"), "train")
     found = image_statistics(index, 1, "rgb")
-    single = index.sources.reshape(24, -1, 3).astype(float)
+    single = index.images.reshape(24, -1, 3).astype(float)
     assert np.allclose(found["per_image"]["mean"], single.mean(1).mean(0))
     assert np.allclose(found["per_image"]["std"], single.std(1).mean(0))
     assert np.allclose(found["per_pixel"]["std"], single.reshape(-1, 3).std(0))

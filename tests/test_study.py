@@ -109,7 +109,7 @@ def test_calibrate_writes_the_sidecar_and_every_door_uses_it(palm_run: Path, tmp
     assert (tmp_path / "out" / "errors.html").is_file()
 
     assert (
-        predict.main([str(path) for path in index.sources] + ["--weights", str(weights), "--json", "--topk", "2"]) == 0
+        predict.main([str(path) for path in index.images] + ["--weights", str(weights), "--json", "--topk", "2"]) == 0
     )
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for row, label in zip(rows, index.labels):

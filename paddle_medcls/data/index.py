@@ -29,38 +29,40 @@ class Index:
         dataset: name of the data set, as in `--dataset`.
         split: "train", "val" or "test".
         ids: unique names; for files the path relative to the data root.
-        sources: paths of the images, or an uint8 array (N, H, W, C) or (N, H, W) in RGB order.
+        images: their paths, or an uint8 array (N, H, W, C) or (N, H, W) in RGB order.
         labels: int64 (N,) class numbers; (N, L) of 0 and 1 for a multi-label task.
         classes: class names, in class order.
         task: "binary", "multi-class", "ordinal" or "multi-label".
         groups: the patient of each image; empty if the data set does not name patients.
         drawn: whether the images are synthetic.
         note: a remark on the files that every output repeats, such as an unexpected checksum; else "".
+        sources: the collection or hospital of each image; empty if the data set does not name them.
     """
 
     dataset: str
     split: str
     ids: tuple[str, ...]
-    sources: Sequence[Path] | np.ndarray
+    images: Sequence[Path] | np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
     task: str
     groups: tuple[str, ...] = ()
     drawn: bool = False
     note: str = ""
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.ids):
             raise DataError(f"{self.dataset}: the {self.split} split is empty")
-        assert len(self.ids) == len(self.sources) == len(self.labels), "an Index is parallel sequences"
+        assert len(self.ids) == len(self.images) == len(self.labels), "an Index is parallel sequences"
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, row: int, channels: str, least_px: int = 0) -> np.ndarray:
         """Image `row` as uint8 (H, W, C); `channels` and `least_px` as in `decode.read_image`."""
-        if not isinstance(self.sources, np.ndarray):
-            return read_image(self.sources[row], channels, least_px)
+        if not isinstance(self.images, np.ndarray):
+            return read_image(self.images[row], channels, least_px)
         return self.read_rows(np.array([row]), channels)[0]
 
     def read_rows(self, rows: Sequence[int] | np.ndarray, channels: str) -> np.ndarray:
@@ -69,8 +71,8 @@ class Index:
         Raises:
             DataError: colour images for a network that takes grey ones.
         """
-        assert isinstance(self.sources, np.ndarray), "images in files are read one by one"
-        images = self.sources[rows]
+        assert isinstance(self.images, np.ndarray), "images in files are read one by one"
+        images = self.images[rows]
         if images.ndim == 3:
             images = images[..., None]
         expected = 1 if channels == "gray" else 3
@@ -82,18 +84,20 @@ class Index:
 
     def mode(self, row: int) -> str:
         """Pillow's mode of image `row` as stored: "L" (grey), "RGB", "I;16", …"""
-        if isinstance(self.sources, np.ndarray):
-            return "RGB" if self.sources.ndim == 4 and self.sources.shape[3] == 3 else "L"
-        return image_mode(self.sources[row])
+        if isinstance(self.images, np.ndarray):
+            return "RGB" if self.images.ndim == 4 and self.images.shape[3] == 3 else "L"
+        return image_mode(self.images[row])
 
     def subset(self, rows: Sequence[int]) -> Index:
         """The images of these rows, in this order."""
         chosen = np.asarray(rows, np.int64)
-        images = self.sources
-        sources = images[chosen] if isinstance(images, np.ndarray) else [images[int(row)] for row in chosen]
-        groups = tuple(self.groups[row] for row in chosen) if self.groups else ()
-        ids = tuple(self.ids[row] for row in chosen)
-        return replace(self, ids=ids, sources=sources, labels=self.labels[chosen], groups=groups)
+
+        def of(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(names[row] for row in chosen) if names else ()
+
+        images = self.images[chosen] if isinstance(self.images, np.ndarray) else [self.images[int(k)] for k in chosen]
+        ids, groups, sources = of(self.ids), of(self.groups), of(self.sources)
+        return replace(self, ids=ids, images=images, labels=self.labels[chosen], groups=groups, sources=sources)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, int | np.ndarray]:
         """Image `row` and its label: uint8 RGB (H, W, 3), and the class number, or 0/1 (L,) for a multi-label task.

@@ -50,12 +50,12 @@ def content_key(index: Index, workers: int) -> str:
             digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
         except importlib.metadata.PackageNotFoundError:
             continue
-    if isinstance(index.sources, np.ndarray):
-        digest.update(f"{index.sources.shape}".encode())
-        digest.update(np.ascontiguousarray(index.sources).data)
+    if isinstance(index.images, np.ndarray):
+        digest.update(f"{index.images.shape}".encode())
+        digest.update(np.ascontiguousarray(index.images).data)
         return digest.hexdigest()
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for one in pool.map(_file_hash, index.sources):
+        for one in pool.map(_file_hash, index.images):
             digest.update(one.encode())
     return digest.hexdigest()
 
@@ -107,7 +107,7 @@ def scan_cached(
         cache; there is none for images in memory and for float32 inputs (`resize_dtype="float32"`).
     """
     workers = max(1, workers)
-    if folder is None or isinstance(index.sources, np.ndarray) or spec.resize_dtype != "uint8":
+    if folder is None or isinstance(index.images, np.ndarray) or spec.resize_dtype != "uint8":
         return image_statistics(index, workers, spec.channels, spec), None
     try:
         content = content_key(index, workers)

@@ -91,9 +91,9 @@ class ImageDataset(paddle.io.Dataset):
 
 def _enlargement(index: Index, spec: Preprocessing) -> int:
     """Integer factor that enlarges images in memory to the network's size; 0 if they have to be read one by one."""
-    if not isinstance(index.sources, np.ndarray) or spec.fit != "stretch":
+    if not isinstance(index.images, np.ndarray) or spec.fit != "stretch":
         return 0
-    height, width = index.sources.shape[1:3]
+    height, width = index.images.shape[1:3]
     factor, rest = divmod(spec.size_px, height)
     integer = height == width and rest == 0 and (factor == 1 or spec.interpolation == "nearest")
     return factor if integer else 0

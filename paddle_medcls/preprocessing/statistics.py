@@ -51,7 +51,7 @@ def image_statistics(
     Raises:
         DataError: images that cannot be read; the message lists them.
     """
-    if isinstance(index.sources, np.ndarray):
+    if isinstance(index.images, np.ndarray):
         return _scan_memory(index, channels)
     sums = np.zeros((4, 1 if channels == "gray" else 3))  # sum of means, of stds, of pixels, of squares
     sizes: Counter = Counter()
@@ -83,8 +83,8 @@ def image_statistics(
 
 def _scan_memory(index: Index, channels: str) -> dict:
     """`scan` of an index whose images are in memory, in blocks of rows."""
-    assert isinstance(index.sources, np.ndarray)
-    height, width = index.sources.shape[1:3]
+    assert isinstance(index.images, np.ndarray)
+    height, width = index.images.shape[1:3]
     area = height * width
     sums = np.zeros((4, 1 if channels == "gray" else 3))
     step = max(1, 2**22 // area)  # about 100 MB of float64
@@ -116,10 +116,10 @@ def _summary(index: Index, channels: str, sums: np.ndarray, pixels: int, sizes: 
 def file_key(index: Index, channels: str) -> str:
     """A sha256 that changes with the ids, the labels, and each file's path, size, inode number and times."""
     digest = hashlib.sha256(f"{VERSION} {channels} {index.fingerprint()}".encode())
-    if isinstance(index.sources, np.ndarray):
-        digest.update(np.ascontiguousarray(index.sources).data)
+    if isinstance(index.images, np.ndarray):
+        digest.update(np.ascontiguousarray(index.images).data)
     else:
-        for path in index.sources:
+        for path in index.images:
             status = Path(path).stat()
             times = f"{status.st_mtime_ns} {status.st_ctime_ns}"  # programs can set mtime (archives do), but not ctime
             digest.update(f"{Path(path).resolve()} {status.st_size} {times} {status.st_ino}\n".encode())
