@@ -471,7 +471,7 @@ def test_probabilities_are_those_of_the_same_picture_as_png(tmp_path: Path, chan
     (tmp_path / "c.dcm").write_bytes(dicom(deep, **window))
     inverted = 255 - image
     (tmp_path / "d.dcm").write_bytes(dicom(inverted, PhotometricInterpretation="MONOCHROME1"))
-    png, *others = [probs for _, probs in predictor.predict_files(sorted(tmp_path.iterdir()))]
+    png, *others = [probs for *_, probs in predictor.predict_decoded(sorted(tmp_path.iterdir()))]
     assert 0 < png[0] < 1
     for probs in others:
         np.testing.assert_array_equal(probs, png)
@@ -482,8 +482,8 @@ def toy_predictor(channels: str) -> Predictor:
     count = 1 if channels == "gray" else 3
     network = Network("toy", 1, count)
     spec = Preprocessing(32, channels=channels, mean=(127.5,) * count, std=(127.5,) * count)
-    card = Sidecar("palm", "toy", ("normal", "pathologic"), "binary", "sigmoid", network, spec)
-    return Predictor(card, PaddleNetwork(network.build()))
+    sidecar = Sidecar("palm", "toy", ("normal", "pathologic"), "binary", "sigmoid", network, spec)
+    return Predictor(sidecar, PaddleNetwork(network.build()))
 
 
 # --- faults ----------------------------------------------------------------------------------------

@@ -48,9 +48,9 @@ def make_weights(folder: Path, seed: int = 0, model_name: str = "toy", **changes
     save_weights(model, folder / "COVID.pdparams")
     spec = Preprocessing(size_px=32, channels="bgr", mean=(120.0,) * 3, std=(60.0,) * 3)
     classes = ("COVID", "LungOpacity", "Normal", "ViralPneumonia")
-    card = Sidecar("covid", "covid", classes, "multi-class", "softmax", network, spec, temperature=1.3)
-    card = replace(card, sha256=sha256(folder / "COVID.pdparams"), **changes)
-    card.write(folder / "COVID.json")
+    sidecar = Sidecar("covid", "covid", classes, "multi-class", "softmax", network, spec, temperature=1.3)
+    sidecar = replace(sidecar, sha256=sha256(folder / "COVID.pdparams"), **changes)
+    sidecar.write(folder / "COVID.json")
     return folder / "COVID.pdparams"
 
 
@@ -79,15 +79,15 @@ def images() -> list[np.ndarray]:
 
 def by_hand(weights: Path, images: list[np.ndarray]) -> np.ndarray:
     """Probabilities, slowly: one image and one flip at a time, softmax written out."""
-    card = Sidecar.read(weights.with_suffix(".json"))
-    model = card.network.build()
+    sidecar = Sidecar.read(weights.with_suffix(".json"))
+    model = sidecar.network.build()
     state = paddle.load(str(weights))
     model.set_state_dict(state)
     model.eval()
     rows = []
     for image in images:
         x = (image[:, :, ::-1].astype(np.float32) - 120) / 60  # the network learned BGR
-        views = [x, x[:, ::-1], x[::-1], x[::-1, ::-1]] if card.flips else [x]
+        views = [x, x[:, ::-1], x[::-1], x[::-1, ::-1]] if sidecar.flips else [x]
         logits = [model(paddle.to_tensor(v.transpose(2, 0, 1)[None].copy())).numpy()[0] for v in views]
         z = np.mean(logits, axis=0) / 1.3
         rows.append(np.exp(z - z.max()) / np.exp(z - z.max()).sum())
@@ -115,12 +115,12 @@ def test_every_form_gives_the_probabilities_of_the_network(form: str, weights, e
 @pytest.mark.parametrize("form", LIBRARIES)
 def test_the_folder_holds_the_model_and_all_that_is_needed_to_use_it(form: str, weights, exports) -> None:
     need(form)
-    card, own = Sidecar.read(exports[form] / "COVID.json"), Sidecar.read(weights.with_suffix(".json"))
-    assert card.form == form and card.files and card.sha256 == sha256(weights)
-    assert {name: sha256(exports[form] / name) for name in card.files} == card.files
-    assert replace(card, form="", files={}, preprocessing=own.preprocessing, flips=own.flips) == own
-    outside = card.preprocessing
-    assert (outside.channels, outside.mean, outside.std, card.flips) == ("rgb", (0.0,) * 3, (1.0,) * 3, ())
+    sidecar, own = Sidecar.read(exports[form] / "COVID.json"), Sidecar.read(weights.with_suffix(".json"))
+    assert sidecar.form == form and sidecar.files and sidecar.sha256 == sha256(weights)
+    assert {name: sha256(exports[form] / name) for name in sidecar.files} == sidecar.files
+    assert replace(sidecar, form="", files={}, preprocessing=own.preprocessing, flips=own.flips) == own
+    outside = sidecar.preprocessing
+    assert (outside.channels, outside.mean, outside.std, sidecar.flips) == ("rgb", (0.0,) * 3, (1.0,) * 3, ())
     assert not list(exports[form].parent.glob(".*"))  # no half-made folder is left
 
 
@@ -159,8 +159,8 @@ def test_pixels_in_probabilities_out(task: str, form: str, flips: tuple, tmp_pat
     spec = Preprocessing(
         size_px=16 if form != "paddle" else 32, channels=channels, mean=(99.5,) * count, std=(41.0,) * count
     )
-    card = Sidecar("covid", "covid", tuple("abc"[: max(2, outputs)]), kind, loss, network, spec, flips, 0.7)
-    exporting._WRITERS[form](Predictor(card, PaddleNetwork(model, flips)), tmp_path, "NET")
+    sidecar = Sidecar("covid", "covid", tuple("abc"[: max(2, outputs)]), kind, loss, network, spec, flips, 0.7)
+    exporting._WRITERS[form](Predictor(sidecar, PaddleNetwork(model, flips)), tmp_path, "NET")
     backend = exported_models.open_model(tmp_path, "NET", form, "f32", outputs)
     pixels = np.random.default_rng(4).integers(0, 256, (3, spec.size_px, spec.size_px, count), np.uint8)
     found = backend.outputs(pixels.transpose(0, 3, 1, 2).astype(np.float32))
@@ -169,7 +169,7 @@ def test_pixels_in_probabilities_out(task: str, form: str, flips: tuple, tmp_pat
     with paddle.no_grad():
         logits = np.mean([model(paddle.to_tensor(view)).numpy() for view in views], axis=0)
     np.testing.assert_allclose(found["logits"], logits, atol=1e-4)
-    np.testing.assert_allclose(found["probabilities"], card.head.probabilities(logits), atol=1e-5)
+    np.testing.assert_allclose(found["probabilities"], sidecar.head.probabilities(logits), atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
@@ -278,10 +278,10 @@ def test_a_changed_export_is_refused(form: str, exports, tmp_path: Path) -> None
 def test_garbage_with_a_right_checksum_is_one_message(exports, tmp_path: Path) -> None:
     for form, folder in exports.items():
         copy = Path(shutil.copytree(folder, tmp_path / form))
-        card = Sidecar.read(copy / "COVID.json")
-        for name in card.files:
+        sidecar = Sidecar.read(copy / "COVID.json")
+        for name in sidecar.files:
             (copy / name).write_bytes(b"<html>not a model</html>")
-        replace(card, files={name: sha256(copy / name) for name in card.files}).write(copy / "COVID.json")
+        replace(sidecar, files={name: sha256(copy / name) for name in sidecar.files}).write(copy / "COVID.json")
         if form == "paddle":
             continue  # Paddle ends the process on such a file; the checksum is what stands before it
         with pytest.raises(WeightsError, match="cannot open the model"):

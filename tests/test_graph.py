@@ -30,7 +30,7 @@ NETWORKS = {
 }
 
 
-def card_of(network: Network, side: int = 40, **changes: object) -> Sidecar:
+def toy_sidecar(network: Network, side: int = 40, **changes: object) -> Sidecar:
     channels = "bgr" if network.in_channels == 3 else "gray"
     mean, std = ((101.5, 120.25, 131.0), (58.3, 57.0, 55.1))[:2]
     mean, std = mean[: network.in_channels], std[: network.in_channels]
@@ -140,7 +140,7 @@ def test_every_network_gives_the_logits_of_paddle(name: str) -> None:
     """A hundred layers of float32 round; a graph may be as far from float64 as Paddle's own float32."""
     network, side = NETWORKS[name], 40
     model, state = trained(network, side)
-    graph = graphs.logits_graph(card_of(network, side), state, "file")
+    graph = graphs.logits_graph(toy_sidecar(network, side), state, "file")
     x = np.random.default_rng(0).normal(0, 1, (3, network.in_channels, side, side)).astype(np.float32)
     in_paddle = predict_logits(model, x)
     exact = exact_logits(model, x)
@@ -171,11 +171,11 @@ def test_pixels_become_probabilities(task: str, runner: str) -> None:
     }[task]
     network = Network("resnet18", 1 if task == "binary" else 3, 3, "small")
     model, state = trained(network, 8)
-    card = card_of(network, 8, temperature=1.7, flips=("flip", "flip_vertical"), **changes)
-    graph = graphs.pixels_graph(card, state, "file")
+    sidecar = toy_sidecar(network, 8, temperature=1.7, flips=("flip", "flip_vertical"), **changes)
+    graph = graphs.pixels_graph(sidecar, state, "file")
     image = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3), np.uint8)
-    logits = predict_logits(model, normalize(image[..., ::-1], card.preprocessing), card.flips)
-    expected = {"logits": logits, "probabilities": card.head.probabilities(logits)}
+    logits = predict_logits(model, normalize(image[..., ::-1], sidecar.preprocessing), sidecar.flips)
+    expected = {"logits": logits, "probabilities": sidecar.head.probabilities(logits)}
     by_numpy, found = run_numpy(graph, image), RUNNERS[runner](graph, image)
     for name, values in expected.items():
         np.testing.assert_allclose(by_numpy[name], values, atol=1e-5)
@@ -191,7 +191,7 @@ def test_the_operations_as_defined(network: Network) -> None:
     side = 32 if network.model == "vgg16" else 8
     model, state = trained(network, side)
     x = np.random.default_rng(2).normal(0, 1, (1, network.in_channels, side, side)).astype(np.float32)
-    found = run_numpy(graphs.logits_graph(card_of(network, side), state, "file"), x)["logits"]
+    found = run_numpy(graphs.logits_graph(toy_sidecar(network, side), state, "file"), x)["logits"]
     np.testing.assert_allclose(found, exact_logits(model, x), atol=1e-5)
 
 
@@ -210,7 +210,7 @@ def test_other_arrays_are_refused() -> None:
     state["conv.1._mean"] = np.full(64, np.nan, np.float32)
     state["more"] = state.pop("conv.0.weight")
     with pytest.raises(WeightsError) as caught:
-        graphs.logits_graph(card_of(network, 16), state, "a.pdparams")
+        graphs.logits_graph(toy_sidecar(network, 16), state, "a.pdparams")
     for fault in (
         "missing      conv.0.weight",
         "unexpected   more",
@@ -225,7 +225,7 @@ def test_too_small_an_image_is_one_message() -> None:
     network = Network("vgg16", 2)
     state = {key: np.zeros(shape, np.float32) for key, shape in graphs.array_shapes(graphs.layers_of(network)).items()}
     with pytest.raises(SetupError, match="too small"):
-        graphs.logits_graph(card_of(network, 31), state, "file")
+        graphs.logits_graph(toy_sidecar(network, 31), state, "file")
 
 
 def test_a_graph_needs_no_paddle() -> None:

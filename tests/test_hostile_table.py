@@ -121,8 +121,8 @@ def sidecars() -> Iterator[Case]:
         yield shown, lambda folder, c=changes: Sidecar.read(test_weights.written(folder / "COVID.json", c))
     for name, content in test_weights.HOSTILE_JSON.items():
         yield name, written("COVID.json", content, Sidecar.read)
-    card = Sidecar(**{**vars(test_weights.CARD), "sha256": "0" * 64})
-    yield "weights with another sha256 (a flipped byte, another run)", written("COVID.pdparams", b"x", card.check)
+    sidecar = Sidecar(**{**vars(test_weights.SIDECAR), "sha256": "0" * 64})
+    yield "weights with another sha256 (a flipped byte, another run)", written("COVID.pdparams", b"x", sidecar.check)
 
 
 def exports() -> Iterator[Case]:

@@ -24,7 +24,7 @@ from paddle_medcls.data.datasets.medmnist_cards import CARDS
 from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.index import Index
 from paddle_medcls.deployment import export
-from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor
+from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor, load_predictor
 from paddle_medcls.evaluation import outputs
 from paddle_medcls.evaluation.metrics import wilson
 from paddle_medcls.evaluation.model_card import card_text, is_card, write_card
@@ -37,12 +37,12 @@ from paddle_medcls.preprocessing.transforms import Preprocessing, fit
 from paddle_medcls.training.loop import Options, train
 
 
-def sidecar(**changes: object) -> Sidecar:
+def make_sidecar(**changes: object) -> Sidecar:
     spec = Preprocessing(size_px=32, channels="bgr")
-    card = Sidecar(
+    sidecar = Sidecar(
         "palm", "palm_tutorial", ("non-pathologic", "pathologic"), "binary", "sigmoid", Network("toy", 1), spec
     )
-    return dataclasses.replace(card, **changes)
+    return dataclasses.replace(sidecar, **changes)
 
 
 def code_blocks(text: str) -> list[str]:
@@ -94,11 +94,11 @@ def test_the_card_of_a_run_says_what_the_run_knows(trained: Path, palm_root: Pat
 
 def test_a_calibration_is_in_the_card(trained: Path, palm_root: Path) -> None:
     weights = trained / "PALM.pdparams"
-    card, val = Sidecar.read(weights.with_suffix(".json")), load_index("palm", palm_root, "val")
+    sidecar, val = Sidecar.read(weights.with_suffix(".json")), load_index("palm", palm_root, "val")
     logits = Predictor.from_weights(weights).split_logits(val, 5, 0)
     before = (trained / "README.md").read_text(encoding="utf-8")
     assert "(temperature 1)" in before and "before this calibration" not in before
-    new = outputs.calibrate(weights, card, 3 * logits + 1, val, 0.9, None)
+    new = outputs.calibrate(weights, sidecar, 3 * logits + 1, val, 0.9, None)
     text = (trained / "README.md").read_text(encoding="utf-8")
     assert f"temperature {new.temperature:.4f}" in text and f"above {new.threshold:.4g}" in text
     assert "before this calibration" in text and new.temperature != 1
@@ -107,42 +107,44 @@ def test_a_calibration_is_in_the_card(trained: Path, palm_root: Path) -> None:
 def test_a_readme_of_another_origin_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# mine\n")
     (tmp_path / "w.pdparams").write_bytes(b"w")
-    path = write_card(tmp_path, sidecar(), "weights", ["w.pdparams"], {})
+    path = write_card(tmp_path, make_sidecar(), "weights", ["w.pdparams"], {})
     assert path.name == "MODEL_CARD.md" and is_card(path) and (tmp_path / "README.md").read_text() == "# mine\n"
     (tmp_path / "README.md").unlink()
     for _ in range(2):  # ours is replaced
-        assert write_card(tmp_path, sidecar(), "weights", ["w.pdparams"], {}) == tmp_path / "README.md"
+        assert write_card(tmp_path, make_sidecar(), "weights", ["w.pdparams"], {}) == tmp_path / "README.md"
 
 
 def test_a_folder_of_another_run_tells_nothing(trained: Path) -> None:
-    card = Sidecar.read(trained / "PALM.json")
-    assert {"recipe", "data", "environment", "metrics", "seconds"} <= run_facts(trained / "PALM.pdparams", card).keys()
-    other = dataclasses.replace(card, recipe="palm_constant")
+    sidecar = Sidecar.read(trained / "PALM.json")
+    assert {"recipe", "data", "environment", "metrics", "seconds"} <= run_facts(
+        trained / "PALM.pdparams", sidecar
+    ).keys()
+    other = dataclasses.replace(sidecar, recipe="palm_constant")
     assert run_facts(trained / "PALM.pdparams", other).keys() == {"parameters"}
 
 
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     (tmp_path / "w.onnx").write_bytes(b"w")
-    text = card_text(tmp_path, sidecar(dataset="unheard", recipe="of"), "onnx", ["w.onnx"], {})
+    text = card_text(tmp_path, make_sidecar(dataset="unheard", recipe="of"), "onnx", ["w.onnx"], {})
     assert "None: this file was not evaluated" in text and "not known here" in text and "was not at hand" in text
-    drawn = card_text(tmp_path, sidecar(drawn=True), "onnx", ["w.onnx"], {})
+    drawn = card_text(tmp_path, make_sidecar(drawn=True), "onnx", ["w.onnx"], {})
     assert "SYNTHETIC SAMPLE" in drawn and "P0056" not in drawn and "IEEE DataPort" not in drawn
 
 
 @pytest.mark.parametrize("name", ["palm", "softmax", "softmax binary", "labels", "ordinal"])
 def test_every_task_has_its_table(name: str, tmp_path: Path) -> None:
     """Figures as a run computes them, one class without images."""
-    card = variant("softmax" if name == "ordinal" else name)
-    card = dataclasses.replace(card, task="ordinal") if name == "ordinal" else card
+    sidecar = variant("softmax" if name == "ordinal" else name)
+    sidecar = dataclasses.replace(sidecar, task="ordinal") if name == "ordinal" else sidecar
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 2, (30, 3)) if name == "labels" else rng.integers(0, 2, 30)
     ids = tuple(map(str, range(30)))
-    index = Index("palm", "val", ids, np.zeros((30, 4, 4), np.uint8), labels, card.classes, card.task)
-    result = outputs.score_split(rng.normal(0, 1, (30, card.network.num_outputs)), index, card.head)
+    index = Index("palm", "val", ids, np.zeros((30, 4, 4), np.uint8), labels, sidecar.classes, sidecar.task)
+    result = outputs.score_split(rng.normal(0, 1, (30, sidecar.network.num_outputs)), index, sidecar.head)
     write_json(tmp_path / "M.json", result)  # as a sidecar keeps them: what is not defined is null
     result = json.loads((tmp_path / "M.json").read_text())
     (tmp_path / "M.onnx").write_bytes(b"M")
-    text = card_text(tmp_path, dataclasses.replace(card, metrics=result), "onnx", ["M.onnx"], {"metrics": result})
+    text = card_text(tmp_path, dataclasses.replace(sidecar, metrics=result), "onnx", ["M.onnx"], {"metrics": result})
     known = tables(text)
     assert [row[:2] for row in known["class"]] == [[row["class"], str(row["support"])] for row in result["per_class"]]
     assert [row[1] for row in known["metric"]][:2] == [f"{result['accuracy']:.4f}", f"{result['auc']:.4f}"]
@@ -155,20 +157,20 @@ def test_every_task_has_its_table(name: str, tmp_path: Path) -> None:
 
 def test_figures_of_another_split_are_not_mixed_in(trained: Path) -> None:
     """`eval.py --output <run>` replaces metrics.json by another split's."""
-    card = Sidecar.read(trained / "PALM.json")
-    facts = run_facts(trained / "PALM.pdparams", card)
+    sidecar = Sidecar.read(trained / "PALM.json")
+    facts = run_facts(trained / "PALM.pdparams", sidecar)
     facts["metrics"]["split"] = "test"
-    assert "true \\ predicted" not in card_text(trained, card, "weights", ["PALM.pdparams"], facts)
+    assert "true \\ predicted" not in card_text(trained, sidecar, "weights", ["PALM.pdparams"], facts)
 
 
 def test_hostile_names_stay_in_their_cells(tmp_path: Path) -> None:
     (tmp_path / "w.onnx").write_bytes(b"w")
     names = ("a|b # head <script>", "``` print(1)")
     row = {"precision": 1.0, "recall": None, "f1": 1.0, "specificity": None, "support": 3, "predicted": 3}
-    card = sidecar(
+    sidecar = make_sidecar(
         classes=names, metrics={"n": 3, "accuracy": None, "auc": None, "per_class": [{"class": names[0], **row}]}
     )
-    text = card_text(tmp_path, card, "onnx", ["w.onnx"], {})
+    text = card_text(tmp_path, sidecar, "onnx", ["w.onnx"], {})
     assert "\n# head" not in text and "| a|b" not in text and "<script>" not in text.replace(repr(list(names)), "")
     (code,) = code_blocks(text)
     assert f"classes = {list(names)!r}" in code
@@ -219,7 +221,7 @@ def variant(name: str) -> Sidecar:
     changes = dict(VARIANTS[name])
     spec = Preprocessing(**{"size_px": 32, "channels": "bgr", **changes.pop("preprocessing", {})})
     outputs = len(changes.get("classes", "ab")) if changes.get("loss") == "softmax" or "task" in changes else 1
-    return sidecar(preprocessing=spec, network=Network("toy", outputs, spec.num_channels), **changes)
+    return make_sidecar(preprocessing=spec, network=Network("toy", outputs, spec.num_channels), **changes)
 
 
 def picture(folder: Path, suffix: str = ".png") -> Path:
@@ -239,10 +241,10 @@ def printed(code: str, folder: Path, monkeypatch, capsys) -> str:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_code_without_the_package_prepares_and_decides_alike(name, tmp_path, monkeypatch, capsys) -> None:
     """A stub in the place of ONNX Runtime shows the input and answers with known probabilities."""
-    card, path = variant(name), picture(tmp_path)
-    card = dataclasses.replace(card, preprocessing=pixels_spec(card.preprocessing))
-    logits = np.random.default_rng(len(name)).normal(0, 2, (1, card.network.num_outputs)).astype(np.float32)
-    probs = card.head.probabilities(logits)
+    sidecar, path = variant(name), picture(tmp_path)
+    sidecar = dataclasses.replace(sidecar, preprocessing=pixels_spec(sidecar.preprocessing))
+    logits = np.random.default_rng(len(name)).normal(0, 2, (1, sidecar.network.num_outputs)).astype(np.float32)
+    probs = sidecar.head.probabilities(logits)
     seen: dict = {}
 
     class Session:
@@ -255,38 +257,60 @@ def test_the_code_without_the_package_prepares_and_decides_alike(name, tmp_path,
             return [probs]
 
     monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace(InferenceSession=Session))
-    out = printed(export_code(card, "onnx", ["m.onnx"]), tmp_path, monkeypatch, capsys)
-    expected = fit(read_image(path, card.preprocessing.channels), card.preprocessing)
+    out = printed(export_code(sidecar, "onnx", ["m.onnx"]), tmp_path, monkeypatch, capsys)
+    expected = fit(read_image(path, sidecar.preprocessing.channels), sidecar.preprocessing)
     assert seen["model"] == "m.onnx" and seen["image"].dtype == np.uint8
     assert (seen["image"] == expected[None]).all() and seen["image"].flags.c_contiguous
-    decided = card.head.decide(probs)[0]
+    decided = sidecar.head.decide(probs)[0]
     answer = (
-        [n for n, yes in zip(card.classes, decided) if yes]
-        if card.task == "multi-label"
-        else card.classes[int(decided)]
+        [n for n, yes in zip(sidecar.classes, decided) if yes]
+        if sidecar.task == "multi-label"
+        else sidecar.classes[int(decided)]
     )
     assert out.startswith(f"{answer} [")
     np.testing.assert_allclose(json.loads(out[len(str(answer)) :]), probs[0], atol=1e-12)
 
 
-def weights_of(card: Sidecar, folder: Path):
+def weights_of(sidecar: Sidecar, folder: Path):
     """A network with random weights, saved with its sidecar as M."""
     paddle.seed(1)
-    model = toy(card.network)
+    model = toy(sidecar.network)
     model.eval()
     save_weights(model, folder / "M.pdparams")
-    dataclasses.replace(card, sha256=sha256(folder / "M.pdparams")).write(folder / "M.json")
+    dataclasses.replace(sidecar, sha256=sha256(folder / "M.pdparams")).write(folder / "M.json")
     return model
 
 
 def test_the_code_with_the_package(tmp_path, monkeypatch, capsys) -> None:
-    card, path = variant("softmax"), picture(tmp_path)
-    weights_of(card, tmp_path)
-    text = write_card(tmp_path, card, "weights", ["M.pdparams"], {}).read_text(encoding="utf-8")
+    sidecar, path = variant("softmax"), picture(tmp_path)
+    weights_of(sidecar, tmp_path)
+    text = write_card(tmp_path, sidecar, "weights", ["M.pdparams"], {}).read_text(encoding="utf-8")
     (code,) = code_blocks(text)
     out = printed(code, tmp_path, monkeypatch, capsys)
-    ((_, probs),) = Predictor.from_weights(tmp_path / "M.pdparams").predict_files([path])
-    assert json.loads(out.partition(" ")[2].replace("'", '"')) == dict(zip(card.classes, probs.tolist()))
+    expected = load_predictor(tmp_path / "M.pdparams").predict(path)
+    label, _, probabilities = out.partition(" ")
+    assert label == expected.label and json.loads(probabilities.replace("'", '"')) == expected.probabilities
+    assert tuple(expected.probabilities) == sidecar.classes
+
+
+CODE_OF_0_1 = """from pathlib import Path
+from paddle_medcls.predict import Predictor
+
+predictor = Predictor.from_weights('M.pdparams')
+for path, probs in predictor.predict_files([Path("image.png")]):
+    print(path, dict(zip(predictor.card.classes, probs.tolist())))
+"""
+"""As version 0.1 wrote it into model cards: `weights_code` of commit f8ae4a0."""
+
+
+@pytest.mark.filterwarnings("ignore:paddle_medcls.predict is now:DeprecationWarning")
+def test_the_code_of_0_1_still_runs(tmp_path, monkeypatch, capsys) -> None:
+    sidecar, path = variant("softmax"), picture(tmp_path)
+    weights_of(sidecar, tmp_path)
+    out = printed(CODE_OF_0_1, tmp_path, monkeypatch, capsys)
+    predictor = Predictor.from_weights(tmp_path / "M.pdparams")
+    expected = predictor.predict(path).probabilities
+    assert out == f"image.png {expected}\n"
 
 
 BLOCKED = """import sys
@@ -311,34 +335,36 @@ def test_the_code_runs_a_real_export_alone(form, name, tmp_path) -> None:
         pytest.skip(f"not installed: {', '.join(missing)}")
     if form == "paddle" and name != "crop":
         pytest.skip("starting Paddle takes seconds; once is enough")
-    card, path = variant(name), picture(tmp_path, ".jpg" if name == "gray" else ".png")
+    sidecar, path = variant(name), picture(tmp_path, ".jpg" if name == "gray" else ".png")
     if form != "paddle":
-        card = dataclasses.replace(card, network=dataclasses.replace(card.network, model="resnet18", stem="small"))
+        sidecar = dataclasses.replace(
+            sidecar, network=dataclasses.replace(sidecar.network, model="resnet18", stem="small")
+        )
     paddle.seed(1)
-    network = Predictor(card, PaddleNetwork(card.network.build()))
+    network = Predictor(sidecar, PaddleNetwork(sidecar.network.build()))
     export._WRITERS[form](network, tmp_path, "M")
     opener = {"onnx": [".onnx"], "openvino": [".xml"], "paddle": [".inference.json", ".inference.pdmodel"]}[form]
     files = [f"M{suffix}" for suffix in opener if (tmp_path / f"M{suffix}").exists()] + ["M.inference.pdiparams"]
-    card = dataclasses.replace(card, preprocessing=pixels_spec(card.preprocessing))
-    (code,) = code_blocks(card_text(tmp_path, card, form, files[: 2 if form == "paddle" else 1], {}))
+    sidecar = dataclasses.replace(sidecar, preprocessing=pixels_spec(sidecar.preprocessing))
+    (code,) = code_blocks(card_text(tmp_path, sidecar, form, files[: 2 if form == "paddle" else 1], {}))
     blocked = BLOCKED.format(names={"paddle_medcls", *(() if form == "paddle" else ("paddle", "paddle2onnx"))})
     code = blocked + code.replace("image.png", path.name)
     command = [sys.executable, "-I", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert form == "paddle" or done.stderr == ""
-    rounded = Predictor(card_of_pixels(network.card), network.backend)
+    rounded = Predictor(with_rounded_pixels(network.sidecar), network.backend)
     probs = network.head.probabilities(rounded.logits([path]))[0]
     answer, _, found = done.stdout.strip().splitlines()[-1].rpartition("[")
     np.testing.assert_allclose(json.loads(f"[{found}"), probs, atol=1e-5)
-    yes, _ = card.head.decide_one(probs)
-    names = [card.classes[k] for k in yes]
-    assert answer.strip() == (str(names) if card.task == "multi-label" else names[0])
+    yes, _ = sidecar.head.decide_one(probs)
+    names = [sidecar.classes[k] for k in yes]
+    assert answer.strip() == (str(names) if sidecar.task == "multi-label" else names[0])
 
 
-def card_of_pixels(card: Sidecar) -> Sidecar:
+def with_rounded_pixels(sidecar: Sidecar) -> Sidecar:
     """An export takes rounded pixels, also of a recipe that does not round."""
-    return dataclasses.replace(card, preprocessing=dataclasses.replace(card.preprocessing, resize_dtype="uint8"))
+    return dataclasses.replace(sidecar, preprocessing=dataclasses.replace(sidecar.preprocessing, resize_dtype="uint8"))
 
 
 def test_the_card_of_an_evaluated_model_does_not_say_that_it_was_not(tmp_path: Path) -> None:
@@ -349,17 +375,17 @@ def test_the_card_of_an_evaluated_model_does_not_say_that_it_was_not(tmp_path: P
         "support": 3,
         "predicted": 3,
     }
-    card = sidecar(metrics={"n": 3, "split": "val", "accuracy": 1.0, "auc": 1.0, "per_class": [row]})
+    sidecar = make_sidecar(metrics={"n": 3, "split": "val", "accuracy": 1.0, "auc": 1.0, "per_class": [row]})
     (tmp_path / "w.pdparams").write_bytes(b"w")
     recipe = dataclasses.replace(fakes.recipe(name="palm_tutorial"), targets=(("test/accuracy", 0.94),))
-    text = card_text(tmp_path, card, "weights", ["w.pdparams"], {"recipe": recipe.to_json()})
+    text = card_text(tmp_path, sidecar, "weights", ["w.pdparams"], {"recipe": recipe.to_json()})
     assert "not measured" not in text.partition("## Training")[0] and "test accuracy 0.9400" in text
 
 
 def test_the_front_matter_is_plain(tmp_path: Path) -> None:
     """Keys, and lists whose items are words or JSON strings: YAML, whatever a data set is called."""
     (tmp_path / "w.onnx").write_bytes(b"w")
-    text = card_text(tmp_path, sidecar(dataset="no"), "onnx", ["w.onnx"], {})
+    text = card_text(tmp_path, make_sidecar(dataset="no"), "onnx", ["w.onnx"], {})
     empty, front, _ = text.split("---\n", 2)
     tags = [json.loads(line[2:]) for line in front.splitlines() if line.startswith('- "')]
     assert not empty and tags == ["medical-imaging", "no", "toy", "onnx"] and "license: other\n" in front

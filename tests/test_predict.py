@@ -27,20 +27,20 @@ from paddle_medcls.models.sidecar import Sidecar, find_model
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.preprocessing.transforms import Preprocessing, preprocess
 
-CARD = Sidecar("covid", "covid", ("a", "b", "c"), "multi-class", "softmax", Network("toy", 3), Preprocessing(32))
+SIDECAR = Sidecar("covid", "covid", ("a", "b", "c"), "multi-class", "softmax", Network("toy", 3), Preprocessing(32))
 CHANNELS = ("rgb", "bgr", "gray")
 SMALL = Preprocessing(8, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def saved(folder: Path, name: str = "COVID", **changes: object) -> Path:
     """A weight file with its sidecar."""
-    card = replace(CARD, **changes)
+    sidecar = replace(SIDECAR, **changes)
     paddle.seed(2)
-    model = card.network.build()
+    model = sidecar.network.build()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pdparams"
     save_weights(model, path)
-    replace(card, sha256=sha256(path)).write(path.with_suffix(".json"))
+    replace(sidecar, sha256=sha256(path)).write(path.with_suffix(".json"))
     return path
 
 
@@ -49,7 +49,7 @@ def predictor_of(channels: str) -> Predictor:
     spec = Preprocessing(32, channels=channels, mean=(90.0,) * count, std=(50.0,) * count)
     paddle.seed(0)
     network = Network("toy", 3, count)
-    return Predictor(replace(CARD, network=network, preprocessing=spec), PaddleNetwork(network.build()))
+    return Predictor(replace(SIDECAR, network=network, preprocessing=spec), PaddleNetwork(network.build()))
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
@@ -61,7 +61,7 @@ def test_pixels_a_path_and_bytes_are_one_image(channels: str, tmp_path: Path) ->
         drawn = drawn[:, :, :1].repeat(3, axis=2)
     path = write_image(tmp_path / "a.png", drawn)
     rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-    spec = predictor.card.preprocessing
+    spec = predictor.sidecar.preprocessing
     expected = predictor.backend.logits(preprocess(read_image(path, channels), spec)[None])
     for image in (path, str(path), path.read_bytes(), rgb):
         np.testing.assert_allclose(predictor.logits([image]), expected, atol=1e-6)
@@ -105,7 +105,7 @@ def test_logits_that_are_not_finite_name_the_image(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"a\.png: logits nan"):
         predictor.logits([path])
     with pytest.raises(WeightsError, match=r"a\.png: logits nan"):
-        list(predictor.predict_files([path]))
+        list(predictor.predict_decoded([path]))
 
 
 def test_the_default_layer_is_found_once(monkeypatch) -> None:
@@ -137,8 +137,8 @@ def weights_called_an_export(folder: Path) -> Path:
     weights = saved(folder)
     program = folder / "COVID.inference.json"
     program.write_text("{}")
-    card = Sidecar.read(weights.with_suffix(".json"))
-    replace(card, form="paddle", files={program.name: sha256(program)}).write(weights.with_suffix(".json"))
+    sidecar = Sidecar.read(weights.with_suffix(".json"))
+    replace(sidecar, form="paddle", files={program.name: sha256(program)}).write(weights.with_suffix(".json"))
     return weights
 
 
@@ -146,7 +146,7 @@ def paddle_program(folder: Path) -> Path:
     """A folder with an export in Paddle's format."""
     program = folder / "M.inference.json"
     program.write_text("{}")
-    replace(CARD, preprocessing=SMALL, form="paddle", files={program.name: sha256(program)}).write(folder / "M.json")
+    replace(SIDECAR, preprocessing=SMALL, form="paddle", files={program.name: sha256(program)}).write(folder / "M.json")
     return folder
 
 
@@ -187,7 +187,7 @@ def strange_export(folder: Path, fault: str, **changes: object) -> Path:
     path = folder / "M.onnx"
     onnx.save(strange_model(onnx, fault), str(path))
     changes = {"preprocessing": SMALL, "form": "onnx", "files": {path.name: sha256(path)}, **changes}
-    replace(CARD, **changes).write(folder / "M.json")
+    replace(SIDECAR, **changes).write(folder / "M.json")
     return folder
 
 
@@ -248,7 +248,7 @@ def openvino_loop(folder: Path) -> Path:
     model = openvino.Model([ops.result(end)], [image])
     openvino.save_model(model, folder / "M.xml", compress_to_fp16=False)
     files = {name: sha256(folder / name) for name in ("M.xml", "M.bin")}
-    replace(CARD, preprocessing=SMALL, form="openvino", files=files).write(folder / "M.json")
+    replace(SIDECAR, preprocessing=SMALL, form="openvino", files=files).write(folder / "M.json")
     return folder
 
 

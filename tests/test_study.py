@@ -137,7 +137,7 @@ def test_evaluate_is_a_function(palm_run: Path, tmp_path: Path) -> None:
 
 def test_a_network_in_memory_cannot_be_calibrated(palm_run: Path) -> None:
     opened = Predictor.from_weights(palm_run)
-    in_memory = Predictor(opened.card, opened.backend)
+    in_memory = Predictor(opened.sidecar, opened.backend)
     with pytest.raises(RunError, match="written beside the weight file"):
         evaluate(in_memory, data_root=palm_run.parent / "palm", options=EvalOptions(calibrate=True))
     assert evaluate(in_memory, data_root=palm_run.parent / "palm").metrics["n"] == 7
@@ -165,10 +165,10 @@ def test_options_that_do_not_fit_the_model_are_refused_before_any_work(
     palm_run: Path, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(Predictor, "from_weights", never)
-    card = json.loads((palm_run / "PALM.json").read_text())
+    sidecar = json.loads((palm_run / "PALM.json").read_text())
     (tmp_path / "M.pdparams").write_bytes(b"")
-    four = {**card, "task": "multi-class", "loss": "softmax", "classes": list("abcd"), "dataset": "oct"}
-    four["network"] = {**card["network"], "num_outputs": 4}
+    four = {**sidecar, "task": "multi-class", "loss": "softmax", "classes": list("abcd"), "dataset": "oct"}
+    four["network"] = {**sidecar["network"], "num_outputs": 4}
     (tmp_path / "M.json").write_text(json.dumps(four))
     for words in (["--calibrate", "--sensitivity", "0.9"], ["--prevalence", "0.1"]):
         assert eval.main(["--weights", str(tmp_path / "M.pdparams"), *words]) == 1

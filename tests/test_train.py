@@ -165,10 +165,10 @@ def test_the_run_directory(dataset: str, palm_root: Path, covid_root: Path, tmp_
     guesses = [int(row[2]) for row in rows[1:]]
     assert np.mean(np.array(guesses) == val.labels) == pytest.approx(metrics["accuracy"])
 
-    card = json.loads((run_dir / f"{name}.json").read_text())
-    assert card["sha256"] == sha256(run_dir / f"{name}.pdparams") and card["classes"] == list(val.classes)
+    sidecar = json.loads((run_dir / f"{name}.json").read_text())
+    assert sidecar["sha256"] == sha256(run_dir / f"{name}.pdparams") and sidecar["classes"] == list(val.classes)
     own = Recipe.from_file(run_dir / "recipe.json")
-    assert own.name == "toy" and card["preprocessing"]["mean"] == list(own.preprocessing.mean)
+    assert own.name == "toy" and sidecar["preprocessing"]["mean"] == list(own.preprocessing.mean)
     if dataset == "covid":  # the figures of the training list, not the recipe's constants
         facts = json.loads((run_dir / "data.json").read_text())
         assert list(own.preprocessing.mean) == facts["train"]["per_image"]["mean"] != [127.5] * 3
@@ -190,12 +190,12 @@ def test_the_weights_alone_give_the_same_figures(palm_root: Path, tmp_path: Path
     """Through the door of eval and predict, flips and all."""
     go(palm_root, tmp_path / "run", **RICH)
     predictor = Predictor.from_weights(tmp_path / "run" / "PALM.pdparams")
-    assert predictor.card.flips == ("flip",)
+    assert predictor.sidecar.flips == ("flip",)
     val = load_index("palm", palm_root, "val")
     probs = predictor.head.probabilities(predictor.split_logits(val, 3, 1))
     rows = table(tmp_path / "run" / "predictions_val.csv")[1:]
     np.testing.assert_allclose(probs, [[float(p) for p in row[3:]] for row in rows], atol=1e-6)
-    for path, found in predictor.predict_files(val.images[:3], batch_size=2):
+    for path, _, found in predictor.predict_decoded(val.images[:3], batch_size=2):
         np.testing.assert_allclose(found, probs[val.images.index(path)], atol=1e-6)
 
 

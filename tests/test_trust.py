@@ -97,11 +97,11 @@ def test_true_maps_beat_chance_and_false_ones_do_not(mirrored: bool, monkeypatch
     model.fc.weight.set_value(paddle.to_tensor(np.float32([[-40, 40]] * 4)))
     model.fc.bias.set_value(paddle.to_tensor(np.float32([3, -3])))
     spec = Preprocessing(32, channels="rgb", mean=(0, 0, 0), std=(255, 255, 255))
-    card = Sidecar("covid", "toy", ("dark", "bright"), "binary", "softmax", Network("bright", 2), spec)
+    sidecar = Sidecar("covid", "toy", ("dark", "bright"), "binary", "softmax", Network("bright", 2), spec)
     paddle.seed(8)
     expected = paddle.rand([3]).numpy()
     paddle.seed(8)
-    measurement = faithfulness.Measurement(model, card)
+    measurement = faithfulness.Measurement(model, sidecar)
     assert (paddle.rand([3]).numpy() == expected).all()  # the generator of the caller is left alone
     assert measurement.layer == "cells.1" and measurement.grid == (8, 8)
     for number, (top, left) in enumerate([(2, 3), (20, 2), (3, 20), (19, 21)]):
@@ -131,8 +131,8 @@ def test_a_map_that_is_empty_is_counted_nowhere(monkeypatch) -> None:
     monkeypatch.setitem(MODELS, "bright", "resnet")
     model = Bright(Network("bright", 2))
     model.cells[0].weight.set_value(paddle.zeros([4, 3, 4, 4]))
-    card = Sidecar("covid", "toy", ("a", "b"), "binary", "softmax", Network("bright", 2), Preprocessing(32))
-    measurement = faithfulness.Measurement(model, card, "cells.1")
+    sidecar = Sidecar("covid", "toy", ("a", "b"), "binary", "softmax", Network("bright", 2), Preprocessing(32))
+    measurement = faithfulness.Measurement(model, sidecar, "cells.1")
     measurement.add(Path("a.png"), pixels(0), 1)
     assert measurement.rows == [{"image": "a.png", "class": "b"}]
     assert len(measurement.table().splitlines()) == 4  # the header alone

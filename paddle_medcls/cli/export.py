@@ -45,7 +45,7 @@ def _work(args: argparse.Namespace) -> int:
     select_device("cpu")
     weights = weight_file(args.weights or newest_weights(Path("runs")))
     predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
-    sidecar = predictor.card
+    sidecar = predictor.sidecar
     for note in [f"weights: {predictor.path}", *predictor.notes, *([DRAWN_NOTICE] if sidecar.drawn else [])]:
         print(note, file=sys.stderr)
     images = expand(args.images) if args.images else []

@@ -66,7 +66,7 @@ def _work(args: argparse.Namespace) -> int:
     weights = args.weights or newest_weights(Path("runs"))
     select_device(args.device)
     predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
-    drawn = [DRAWN_NOTICE] if predictor.card.drawn else []
+    drawn = [DRAWN_NOTICE] if predictor.sidecar.drawn else []
     if args.list_layers:
         return _list_layers(predictor)
     for note in [f"weights: {weights}", *predictor.notes, *drawn, NOTICE]:

@@ -46,9 +46,11 @@ def _work(args: argparse.Namespace) -> int:
     paths = expand(args.images)
     weights = args.weights or newest_weights(Path("runs"))
     predictor = open_predictor(weights, args)
-    card = predictor.card
-    about = f"({predictor.engine}, {predictor.precision}); data set {card.dataset}; classes {', '.join(card.classes)}"
-    notes = [f"weights: {weights} {about}", *predictor.notes, *([DRAWN_NOTICE] if card.drawn else []), NOTICE]
+    sidecar = predictor.sidecar
+    about = (
+        f"({predictor.engine}, {predictor.precision}); data set {sidecar.dataset}; classes {', '.join(sidecar.classes)}"
+    )
+    notes = [f"weights: {weights} {about}", *predictor.notes, *([DRAWN_NOTICE] if sidecar.drawn else []), NOTICE]
     print(*map(printable, notes), sep="\n", file=sys.stderr)
     rows, failed, without_map = [], 0, ""
     pictures, heat_maps = picture_names(paths, "prediction"), picture_names(paths, "gradcam")
@@ -59,9 +61,9 @@ def _work(args: argparse.Namespace) -> int:
                 bar.write(f"{type(probs).__name__}: {probs}", file=sys.stderr)
                 failed += 1
                 continue
-            rows.append(_row(path, probs, card, args.topk))
+            rows.append(_row(path, probs, sidecar, args.topk))
             if args.pictures:
-                _picture(args.pictures / pictures[path], path, image, rows[-1][0], card)
+                _picture(args.pictures / pictures[path], path, image, rows[-1][0], sidecar)
             if args.gradcam and not without_map:
                 try:
                     _heat_map(args.gradcam / heat_maps[path], image, probs, predictor)
@@ -73,7 +75,7 @@ def _work(args: argparse.Namespace) -> int:
     if rows and not args.json:
         print(_table([row for row, _ in rows], args.topk))
     if args.csv:
-        header = ["image", "label", *card.classes]
+        header = ["image", "label", *sidecar.classes]
         write_csv(args.csv, header, [[row["image"], _label_text(row), *probs] for row, probs in rows])
     if failed:
         print(f"{failed} of {len(paths)} file(s) could not be read", file=sys.stderr)
@@ -82,14 +84,14 @@ def _work(args: argparse.Namespace) -> int:
     return 1 if failed or without_map else 0
 
 
-def _row(path: Path, probs, card, k: int) -> tuple[dict, list[float]]:
+def _row(path: Path, probs, sidecar, k: int) -> tuple[dict, list[float]]:
     order = probs.argsort()[::-1][:k]
-    labels, largest = card.head.decide_one(probs)
-    names = [card.classes[i] for i in labels]
-    label: object = names if card.task == "multi-label" else names[0]
-    topk = [{"label": card.classes[i], "probability": round(float(probs[i]), 6)} for i in order]
+    labels, largest = sidecar.head.decide_one(probs)
+    names = [sidecar.classes[i] for i in labels]
+    label: object = names if sidecar.task == "multi-label" else names[0]
+    topk = [{"label": sidecar.classes[i], "probability": round(float(probs[i]), 6)} for i in order]
     row = {"image": str(path), "label": label, "probability": round(largest, 6), "topk": topk}
-    if card.drawn:
+    if sidecar.drawn:
         row["drawn"] = True  # trained on synthetic images: the probabilities say nothing about patients
     return row, [round(float(p), 8) for p in probs]
 
@@ -107,18 +109,18 @@ def _json_line(row: dict) -> str:
     return "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
 
 
-def _picture(target: Path, path: Path, image, row: dict, card) -> None:
+def _picture(target: Path, path: Path, image, row: dict, sidecar) -> None:
     """Writes the picture; the name of its folder is the true class where it is one of the classes."""
     from paddle_medcls.core.errors import printable
     from paddle_medcls.evaluation import plots
     from paddle_medcls.evaluation.tables import DRAWN_NOTICE
 
     title = printable(path.name)
-    if path.parent.name in card.classes:
+    if path.parent.name in sidecar.classes:
         title += f"\ntrue class: {path.parent.name}"
     bars = [(item["label"], item["probability"]) for item in row["topk"]]
     title = title.replace("$", r"\$")  # else it begins a formula
-    plots.prediction(target, image, bars, title, DRAWN_NOTICE if card.drawn else "")
+    plots.prediction(target, image, bars, title, DRAWN_NOTICE if sidecar.drawn else "")
 
 
 def _heat_map(target: Path, image, probs, predictor) -> None:

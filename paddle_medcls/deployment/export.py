@@ -93,7 +93,7 @@ def export(
     weights = weight_file(predictor.path)
     if 0 < len(images) < 5:
         raise DataError(f"{len(images)} image(s) to compare on", expected="five or more")
-    images = images or synthetic_images(predictor.card)
+    images = images or synthetic_images(predictor.sidecar)
     folder = Path(folder).absolute()
     name = sidecar_of(weights).stem
     _earlier_files(folder, name)  # refuses before the work
@@ -107,11 +107,11 @@ def export(
         empty = [path.name for path in made.iterdir() if path.stat().st_size == 0]
         if empty or not files:
             raise RunError(f"the export is empty: {', '.join(empty) or 'no file'}", fix="free some space and try again")
-        outside = pixels_spec(predictor.card.preprocessing)
-        card = replace(predictor.card, preprocessing=outside, flips=())
-        card = replace(card, form=form, precision=precision, files=files, sha256=sha256(weights))
-        card.write(made / f"{name}.json")
-        write_card(made, card, form, list(files), run_facts(weights, predictor.card))
+        outside = pixels_spec(predictor.sidecar.preprocessing)
+        sidecar = replace(predictor.sidecar, preprocessing=outside, flips=())
+        sidecar = replace(sidecar, form=form, precision=precision, files=files, sha256=sha256(weights))
+        sidecar.write(made / f"{name}.json")
+        write_card(made, sidecar, form, list(files), run_facts(weights, predictor.sidecar))
         agreement = compare(predictor, Predictor.from_weights(made, allow_program=True), images)
         if not agreement.difference <= TOLERANCE[precision]:
             raise RunError(
@@ -139,8 +139,8 @@ def compare(
     network: Predictor, served: Predictor, images: Sequence[AnyImage], batches: tuple[int, ...] = (1, 5)
 ) -> Agreement:
     """Probabilities of a network and of its export on the same images, in batches of these sizes."""
-    spec = network.card.preprocessing
-    rounded = Predictor(replace(network.card, preprocessing=replace(spec, resize_dtype="uint8")), network.backend)
+    spec = network.sidecar.preprocessing
+    rounded = Predictor(replace(network.sidecar, preprocessing=replace(spec, resize_dtype="uint8")), network.backend)
     difference = rounding = 0.0
     same = total = 0
     with progress(None, "comparing", len(images) * len(batches), "image") as bar:
@@ -162,15 +162,15 @@ def compare(
     return Agreement(len(images), batches, difference, same / total, rounding)
 
 
-def synthetic_images(card: Sidecar, count: int = 5) -> list[np.ndarray]:
-    """Images that the project draws for the card's data set, or noise, as `Predictor.decode` gives them."""
-    channels = "gray" if card.preprocessing.channels == "gray" else "rgb"
-    if card.dataset not in dataset_names():  # a user's own
-        shape = (count, 256, 256, card.preprocessing.num_channels)
+def synthetic_images(sidecar: Sidecar, count: int = 5) -> list[np.ndarray]:
+    """Images that the project draws for the model's data set, or noise, as `Predictor.decode` gives them."""
+    channels = "gray" if sidecar.preprocessing.channels == "gray" else "rgb"
+    if sidecar.dataset not in dataset_names():  # a user's own
+        shape = (count, 256, 256, sidecar.preprocessing.num_channels)
         return list(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     with tempfile.TemporaryDirectory() as folder:
-        draw(card.dataset, Path(folder), 0)
-        index = load_index(card.dataset, Path(folder), "val", card.labels)
+        draw(sidecar.dataset, Path(folder), 0)
+        index = load_index(sidecar.dataset, Path(folder), "val", sidecar.labels)
         rows = np.linspace(0, len(index) - 1, count).astype(int)
         return [index.read(int(row), channels) for row in rows]
 
@@ -184,16 +184,16 @@ class _Served(paddle.nn.Layer):
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         self.network = predictor.model
-        self.card = predictor.card
-        spec = self.card.preprocessing
+        self.sidecar = predictor.sidecar
+        spec = self.sidecar.preprocessing
         self.register_buffer("mean", paddle.to_tensor(np.array(spec.mean, np.float32)))
         self.register_buffer("std", paddle.to_tensor(np.array(spec.std, np.float32)))
-        self.axes = flip_axes(self.card.flips)
+        self.axes = flip_axes(self.sidecar.flips)
         self.eval()
 
     def forward(self, image):  # (N, S, S, C) uint8
         x = image.astype("float32")
-        if self.card.preprocessing.channels == "bgr":
+        if self.sidecar.preprocessing.channels == "bgr":
             x = paddle.flip(x, [3])
         x = ((x - self.mean) / self.std).transpose([0, 3, 1, 2])
         if len(self.axes) == 1:
@@ -201,19 +201,19 @@ class _Served(paddle.nn.Layer):
         else:
             views = paddle.concat([paddle.flip(x, list(axis)) if axis else x for axis in self.axes])
             logits = self.network(views)  # (views * N, outputs)
-            logits = logits.reshape([len(self.axes), -1, self.card.network.num_outputs]).mean(0)
-        z = logits / self.card.temperature
-        if self.card.loss == "softmax":
+            logits = logits.reshape([len(self.axes), -1, self.sidecar.network.num_outputs]).mean(0)
+        z = logits / self.sidecar.temperature
+        if self.sidecar.loss == "softmax":
             probabilities = paddle.nn.functional.softmax(z, axis=1)
         else:
-            if self.card.task == "binary":  # class 0 has the logit -z
+            if self.sidecar.task == "binary":  # class 0 has the logit -z
                 z = paddle.concat([-z, z], axis=1)
             probabilities = paddle.nn.functional.sigmoid(z)
         return probabilities, logits
 
 
 def _write_paddle(predictor: Predictor, folder: Path, name: str) -> None:
-    spec = predictor.card.preprocessing
+    spec = predictor.sidecar.preprocessing
     image = paddle.static.InputSpec([None, spec.size_px, spec.size_px, spec.num_channels], "uint8", "image")
     traced = paddle.jit.to_static(_Served(predictor), input_spec=[image], full_graph=True)
     paddle.jit.save(traced, str(folder / f"{name}.inference"))
@@ -246,12 +246,12 @@ _WRITERS = {"paddle": _write_paddle, "onnx": _write_onnx, "openvino": _write_ope
 
 
 def _is_known(predictor: Predictor) -> bool:
-    return predictor.card.network.model in KNOWN
+    return predictor.sidecar.network.model in KNOWN
 
 
 def _graph(predictor: Predictor):
     state = {key: value.numpy() for key, value in predictor.model.state_dict().items()}
-    return pixels_graph(predictor.card, state, "the network")
+    return pixels_graph(predictor.sidecar, state, "the network")
 
 
 def _through_paddle2onnx(predictor: Predictor, folder: Path, name: str):
@@ -261,7 +261,7 @@ def _through_paddle2onnx(predictor: Predictor, folder: Path, name: str):
         import paddle2onnx
     except ImportError as error:
         raise SetupError(
-            f"exporting the network {predictor.card.network.model} needs paddle2onnx: {error}",
+            f"exporting the network {predictor.sidecar.network.model} needs paddle2onnx: {error}",
             fix="pip install paddle2onnx (with Paddle 2.6: 'paddle2onnx<2'; Python 3.13 has none yet)",
         ) from None
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:

@@ -182,30 +182,30 @@ def array_shapes(layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:
 # --- graphs ------------------------------------------------------------------------------------------
 
 
-def logits_graph(card: Sidecar, state: dict[str, np.ndarray], name: object) -> Graph:
+def logits_graph(sidecar: Sidecar, state: dict[str, np.ndarray], name: object) -> Graph:
     """From preprocessed `image` (N, C, S, S) float32 to `logits` (N, outputs), averaged over the sidecar's flips.
 
     Args:
-        card: of a network in KNOWN.
+        sidecar: of a network in KNOWN.
         state: arrays of the weight file under our names.
         name: the file, for messages.
 
     Raises:
         WeightsError: arrays are missing, unexpected, of another shape or type, or not finite.
     """
-    spec = card.preprocessing
+    spec = sidecar.preprocessing
     operations: list[Operation] = []
-    logits = _add_network(operations, 0, card, state, name)
+    logits = _add_network(operations, 0, sidecar, state, name)
     shape = (spec.num_channels, spec.size_px, spec.size_px)
-    return Graph("float32", shape, tuple(operations), {"logits": (logits, card.network.num_outputs)})
+    return Graph("float32", shape, tuple(operations), {"logits": (logits, sidecar.network.num_outputs)})
 
 
-def pixels_graph(card: Sidecar, state: dict[str, np.ndarray], name: object) -> Graph:
+def pixels_graph(sidecar: Sidecar, state: dict[str, np.ndarray], name: object) -> Graph:
     """From pixels `image` (N, S, S, C) uint8, RGB or grey, to `logits` and `probabilities` (N, classes).
 
     Channel order, mean, std, flips and temperature of the sidecar are inside; arguments as for `logits_graph`.
     """
-    spec = card.preprocessing
+    spec = sidecar.preprocessing
     operations: list[Operation] = []
 
     def add(kind: str, *inputs: int, arrays: Sequence[np.ndarray] = (), numbers: tuple[int, ...] = ()) -> int:
@@ -218,25 +218,27 @@ def pixels_graph(card: Sidecar, state: dict[str, np.ndarray], name: object) -> G
     x = add("subtract", x, arrays=[np.array(spec.mean, np.float32).reshape(1, 1, 1, -1)])
     x = add("divide", x, arrays=[np.array(spec.std, np.float32).reshape(1, 1, 1, -1)])
     x = add("transpose", x, numbers=(0, 3, 1, 2))
-    logits = _add_network(operations, x, card, state, name)
-    z = add("divide", logits, arrays=[np.array([card.temperature], np.float32)])
-    if card.loss == "softmax":
+    logits = _add_network(operations, x, sidecar, state, name)
+    z = add("divide", logits, arrays=[np.array([sidecar.temperature], np.float32)])
+    if sidecar.loss == "softmax":
         probabilities = add("softmax", z)
     else:
-        if card.task == "binary":  # class 0 has the logit -z
+        if sidecar.task == "binary":  # class 0 has the logit -z
             z = add("concat", add("divide", z, arrays=[np.array([-1], np.float32)]), z, numbers=(1,))
         probabilities = add("sigmoid", z)
     shape = (spec.size_px, spec.size_px, spec.num_channels)
-    ends = {"probabilities": (probabilities, len(card.classes)), "logits": (logits, card.network.num_outputs)}
+    ends = {"probabilities": (probabilities, len(sidecar.classes)), "logits": (logits, sidecar.network.num_outputs)}
     return Graph("uint8", shape, tuple(operations), ends)
 
 
-def _add_network(operations: list[Operation], x: int, card: Sidecar, state: dict[str, np.ndarray], name: object) -> int:
+def _add_network(
+    operations: list[Operation], x: int, sidecar: Sidecar, state: dict[str, np.ndarray], name: object
+) -> int:
     """Adds the network, averaged over an image and its flips in one batch; gives the number of its logits."""
-    layers = layers_of(card.network)
+    layers = layers_of(sidecar.network)
     check_arrays(state, array_shapes(layers), name)
-    views = flip_axes(card.flips)
-    side = card.preprocessing.size_px
+    views = flip_axes(sidecar.flips)
+    side = sidecar.preprocessing.size_px
     backwards = np.arange(side - 1, -1, -1)
     parts = [x]
     for axes in views[1:]:
@@ -263,7 +265,7 @@ def _add_network(operations: list[Operation], x: int, card: Sidecar, state: dict
         sides.append(_side(layer, before))
     logits = len(operations)
     if len(views) > 1:
-        operations.append(Operation("reshape", (logits,), (), (len(views), -1, card.network.num_outputs)))
+        operations.append(Operation("reshape", (logits,), (), (len(views), -1, sidecar.network.num_outputs)))
         operations.append(Operation("mean", (logits + 1,), (), (0,)))
         logits += 2
     return logits

@@ -87,7 +87,7 @@ def heat_maps(
     predictor = weights if isinstance(weights, Predictor) else load_predictor(weights)
     paths = [Path(image) for image in images]
     output = None if options.output is None else Path(options.output)
-    sidecar, model = predictor.card, predictor.model
+    sidecar, model = predictor.sidecar, predictor.model
     chosen = _class_index(options.class_name, sidecar.classes) if options.class_name else None
     result = HeatMaps(options.layer or default_layer(model, predictor.input_zeros()))
     if options.measure:

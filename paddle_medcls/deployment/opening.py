@@ -54,7 +54,7 @@ class PaddleNetwork:
 class Opened(NamedTuple):
     """The arguments of a `Predictor`, in its order."""
 
-    card: Sidecar
+    sidecar: Sidecar
     backend: PaddleNetwork | InferenceBackend
     notes: Sequence[str] = ()
     load_network: Callable[[], PaddleNetwork] | None = None
@@ -70,28 +70,28 @@ def open_trained(
 ) -> Opened:
     """Opens a weight file or an export, in the (engine, precision) wanted; see `Predictor.from_weights`."""
     path = find_model(path)
-    sidecar = sidecar_of(path)
-    card = Sidecar.read(sidecar) if sidecar.is_file() else None
-    if card is not None and recipe is not None:
+    sidecar_path = sidecar_of(path)
+    sidecar = Sidecar.read(sidecar_path) if sidecar_path.is_file() else None
+    if sidecar is not None and recipe is not None:
         raise WeightsError(
-            f"recipe {recipe.name} was given, but the sidecar says how these weights were trained: {card.recipe}",
-            path=sidecar,
+            f"recipe {recipe.name} was given, but the sidecar says how these weights were trained: {sidecar.recipe}",
+            path=sidecar_path,
             fix="leave --recipe out; to overrule the sidecar, move it away",
         )
     if form_of(path):
-        return _of_export(path, card, wanted, allow_program)
-    if card is not None and card.form:
+        return _of_export(path, sidecar, wanted, allow_program)
+    if sidecar is not None and sidecar.form:
         raise WeightsError(
             f"{path}: the sidecar beside these weights describes an export, not them",
-            path=sidecar,
+            path=sidecar_path,
             fix="restore the sidecar of the weights; to use the export, name its folder or its model file",
         )
-    return _of_weights(path, card, recipe, wanted, say)
+    return _of_weights(path, sidecar, recipe, wanted, say)
 
 
 def _of_weights(
     path: Path,
-    card: Sidecar | None,
+    sidecar: Sidecar | None,
     recipe: Recipe | None,
     wanted: tuple[str | None, str],
     say: Callable[[str], None],
@@ -100,21 +100,21 @@ def _of_weights(
     engine, precision = wanted
     state = read_weights(path)
     notes: list[str] = []
-    if card is not None:
-        card.check(path)
+    if sidecar is not None:
+        sidecar.check(path)
     else:
-        card, state, notes = _assume(path, state, recipe)
-    for name in _candidates(card.network.model, engine, precision):
+        sidecar, state, notes = _assume(path, state, recipe)
+    for name in _candidates(sidecar.network.model, engine, precision):
         try:
-            outputs = card.network.num_outputs
-            backend = compile_graph(logits_graph(card, state, path), name, precision, outputs)
-            return Opened(card, backend, notes, lambda: _reload(path, card), path)
+            outputs = sidecar.network.num_outputs
+            backend = compile_graph(logits_graph(sidecar, state, path), name, precision, outputs)
+            return Opened(sidecar, backend, notes, lambda: _reload(path, sidecar), path)
         except SetupError as error:  # of the engine; faults of the weights are the same everywhere
             if engine != "auto":
                 raise
             say(f"{name} cannot be used: {error.what}")
     require("paddle", precision)
-    return Opened(card, _in_paddle(card, state, path), notes, path=path)
+    return Opened(sidecar, _in_paddle(sidecar, state, path), notes, path=path)
 
 
 def _candidates(model: str, engine: str | None, precision: str) -> list[str]:
@@ -144,30 +144,30 @@ def _candidates(model: str, engine: str | None, precision: str) -> list[str]:
     return [str(engine)]
 
 
-def _in_paddle(card: Sidecar, state: dict, path: Path) -> PaddleNetwork:
-    model = card.network.build()
+def _in_paddle(sidecar: Sidecar, state: dict, path: Path) -> PaddleNetwork:
+    model = sidecar.network.build()
     load_strict(model, state, path)
-    return PaddleNetwork(model, card.flips)
+    return PaddleNetwork(model, sidecar.flips)
 
 
-def _reload(path: Path, card: Sidecar) -> PaddleNetwork:
+def _reload(path: Path, sidecar: Sidecar) -> PaddleNetwork:
     """The network of a file that was read before, from the same bytes: arrays are not kept twice for its sake."""
-    card.check(path)
+    sidecar.check(path)
     state = read_weights(path)
     if not sidecar_of(path).is_file():
         state = recognise(state, path)[1]
-    return _in_paddle(card, state, path)
+    return _in_paddle(sidecar, state, path)
 
 
-def _of_export(path: Path, card: Sidecar | None, wanted: tuple[str | None, str], allow_program: bool) -> Opened:
+def _of_export(path: Path, sidecar: Sidecar | None, wanted: tuple[str | None, str], allow_program: bool) -> Opened:
     """An exported model, in the engine of its form and the precision that it was exported for."""
-    form, sidecar, (engine, precision) = form_of(path), sidecar_of(path), wanted
-    if card is None or card.form != form:
-        raise WeightsError(f"{path} has no sidecar of an export", path=sidecar, fix="copy all files of the export")
+    form, sidecar_path, (engine, precision) = form_of(path), sidecar_of(path), wanted
+    if sidecar is None or sidecar.form != form:
+        raise WeightsError(f"{path} has no sidecar of an export", path=sidecar_path, fix="copy all files of the export")
     own = FORMS[form]
     if engine not in (None, "auto", own):
         raise SetupError(f"{path} is an export for {own}, not for {engine}", fix="leave --engine out")
-    if card.flips or card.preprocessing != pixels_spec(card.preprocessing):
+    if sidecar.flips or sidecar.preprocessing != pixels_spec(sidecar.preprocessing):
         raise WeightsError(
             f"{path}: exported by version 0.1, whose models do not take pixels", fix="export the weights again"
         )
@@ -176,10 +176,10 @@ def _of_export(path: Path, card: Sidecar | None, wanted: tuple[str | None, str],
             f"{path} is a Paddle program, and operators of a program can write any file",
             fix="give --allow-program if you exported it yourself; else ask for a weight file or an ONNX export",
         )
-    precision = "bf16" if "bf16" in (precision, card.precision) else "f32"
-    card.check(path)
-    backend = open_model(path.parent, sidecar.stem, form, precision, card.network.num_outputs)
-    return Opened(card, backend, path=path)
+    precision = "bf16" if "bf16" in (precision, sidecar.precision) else "f32"
+    sidecar.check(path)
+    backend = open_model(path.parent, sidecar_path.stem, form, precision, sidecar.network.num_outputs)
+    return Opened(sidecar, backend, path=path)
 
 
 def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, dict, list[str]]:
@@ -208,5 +208,7 @@ def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, di
         f"assumed: recipe {recipe.name}; {spec.channels.upper()}, {spec.size_px} px, "
         f"mean {mean}, std {std}; classes {', '.join(classes)}{averaged}"
     )
-    card = Sidecar(recipe.dataset, recipe.name, classes, task, recipe.loss, network, spec, flips, labels=recipe.labels)
-    return replace(card, sha256=sha256(path)), state, notes
+    sidecar = Sidecar(
+        recipe.dataset, recipe.name, classes, task, recipe.loss, network, spec, flips, labels=recipe.labels
+    )
+    return replace(sidecar, sha256=sha256(path)), state, notes

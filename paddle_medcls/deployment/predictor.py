@@ -33,7 +33,7 @@ class Predictor:
     """A sidecar and an inference backend.
 
     Attributes:
-        card: classes, preprocessing and the rest of the sidecar.
+        sidecar: classes, preprocessing and the rest of the sidecar.
         backend: gives logits of preprocessed images, see `inference_engines`.
         notes: what was assumed about a file without a sidecar, one line each.
         path: the file that was opened; None for a network in memory.
@@ -41,14 +41,14 @@ class Predictor:
 
     def __init__(
         self,
-        card: Sidecar,
+        sidecar: Sidecar,
         backend: PaddleNetwork | InferenceBackend,
         notes: Sequence[str] = (),
         load_network: Callable[[], PaddleNetwork] | None = None,
         path: Path | None = None,
     ) -> None:
         """See `from_weights` for files; `load_network` makes the network in Paddle when heat maps are asked for."""
-        self.card = card
+        self.sidecar = sidecar
         self.backend = backend
         self.notes = list(notes)
         self.path = path
@@ -56,8 +56,9 @@ class Predictor:
         self._load_network = load_network
         self._layer = ""
 
-    @staticmethod
+    @classmethod
     def from_weights(
+        cls,
         path: str | Path,
         recipe: Recipe | None = None,
         engine: str | None = None,
@@ -85,7 +86,7 @@ class Predictor:
                 given though there is a sidecar.
             SetupError: the engine is not installed, does not know the network or lacks this precision.
         """
-        return Predictor(*open_trained(Path(path), recipe, (engine, precision), say, allow_program))
+        return cls(*open_trained(Path(path), recipe, (engine, precision), say, allow_program))
 
     @property
     def engine(self) -> str:
@@ -100,7 +101,7 @@ class Predictor:
     @property
     def head(self) -> OutputHead:
         """What the logits mean."""
-        return self.card.head
+        return self.sidecar.head
 
     @property
     def model(self):
@@ -123,7 +124,7 @@ class Predictor:
         Raises:
             DataError: a file that cannot be read, or an array of another type or shape.
         """
-        spec = self.card.preprocessing
+        spec = self.sidecar.preprocessing
         channels, least_px = "gray" if spec.channels == "gray" else "rgb", spec.least_px
         if isinstance(image, (str, Path)):
             return read_image(image, channels, least_px)
@@ -133,7 +134,7 @@ class Predictor:
 
     def input_of(self, images: Sequence[AnyImage]) -> np.ndarray:
         """Images -> the network's input x (N, C, S, S) float32, channels in the order that it was trained with."""
-        spec = self.card.preprocessing
+        spec = self.sidecar.preprocessing
         if isinstance(images, (str, bytes, Path)) or (isinstance(images, np.ndarray) and images.ndim < 4):
             raise DataError("one image was given where a list of images is expected", fix="pass [image]")
         pixels = (self.decode(image, f"image {number}") for number, image in enumerate(images))
@@ -163,7 +164,7 @@ class Predictor:
             RecipeError: no such layer, or one that gives no map.
             WeightsError: an export, which has no layers to look into.
         """
-        classes = self.card.classes
+        classes = self.sidecar.classes
         pixels = self.decode(image)
         if label is None:
             label = classes[int(self.head.explained(self.head.probabilities(self.logits([pixels])))[0])]
@@ -191,13 +192,13 @@ class Predictor:
         from paddle_medcls.evaluation.evaluate import forward_split
         from paddle_medcls.preprocessing.loader import ImageDataset, cut
 
-        images, batches = ImageDataset(index, self.card.preprocessing), cut(range(len(index)), batch_size)
+        images, batches = ImageDataset(index, self.sidecar.preprocessing), cut(range(len(index)), batch_size)
         logits = np.concatenate(forward_split(self.backend.logits, images, batches, workers))
         return check_finite(logits, index.ids)
 
     def input_zeros(self) -> np.ndarray:
         """A batch of one empty image, to ask about layers with."""
-        spec = self.card.preprocessing
+        spec = self.sidecar.preprocessing
         return np.zeros((1, spec.num_channels, spec.size_px, spec.size_px), np.float32)
 
     def heatmaps(
@@ -209,7 +210,7 @@ class Predictor:
     ) -> list[np.ndarray]:
         """Grad-CAM, each (H, W) float32 in [0, 1] at the size of its own image.
 
-        The map explains the image as it is; flips that the card averages at evaluation are left out.
+        The map explains the image as it is; flips that the model averages at evaluation are left out.
 
         Args:
             images: as for `logits`.
@@ -221,7 +222,7 @@ class Predictor:
         if layer is None:
             self._layer = self._layer or default_layer(self.model, self.input_zeros())
             layer = self._layer
-        spec, pixels = self.card.preprocessing, [self.decode(image) for image in images]
+        spec, pixels = self.sidecar.preprocessing, [self.decode(image) for image in images]
         maps = gradcam(self.model, self.input_of(pixels), layer, classes, method)
         return [unfit(heat, image.shape[:2], spec) for heat, image in zip(maps, pixels)]
 
@@ -246,17 +247,10 @@ class Predictor:
             while ahead:
                 yield list(zip(*ahead.popleft()))
 
-    def predict_files(
-        self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
-    ) -> Iterable[tuple[Path, np.ndarray | DataError]]:
-        """Yields (path, probabilities (C,)) in order; for an unreadable file (path, its error)."""
-        for path, _, probs in self.predict_decoded(paths, batch_size, workers):
-            yield path, probs
-
     def predict_decoded(
         self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
     ) -> Iterable[tuple[Path, np.ndarray | None, np.ndarray | DataError]]:
-        """As `predict_files`, with the decoded image between; None for an unreadable file."""
+        """Yields (path, decoded image, probabilities (C,)) in order; for an unreadable file (path, None, its error)."""
         for group in self.read_files(paths, batch_size, workers):
             names = [path for path, image in group if not isinstance(image, DataError)]
             good = [image for _, image in group if not isinstance(image, DataError)]

@@ -144,7 +144,7 @@ def evaluate(
         WeightsError: see `load_predictor`; logits that are not finite.
     """
     predictor = weights if isinstance(weights, Predictor) else load_predictor(weights)
-    path, sidecar = predictor.path, predictor.card
+    path, sidecar = predictor.path, predictor.sidecar
     check_options(sidecar, options)
     if options.calibrate and path is None:
         raise RunError("a calibration is written beside the weight file", fix="pass the file, not a Predictor")
@@ -193,7 +193,7 @@ def _logits(predictor: Predictor, index: Index, options: EvalOptions) -> np.ndar
         return predictor.split_logits(index, options.batch_size, options.workers)
     except DataError:
         # the reader stops at the first unreadable image; this names all of them
-        image_statistics(index, max(1, options.workers), predictor.card.preprocessing.channels)
+        image_statistics(index, max(1, options.workers), predictor.sidecar.preprocessing.channels)
         raise
 
 

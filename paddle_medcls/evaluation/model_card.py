@@ -26,12 +26,12 @@ _PUBLISHED = ("what", "classes", "counts", "splits", "patients", "made by", "fro
 """Rows of a data set's card that a model card repeats."""
 
 
-def write_card(folder: Path, card: Sidecar, form: str, files: Sequence[str], facts: dict) -> Path:
+def write_card(folder: Path, sidecar: Sidecar, form: str, files: Sequence[str], facts: dict) -> Path:
     """Writes the model card of what lies in a folder.
 
     Args:
         folder: of the model.
-        card: its sidecar.
+        sidecar: its sidecar.
         form: one of FORMS.
         files: names in the folder: first what the model is opened by (for "paddle" the program, then the
             parameters), then others that belong to it.
@@ -43,7 +43,7 @@ def write_card(folder: Path, card: Sidecar, form: str, files: Sequence[str], fac
     path = folder / "README.md"
     if path.exists() and not is_card(path):
         path = folder / "MODEL_CARD.md"
-    write_text(path, card_text(folder, card, form, files, facts))
+    write_text(path, card_text(folder, sidecar, form, files, facts))
     return path
 
 
@@ -55,59 +55,60 @@ def is_card(path: Path) -> bool:
         return False
 
 
-def card_text(folder: Path, card: Sidecar, form: str, files: Sequence[str], facts: dict) -> str:
+def card_text(folder: Path, sidecar: Sidecar, form: str, files: Sequence[str], facts: dict) -> str:
     """The model card as Markdown, with the front matter that model hubs read; arguments as of `write_card`."""
-    recipe = Recipe.from_json(facts["recipe"]) if "recipe" in facts else known_recipe(card)
-    about, faults = ({}, []) if card.drawn else dataset_card(card.dataset)
+    recipe = Recipe.from_json(facts["recipe"]) if "recipe" in facts else known_recipe(sidecar)
+    about, faults = ({}, []) if sidecar.drawn else dataset_card(sidecar.dataset)
     sections = [
-        _front_matter(card, form),
-        f"# {card.network.model} trained on {about.get('title', _cell(card.dataset))}\n\n{_summary(card, about)}",
-        f"## How to use it\n\n{_loading(card, form, files)}",
-        f"## Results\n\n{_figures(card, recipe, facts)}",
-        f"## Training\n\n{_training(folder, card, recipe, facts)}",
-        f"## Data\n\n{_data(card, about, facts)}",
-        f"## Limits\n\n{_limits(card)}",
-        f"## Licence\n\n{_licence(card, about)}",
+        _front_matter(sidecar, form),
+        f"# {sidecar.network.model} trained on {about.get('title', _cell(sidecar.dataset))}",
+        _summary(sidecar, about),
+        f"## How to use it\n\n{_loading(sidecar, form, files)}",
+        f"## Results\n\n{_figures(sidecar, recipe, facts)}",
+        f"## Training\n\n{_training(folder, sidecar, recipe, facts)}",
+        f"## Data\n\n{_data(sidecar, about, facts)}",
+        f"## Limits\n\n{_limits(sidecar)}",
+        f"## Licence\n\n{_licence(sidecar, about)}",
         "## Files\n\n" + _table(["file", "sha256"], [[f"`{name}`", f"`{sha256(folder / name)}`"] for name in files]),
     ]
-    if not card.drawn:
+    if not sidecar.drawn:
         known = _bullets(faults) or "The data set's own card was not at hand when this was written: look there."
-        sections.insert(6, f"## Known faults of the data\n\n{known}")
-    if form != "weights" and card.sha256:
-        sections[-1] += f"\n\nExported from weights with sha256 `{_cell(card.sha256)}`."
+        sections.insert(7, f"## Known faults of the data\n\n{known}")
+    if form != "weights" and sidecar.sha256:
+        sections[-1] += f"\n\nExported from weights with sha256 `{_cell(sidecar.sha256)}`."
     return "\n\n".join(sections) + "\n"
 
 
 # --- sections ----------------------------------------------------------------------------------------
 
 
-def _front_matter(card: Sidecar, form: str) -> str:
-    tags = ["medical-imaging", card.dataset, card.network.model, "paddlepaddle" if form in FORMS[:2] else form]
+def _front_matter(sidecar: Sidecar, form: str) -> str:
+    tags = ["medical-imaging", sidecar.dataset, sidecar.network.model, "paddlepaddle" if form in FORMS[:2] else form]
     lines = ["---", MARK, "pipeline_tag: image-classification", "license: other"]
     lines += ["license_name: see-the-section-licence", "tags:", *(f"- {json.dumps(tag)}" for tag in tags)]
-    if card.metrics and not card.drawn:
+    if sidecar.metrics and not sidecar.drawn:
         lines += ["metrics:", "- accuracy", "- roc_auc"]
     return "\n".join([*lines, "---"])
 
 
-def _summary(card: Sidecar, about: dict[str, str]) -> str:
+def _summary(sidecar: Sidecar, about: dict[str, str]) -> str:
     lines = [f"> **{tables.NOTICE}** Not a medical device, and not tested in a clinic."]
-    if card.drawn:
+    if sidecar.drawn:
         lines += [">", f"> **{tables.DRAWN_NOTICE}**"]
     what = f" of {about['what']}" if "what" in about else ""
-    names = ", ".join(f"{k} `{_cell(name)}`" for k, name in enumerate(card.classes))
-    kind = {"multi-label": "Findings, each yes or no", "ordinal": "Grades"}.get(card.task, "Classes")
-    return "\n".join(lines) + f"\n\nA {card.task} classifier{what}.\n\n{kind}: {names}."
+    names = ", ".join(f"{k} `{_cell(name)}`" for k, name in enumerate(sidecar.classes))
+    kind = {"multi-label": "Findings, each yes or no", "ordinal": "Grades"}.get(sidecar.task, "Classes")
+    return "\n".join(lines) + f"\n\nA {sidecar.task} classifier{what}.\n\n{kind}: {names}."
 
 
-def _figures(card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
-    found = card.metrics
+def _figures(sidecar: Sidecar, recipe: Recipe | None, facts: dict) -> str:
+    found = sidecar.metrics
     if not found.get("per_class"):
         return "None: this file was not evaluated by the run that made it."
     split = found.get("split", "val")
-    published = {} if card.drawn or recipe is None else dict(recipe.targets)
+    published = {} if sidecar.drawn or recipe is None else dict(recipe.targets)
     ranges = found.get("intervals", {})
-    area = "AUC, mean over the classes" if len(card.classes) > 2 else "AUC"
+    area = "AUC, mean over the classes" if len(sidecar.classes) > 2 else "AUC"
     rows = [
         [text, _number(found[name]), _interval(ranges.get(name)), _number(published.get(f"{split}/{name}"))]
         for name, text in (("accuracy", "accuracy"), ("auc", area), ("quadratic_kappa", "quadratic kappa"))
@@ -123,7 +124,7 @@ def _figures(card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
             text += " Also published, for another split than the results above: "
             text += ", ".join(f"{name.replace('/', ' ')} {published[name]:.4f}" for name in other)
             text += " (`tools/eval.py` scores the test split)."
-        if "recipe" in facts and overrides(card, recipe, facts.get("environment", {})):
+        if "recipe" in facts and overrides(sidecar, recipe, facts.get("environment", {})):
             text += " This model was trained with other settings, see Training."
         lines.append(text)
     rows = []
@@ -138,34 +139,38 @@ def _figures(card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
         names = [f"`{_cell(row['class'])}`" for row in found["per_class"]]
         counts = [[name, *map(str, row)] for name, row in zip(names, scored["confusion"])]
         lines.append(_table(["true \\ predicted", *names], counts))
-    return "\n\n".join([*lines, _calibration(card)])
+    return "\n\n".join([*lines, _calibration(sidecar)])
 
 
-def _calibration(card: Sidecar) -> str:
-    error = card.metrics.get("calibration_error")
+def _calibration(sidecar: Sidecar) -> str:
+    error = sidecar.metrics.get("calibration_error")
     lines = [] if error is None else [f"Expected calibration error {error:.4f}."]
-    if card.temperature == 1:
+    if sidecar.temperature == 1:
         lines.append("The probabilities are as the network gives them (temperature 1).")
     else:
-        lines.append(f"Logits are divided by the temperature {card.temperature:.4f}, fitted on the validation split.")
-    if card.task == "binary":
-        lines.append(f"The answer is `{_cell(card.classes[1])}` where its probability is above {card.threshold:.4g}.")
-    if card.task == "multi-label":
-        lines.append(f"The answer is yes where a finding's probability is above {card.threshold:.4g}.")
-    before = card.metrics.get("temperature", 1.0), card.metrics.get("threshold", 0.5)
-    if before != (card.temperature, card.threshold):
+        lines.append(
+            f"Logits are divided by the temperature {sidecar.temperature:.4f}, fitted on the validation split."
+        )
+    if sidecar.task == "binary":
+        lines.append(
+            f"The answer is `{_cell(sidecar.classes[1])}` where its probability is above {sidecar.threshold:.4g}."
+        )
+    if sidecar.task == "multi-label":
+        lines.append(f"The answer is yes where a finding's probability is above {sidecar.threshold:.4g}.")
+    before = sidecar.metrics.get("temperature", 1.0), sidecar.metrics.get("threshold", 0.5)
+    if before != (sidecar.temperature, sidecar.threshold):
         lines.append("The results above are from before this calibration.")
     return " ".join(lines)
 
 
-def _training(folder: Path, card: Sidecar, recipe: Recipe | None, facts: dict) -> str:
-    network, place = card.network, facts.get("environment", {})
+def _training(folder: Path, sidecar: Sidecar, recipe: Recipe | None, facts: dict) -> str:
+    network, place = sidecar.network, facts.get("environment", {})
     size = f", {facts['parameters']:,} parameters" if "parameters" in facts else ""
     channels = f"{network.in_channels} channel(s) in, {network.num_outputs} logit(s) out"
     lines = [f"Network: {network.model}, {network.stem} stem, {channels}{size}."]
     if "recipe" in facts and recipe is not None:
         start = {"": "random weights", "imagenet": "ImageNet weights"}.get(recipe.pretrained, "other weights")
-        kept = f": {card.metrics['epoch']}" if "epoch" in card.metrics else ""
+        kept = f": {sidecar.metrics['epoch']}" if "epoch" in sidecar.metrics else ""
         augmented = [f"{name} {value:g}" for name, value in asdict(recipe.augmentation).items() if value]
         lines += [
             f"Recipe `{_cell(recipe.name)}` ({recipe.source}), from {start}, seed {recipe.seed}.",
@@ -173,11 +178,11 @@ def _training(folder: Path, card: Sidecar, recipe: Recipe | None, facts: dict) -
             f"({recipe.schedule}); the best epoch by validation {recipe.monitor} is kept{kept}.",
             f"Augmentation: {', '.join(augmented) or 'none'}.",
         ]
-        changes = [_cell(line) for line in overrides(card, recipe, place)]
+        changes = [_cell(line) for line in overrides(sidecar, recipe, place)]
         lines += [f"Changed from the recipe of that name: {'; '.join(changes)}."] if changes else []
     else:
-        lines.append(f"Recipe `{_cell(card.recipe)}`; how it was run is not known here.")
-    versions = {**card.versions, **{name: place[name] for name in ("code", "python") if name in place}}
+        lines.append(f"Recipe `{_cell(sidecar.recipe)}`; how it was run is not known here.")
+    versions = {**sidecar.versions, **{name: place[name] for name in ("code", "python") if name in place}}
     if versions:
         lines.append("Made with " + ", ".join(f"{_cell(name)} {_cell(text)}" for name, text in versions.items()) + ".")
     when = [f"Started on {place['date']}."] if "date" in place else []
@@ -188,14 +193,14 @@ def _training(folder: Path, card: Sidecar, recipe: Recipe | None, facts: dict) -
     return _bullets([*lines, *([" ".join(when)] if when else [])]) + picture
 
 
-def _data(card: Sidecar, about: dict[str, str], facts: dict) -> str:
+def _data(sidecar: Sidecar, about: dict[str, str], facts: dict) -> str:
     counted = facts.get("data", {})
     splits = [split for split in ("train", "val") if split in counted]
     lines = []
     if splits:
         rows = [
             [f"`{_cell(name)}`", *(f"{counted[split]['classes'].get(name, 0):,}" for split in splits)]
-            for name in card.classes
+            for name in sidecar.classes
         ]
         rows.append(["images", *(f"{counted[split]['images']:,}" for split in splits)])
         names = {"train": "for training", "val": "for validation"}
@@ -207,12 +212,12 @@ def _data(card: Sidecar, about: dict[str, str], facts: dict) -> str:
     rows = [[name, about[name]] for name in _PUBLISHED if name in about]
     if rows:
         lines.append(_table(["the data set", "as published"], rows))
-    if card.labels != "default":
-        lines.append(f"Its labels are read as `{_cell(card.labels)}`.")
+    if sidecar.labels != "default":
+        lines.append(f"Its labels are read as `{_cell(sidecar.labels)}`.")
     return "\n\n".join(lines)
 
 
-def _limits(card: Sidecar) -> str:
+def _limits(sidecar: Sidecar) -> str:
     people = "How the results differ among groups of patients (age, sex, origin) was not measured."
     return _bullets(
         [
@@ -220,19 +225,19 @@ def _limits(card: Sidecar) -> str:
             "The results are those of one run on one data set. Images of another device, hospital, population or "
             "preparation may be classified much worse, without any sign of it in the probabilities.",
             "Every image gets an answer, also one of another kind and one to which none of the classes applies.",
-            "It was trained on synthetic images: it knows nothing about patients." if card.drawn else people,
+            "It was trained on synthetic images: it knows nothing about patients." if sidecar.drawn else people,
         ]
     )
 
 
-def _licence(card: Sidecar, about: dict[str, str]) -> str:
-    data = "synthetic, made by paddle_medcls" if card.drawn else about.get("licence", "ask the data set's makers")
+def _licence(sidecar: Sidecar, about: dict[str, str]) -> str:
+    data = "synthetic, made by paddle_medcls" if sidecar.drawn else about.get("licence", "ask the data set's makers")
     weights = "chosen by those who publish them, within the terms of the data"
     return _bullets([f"Data: {data}.", "Code (paddle_medcls): Apache-2.0.", f"Weights: {weights}."])
 
 
-def _loading(card: Sidecar, form: str, files: Sequence[str]) -> str:
-    spec, name = card.preprocessing, shlex.quote(files[0])
+def _loading(sidecar: Sidecar, form: str, files: Sequence[str]) -> str:
+    spec, name = sidecar.preprocessing, shlex.quote(files[0])
     text = preprocessing_text(spec, form != "weights")
     if form == "weights":
         return (
@@ -246,10 +251,10 @@ def _loading(card: Sidecar, form: str, files: Sequence[str]) -> str:
     order = "grey" if spec.num_channels == 1 else "RGB"
     flag = " --allow-program" if form == "paddle" else ""
     return (
-        f"With {module}, OpenCV and NumPy alone:\n\n```python\n{export_code(card, form, files)}```\n\n"
+        f"With {module}, OpenCV and NumPy alone:\n\n```python\n{export_code(sidecar, form, files)}```\n\n"
         f"With the Python package paddle_medcls: `python tools/predict.py image.png --weights {name}{flag}`.\n\n{text} "
-        f"It takes `image`, uint8 {shape}, {order}, and gives `probabilities`, float32 (N, {len(card.classes)}), and "
-        f"`logits`, float32 (N, {card.network.num_outputs}), from which they come."
+        f"It takes `image`, uint8 {shape}, {order}, and gives `probabilities`, float32 (N, {len(sidecar.classes)}), "
+        f"and `logits`, float32 (N, {sidecar.network.num_outputs}), from which they come."
     )
 
 

@@ -13,7 +13,7 @@ from paddle_medcls.recipes import find_recipe, get_recipe
 from paddle_medcls.recipes.recipe import Recipe
 
 
-def run_facts(weights: Path, card: Sidecar, parameters: int | None = None) -> dict:
+def run_facts(weights: Path, sidecar: Sidecar, parameters: int | None = None) -> dict:
     """What is known about the making of a weight file, from the run directory that it lies in.
 
     Args:
@@ -31,10 +31,12 @@ def run_facts(weights: Path, card: Sidecar, parameters: int | None = None) -> di
     except (OSError, ValueError, TypeError, KeyError):
         pass
     recipe = found.get("recipe", {})
-    if (recipe.get("name"), recipe.get("dataset")) != (card.recipe, card.dataset):
+    if (recipe.get("name"), recipe.get("dataset")) != (sidecar.recipe, sidecar.dataset):
         found = {}
     if parameters is None:
-        trainable = [one for one in card.network.build().parameters() if not one.stop_gradient]  # no running statistics
+        trainable = [
+            one for one in sidecar.network.build().parameters() if not one.stop_gradient
+        ]  # no running statistics
         parameters = sum(int(one.size) for one in trainable)
     return {"parameters": parameters, **found}
 
@@ -67,20 +69,20 @@ def dataset_card(name: str) -> tuple[dict[str, str], list[str]]:
     return rows, [fault for fault in faults if card.flag in fault.lower()]
 
 
-def overrides(card: Sidecar, recipe: Recipe, environment: dict) -> list[str]:
+def overrides(sidecar: Sidecar, recipe: Recipe, environment: dict) -> list[str]:
     """Where a run's recipe differs from the one it names: as the run wrote it; compared now for runs of version 0.1."""
     written = environment.get("overrides")
-    return [str(line) for line in written] if isinstance(written, list) else recipe_changes(card, recipe)
+    return [str(line) for line in written] if isinstance(written, list) else recipe_changes(sidecar, recipe)
 
 
-def recipe_changes(card: Sidecar, recipe: Recipe) -> list[str]:
+def recipe_changes(sidecar: Sidecar, recipe: Recipe) -> list[str]:
     """Where a run's recipe differs from the project's of the same name: "epochs: 50 → 8"."""
-    known = known_recipe(card)
+    known = known_recipe(sidecar)
     hidden = {"targets", "pretrained", *(("mean", "std") if recipe.statistics == "train" else ())}
     found = [] if known is None else known.differences(recipe)
     return [line.replace(" -> ", " → ") for line in found if line.partition(":")[0] not in hidden]
 
 
-def known_recipe(card: Sidecar) -> Recipe | None:
+def known_recipe(sidecar: Sidecar) -> Recipe | None:
     """The project's recipe that a sidecar names, for its data set and network."""
-    return get_recipe(card.recipe, card.dataset, card.network.model) if find_recipe(card.recipe) else None
+    return get_recipe(sidecar.recipe, sidecar.dataset, sidecar.network.model) if find_recipe(sidecar.recipe) else None

@@ -41,16 +41,15 @@ def _values(values: Sequence[float]) -> str:
 
 def weights_code(name: str) -> str:
     """Python that predicts an image with a weight file and this package."""
-    return f"""from pathlib import Path
-from paddle_medcls.deployment.predictor import Predictor
+    return f"""import paddle_medcls
 
-predictor = Predictor.from_weights({name!r})
-for path, probs in predictor.predict_files([Path("image.png")]):
-    print(path, dict(zip(predictor.card.classes, probs.tolist())))
+predictor = paddle_medcls.load_predictor({name!r})
+prediction = predictor.predict("image.png")
+print(prediction.label, prediction.probabilities)
 """
 
 
-def export_code(card: Sidecar, form: str, files: Sequence[str]) -> str:
+def export_code(sidecar: Sidecar, form: str, files: Sequence[str]) -> str:
     """Python that predicts an image with an exported model, with OpenCV and the library of its form alone.
 
     Args:
@@ -66,7 +65,7 @@ def export_code(card: Sidecar, form: str, files: Sequence[str]) -> str:
         )
     elif form == "openvino":
         library = "import openvino"
-        settings = f'{{"INFERENCE_PRECISION_HINT": "{card.precision}"}}'
+        settings = f'{{"INFERENCE_PRECISION_HINT": "{sidecar.precision}"}}'
         run = (
             f'model = openvino.Core().compile_model({model}, "CPU", {settings})\n'
             'probs = model(pixels)["probabilities"][0]\n'
@@ -81,7 +80,7 @@ def export_code(card: Sidecar, form: str, files: Sequence[str]) -> str:
         )
     return (
         f"import cv2\nimport numpy as np\n{library}\n\n"
-        f"classes = {list(card.classes)!r}\n{_pixels_code(card.preprocessing)}{run}{_decision_code(card)}"
+        f"classes = {list(sidecar.classes)!r}\n{_pixels_code(sidecar.preprocessing)}{run}{_decision_code(sidecar)}"
     )
 
 
@@ -104,9 +103,9 @@ def _pixels_code(spec: Preprocessing) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _decision_code(card: Sidecar) -> str:
+def _decision_code(sidecar: Sidecar) -> str:
     """From probs, those of one image, to what is printed."""
-    if card.task == "multi-label":
-        return f"print([name for name, p in zip(classes, probs) if p > {float(card.threshold)!r}], probs.tolist())\n"
-    decided = f"int(probs[1] > {float(card.threshold)!r})" if card.task == "binary" else "int(probs.argmax())"
+    if sidecar.task == "multi-label":
+        return f"print([name for name, p in zip(classes, probs) if p > {float(sidecar.threshold)!r}], probs.tolist())\n"
+    decided = f"int(probs[1] > {float(sidecar.threshold)!r})" if sidecar.task == "binary" else "int(probs.argmax())"
     return f"print(classes[{decided}], probs.tolist())\n"

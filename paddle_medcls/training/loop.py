@@ -136,7 +136,7 @@ def train_epoch(training: Training, session: Session, interrupt: Interrupt) -> N
             state.step += 1
             state.batch += 1
             bar.update(len(rows))
-            # On a GPU reading a loss waits for the card, so losses are read in groups, by every
+            # On a GPU reading a loss waits for the device, so losses are read in groups, by every
             # process at the same step: that is where they agree to stop.
             asked = session.world == 1 and interrupt.due()
             if asked or session.device == "cpu" or len(unread) == 20 or state.batch == len(batches):
@@ -171,7 +171,7 @@ def train_step(training: Training, session: Session, batches: Iterator[Batch], s
                 loss = learner.loss(logits.astype("float32"), labels)
             # The share makes the sum over pieces the mean over the batch's images; DataParallel averages.
             learner.scaler.scale(loss * share * session.world).backward()
-        figures.append(paddle.stack([loss.detach(), _accuracy(logits, labels, learner.card)]) * share)
+        figures.append(paddle.stack([loss.detach(), _accuracy(logits, labels, learner.sidecar)]) * share)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     learner.optimizer.clear_grad()
@@ -186,15 +186,15 @@ def validate(training: Training, session: Session, flips: tuple[str, ...] | None
         return check_finite(head_logits(network, training.learner.val_features), data.val.ids)
     if training.inference_kernels is not None:
         network = Accelerated(network, training.inference_kernels)  # in float32, as every reader of the weights does
-    images = ImageDataset(data.val, training.learner.card.preprocessing, cached_pixels=data.decoded["val"])
+    images = ImageDataset(data.val, training.learner.sidecar.preprocessing, cached_pixels=data.decoded["val"])
     process = session.rank, session.world
     return evaluate_split(network, images, recipe.batch_size, session.options.workers, flips or (), process)
 
 
 def keep_epoch(training: Training, session: Session, logits: np.ndarray) -> None:
     """Scores an epoch and writes what is kept of it; the state last, so that a resume repeats whatever is missing."""
-    recipe, state, data, card = training.recipe, training.state, training.data, training.learner.card
-    result = metrics.evaluate_logits(logits, data.val.labels, card.head, intervals=False)
+    recipe, state, data, sidecar = training.recipe, training.state, training.data, training.learner.sidecar
+    result = metrics.evaluate_logits(logits, data.val.labels, sidecar.head, intervals=False)
     row = run_directory.history_row(state, [len(rows) for rows in training.batches], result)
     state.history.append(row)
     score = -result["loss"] if recipe.monitor == "loss" else result[recipe.monitor]
@@ -210,7 +210,7 @@ def keep_epoch(training: Training, session: Session, logits: np.ndarray) -> None
     state.epoch, state.batch = state.epoch + 1, 0
     if session.first:
         if improved:
-            run_directory.keep_weights(training.validated, training.weights, card, {"split": "val", **result})
+            run_directory.keep_weights(training.validated, training.weights, sidecar, {"split": "val", **result})
         picture = training.finished or time.monotonic() - training.drawn_at > CURVE_SECONDS
         run_directory.write_history(training.directory, state, data.note, picture)
         training.drawn_at = time.monotonic() if picture else training.drawn_at
@@ -222,7 +222,7 @@ def keep_epoch(training: Training, session: Session, logits: np.ndarray) -> None
 
 
 def finish(training: Training, session: Session) -> Run:
-    """Scores the best weights once more, with intervals, and writes metrics, predictions, pictures and the card."""
+    """Scores the best weights once more, with intervals, and writes metrics, predictions, pictures and model card."""
     state, recipe, data, learner = training.state, training.recipe, training.data, training.learner
     if training.stopped_early and state.epoch < recipe.epochs:
         session.say(f"stopped early: no better {recipe.monitor} in {recipe.patience} epochs")
@@ -231,12 +231,12 @@ def finish(training: Training, session: Session) -> Run:
     logits = validate(training, session, recipe.evaluation_flips)
     if not session.first:
         return Run(training.directory, weights, {}, state.history)
-    result = outputs.score_split(logits, data.val, learner.card.head)
+    result = outputs.score_split(logits, data.val, learner.sidecar.head)
     result |= {"epoch": state.best_epoch, "drawn": data.train.drawn}
-    outputs.write_outputs(training.directory, logits, data.val, learner.card, result)
-    card = run_directory.write_sidecar(weights, learner.card, result)
-    facts = model_facts.run_facts(weights, card, _count_parameters(learner.model))
-    model_card.write_card(training.directory, card, "weights", [weights.name], facts)
+    outputs.write_outputs(training.directory, logits, data.val, learner.sidecar, result)
+    sidecar = run_directory.write_sidecar(weights, learner.sidecar, result)
+    facts = model_facts.run_facts(weights, sidecar, _count_parameters(learner.model))
+    model_card.write_card(training.directory, sidecar, "weights", [weights.name], facts)
     return Run(training.directory, weights, result, state.history)
 
 
@@ -265,7 +265,7 @@ def _dataset(training: Training) -> ImageDataset | FeatureDataset:
     views = training.learner.views
     if views:
         return FeatureDataset(views[epoch % len(views)], data.train.labels)
-    spec = training.learner.card.preprocessing
+    spec = training.learner.sidecar.preprocessing
     return ImageDataset(data.train, spec, recipe.augmentation, recipe.seed, epoch, data.decoded["train"])
 
 
@@ -275,11 +275,11 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence(own).generate_state(1)[0] & 0x7FFFFFFF)
 
 
-def _accuracy(logits, labels, card: Sidecar):
+def _accuracy(logits, labels, sidecar: Sidecar):
     """Accuracy in a batch, as a tensor, so that a GPU need not be waited for."""
-    if card.task == "multi-label":
+    if sidecar.task == "multi-label":
         guesses = (logits > 0).astype("int64")
-    elif card.loss == "sigmoid":
+    elif sidecar.loss == "sigmoid":
         guesses = (logits[:, 0] > 0).astype("int64")
     else:
         guesses = logits.argmax(axis=1)

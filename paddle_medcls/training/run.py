@@ -91,7 +91,7 @@ def open_run(run_dir: Path, recipe: Recipe, data: Data, session: Session, resume
         options = session.options
         surroundings = environment(session.device) | {"processes": session.world, "kernels": kernels}
         surroundings |= {"amp": bool(options.amp), "deterministic": bool(options.deterministic)}
-        surroundings["overrides"] = model_facts.recipe_changes(learner.card, recipe)
+        surroundings["overrides"] = model_facts.recipe_changes(learner.sidecar, recipe)
         run_directory.describe(run_dir, recipe, data.facts, surroundings)
     board = _open_board(run_dir, session)
     return Training(run_dir, weights, recipe, data, learner, network, inference_kernels, state, board)

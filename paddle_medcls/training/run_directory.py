@@ -109,22 +109,22 @@ def write_timing(run_dir: Path, row: Sequence[float]) -> None:
     )
 
 
-def keep_weights(model, weights: Path, card: Sidecar, result: dict) -> Sidecar:
+def keep_weights(model, weights: Path, sidecar: Sidecar, result: dict) -> Sidecar:
     """Writes the weight file and its sidecar, which is returned."""
     save_weights(model, weights)
-    return write_sidecar(weights, card, result)
+    return write_sidecar(weights, sidecar, result)
 
 
-def write_sidecar(weights: Path, card: Sidecar, result: dict) -> Sidecar:
+def write_sidecar(weights: Path, sidecar: Sidecar, result: dict) -> Sidecar:
     """Writes the sidecar of a weight file; the calibration of the same weights is kept."""
     digest, path = sha256(weights), sidecar_of(weights)
-    earlier = Sidecar.read(path) if path.is_file() else card
+    earlier = Sidecar.read(path) if path.is_file() else sidecar
     if earlier.sha256 == digest:
-        card = replace(card, temperature=earlier.temperature, threshold=earlier.threshold)
+        sidecar = replace(sidecar, temperature=earlier.temperature, threshold=earlier.threshold)
     metrics_kept = {name: value for name, value in result.items() if name != "confusion"}
-    card = replace(card, metrics=metrics_kept, sha256=digest)
-    card.write(path)
-    return card
+    sidecar = replace(sidecar, metrics=metrics_kept, sha256=digest)
+    sidecar.write(path)
+    return sidecar
 
 
 def save(run_dir: Path, parts: dict, state: State) -> None:

@@ -56,7 +56,7 @@ class Learner:
     loss: Any  # (logits, labels) -> scalar
     scaler: Any
     parts: dict  # what a save of the run holds
-    card: Sidecar  # goes with the weights
+    sidecar: Sidecar  # goes with the weights
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -140,7 +140,7 @@ def build_learner(recipe: Recipe, data: Data, cache: Path, session: Session, res
         loss=build_loss(recipe, class_weights(recipe, data.train.labels, len(data.train.classes))),
         scaler=scaler,
         parts={"model": saved[0], "average": saved[1], "optimizer": optimizer, "scaler": scaler},
-        card=_sidecar(recipe, data, network),
+        sidecar=_sidecar(recipe, data, network),
     )
 
 
@@ -204,7 +204,7 @@ def choose_kernels(trained, session: Session, resume: bool) -> str:
 
 
 def amp_type() -> str:
-    """bfloat16 where the card has it (no scaler needed), else float16."""
+    """bfloat16 where the GPU has it (no scaler needed), else float16."""
     if not count_gpus():
         return "bfloat16"
     return "bfloat16" if paddle.device.cuda.get_device_capability()[0] >= 8 else "float16"

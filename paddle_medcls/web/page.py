@@ -79,10 +79,10 @@ def page(weights: str = "", language: str = "") -> None:
     with st.sidebar:
         model = _choose_model(t, weights)
     with head:
-        _show_head(t, model.predictor.card if model else None)
+        _show_head(t, model.predictor.sidecar if model else None)
     work, about = st.tabs([t["predict"], t["about"]])
     with work:
-        images = _choose_images(t, model.predictor.card.dataset if model else "")
+        images = _choose_images(t, model.predictor.sidecar.dataset if model else "")
         if model:
             _show_results(t, model, images, _predict(t, model, images))
         else:
@@ -239,7 +239,7 @@ def _show_results(t: Words, model: Model, images: Sequence[Image], results: Sequ
     good = _pairs(images, results, np.ndarray)
     number = 0
     if len(good) > 1:
-        show_table(t, model.predictor.card, [(image.name, probs) for image, probs in good])
+        show_table(t, model.predictor.sidecar, [(image.name, probs) for image, probs in good])
         titles = [f"{n}. {image.name}" for n, (image, _) in enumerate(good, start=1)]
         number = st.selectbox(t["show"], range(len(good)), format_func=lambda n: titles[n], key="shown")
     if good:
@@ -255,7 +255,7 @@ def _pairs(images: Sequence[Image], results: Sequence, kind: type) -> list[tuple
 
 def _show_image(t: Words, model: Model, image: Image, probs: np.ndarray) -> None:
     """One image: its decision, probabilities (classes,), and heat map."""
-    sidecar = model.predictor.card
+    sidecar = model.predictor.sidecar
     yes, reason = decide(t, sidecar, probs)
     verdict = ", ".join(sidecar.classes[k] for k in yes) or t["none"]
     left, middle, right = st.columns(3, gap="medium")

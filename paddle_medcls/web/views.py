@@ -146,7 +146,7 @@ def show_model(t: Words, predictor: Predictor, date: str) -> None:
     Args:
         date: of the weight file, as text; "" for an uploaded one.
     """
-    sidecar = predictor.card
+    sidecar = predictor.sidecar
     metrics = sidecar.metrics if isinstance(sidecar.metrics, dict) else {}
     left, right = st.columns(2, gap="large")
     with left:
