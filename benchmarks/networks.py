@@ -106,7 +106,7 @@ def processes(job: Job, work: Work, count: int, kernels: str = "auto") -> float:
     """Images per second of `train.py --processes` in the second epoch, of four batches, on synthetic images."""
     if count > usable_cores():
         raise SetupError(f"{usable_cores()} core(s) here")
-    from paddle_medcls.data.index import DRAWN_MARK
+    from paddle_medcls.data.index import SYNTHETIC_MARK
     from paddle_medcls.data.sample import draw_npz
 
     work = work.smaller(job)
@@ -114,7 +114,7 @@ def processes(job: Job, work: Work, count: int, kernels: str = "auto") -> float:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
         root.mkdir()
-        (root / DRAWN_MARK).touch()
+        (root / SYNTHETIC_MARK).touch()
         draw_npz(name, root, 0, (4 * work.batch, 16, 16))
         settings = [f"stem={work.stem}", f"size_px={work.side}", "lr=0.0001", "monitor=accuracy"]
         row = train_command(

@@ -141,7 +141,7 @@ def _read(job: Job, sources, spec) -> float:
     count = len(sources)
     ids = tuple(str(row) for row in range(count))
     dataset = ImageDataset(
-        Index("drawn", "train", ids, sources, np.zeros(count, np.int64), ("a",), "multi-class"), spec
+        Index("synthetic", "train", ids, sources, np.zeros(count, np.int64), ("a",), "multi-class"), spec
     )
     rows = np.random.default_rng(0).permutation(count)
     return 1000 / rate(lambda: dataset.batch(rows) if dataset.whole_batches else dataset[0], count, job.seconds)
@@ -190,7 +190,7 @@ def many_images(job: Job, count: int) -> float:
             path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
         labels = np.arange(count) % 2
         ids = tuple(path.name for path in paths)
-        index = Index("drawn", "test", ids, paths, labels, ("a", "b"), "multi-class", drawn=True)
+        index = Index("synthetic", "test", ids, paths, labels, ("a", "b"), "multi-class", synthetic=True)
         model = paddle.nn.Sequential(paddle.nn.AdaptiveAvgPool2D(1), paddle.nn.Flatten(), paddle.nn.Linear(3, 2))
 
         def scan_and_evaluate() -> None:

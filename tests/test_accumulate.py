@@ -12,7 +12,7 @@ import toynet  # noqa: F401  registers its networks
 
 from paddle_medcls.core.errors import RecipeError, Stopped
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.data.index import DRAWN_MARK
+from paddle_medcls.data.index import SYNTHETIC_MARK
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.recipes import get_recipe
@@ -58,7 +58,7 @@ def test_pieces_add_up(whole, tmp_path: Path, accumulate: int) -> None:
 def test_pieces_of_images_in_memory_add_up_with_augmentation(tmp_path: Path) -> None:
     """MedMNIST's images are augmented a batch at a time."""
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / DRAWN_MARK).touch()
+    (tmp_path / "data" / SYNTHETIC_MARK).touch()
     draw_npz("breastmnist", tmp_path / "data", counts=(13, 12, 12))
     changes = {"model": "toy_plain", "epochs": 2, "batch_size": 6, "warmup_epochs": 0.0, "rotate_degrees": 20.0}
     own = get_recipe("medmnist_best", "breastmnist").replace(**changes, flip=0.5, brightness=0.2)

@@ -23,7 +23,7 @@ from paddle_medcls.cli import COMMANDS, eval, gradcam, medcls, predict, train
 from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, did_you_mean
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.decode import read_image
-from paddle_medcls.evaluation.tables import DRAWN_NOTICE
+from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE
 
 HEAVY = ("paddle", "matplotlib", "sklearn", "pandas", "cv2", "scipy", "numpy", "streamlit")
 
@@ -363,13 +363,13 @@ def test_eval_lists_unreadable_images_and_scores_nothing(run: Path, tmp_path: Pa
 
 
 def test_drawn_images_are_said_to_be_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from paddle_medcls.data.index import DRAWN_MARK
+    from paddle_medcls.data.index import SYNTHETIC_MARK
 
     root = fakes.covid_tree(tmp_path / "covid")
-    (root / DRAWN_MARK).write_text("")
+    (root / SYNTHETIC_MARK).write_text("")
     assert eval.main(["--weights", str(run / "COVID.pdparams"), "--data-root", str(root)]) == 0
     shown = capsys.readouterr().out
-    assert DRAWN_NOTICE in shown and "published" not in shown  # no figure was published on synthetic images
+    assert SYNTHETIC_NOTICE in shown and "published" not in shown  # no figure was published on synthetic images
 
 
 # --- predict ---------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.datasets import covid, dataset_classes, dataset_names, load_index, palm
-from paddle_medcls.data.index import DRAWN_MARK, Index, subfolders
+from paddle_medcls.data.index import SYNTHETIC_MARK, Index, subfolders
 from paddle_medcls.data.splits import CUTS, holdout, split_by_class
 from paddle_medcls.preprocessing.statistics import cached_scan, file_key, image_statistics, read_cache
 
@@ -70,9 +70,9 @@ def test_splits_are_disjoint_and_ids_unique(name: str, palm_root: Path, covid_ro
 
 
 def test_synthetic_images_are_marked(palm_root: Path) -> None:
-    assert not load_index("palm", palm_root, "train").drawn
-    (palm_root / DRAWN_MARK).write_text("")
-    assert load_index("palm", palm_root, "train").drawn
+    assert not load_index("palm", palm_root, "train").synthetic
+    (palm_root / SYNTHETIC_MARK).write_text("")
+    assert load_index("palm", palm_root, "train").synthetic
 
 
 # --- PALM ------------------------------------------------------------------------------------------

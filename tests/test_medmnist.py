@@ -23,7 +23,7 @@ from paddle_medcls.core.errors import DataError, Stopped
 from paddle_medcls.data.datasets import dataset_module, dataset_names, default_root, load_index, weights_name
 from paddle_medcls.data.datasets.medmnist import card_of
 from paddle_medcls.data.datasets.medmnist_cards import ALIASES, CARDS
-from paddle_medcls.data.index import DRAWN_MARK
+from paddle_medcls.data.index import SYNTHETIC_MARK
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.evaluation import metrics
 from paddle_medcls.evaluation.medmnist_scores import write_scores
@@ -43,7 +43,7 @@ REAL = Path(os.environ.get("MEDCLS_TEST_DATA", "")) / "medmnist"
 
 def synthetic_set(root, name, counts=(24, 24, 24)):
     root.mkdir(parents=True, exist_ok=True)
-    (root / DRAWN_MARK).touch()
+    (root / SYNTHETIC_MARK).touch()
     draw_npz(name, root, counts=counts)
     return root
 
@@ -148,7 +148,7 @@ def test_sizes_and_lengths_of_the_recipes():
 def test_a_set_is_read(tmp_path, flag, task):
     index = load_index(flag, synthetic_set(tmp_path, flag), "val")
     stored = arrays_of(tmp_path / f"{flag}.npz")
-    assert (index.task, index.drawn, len(index)) == (task, True, 24)
+    assert (index.task, index.synthetic, len(index)) == (task, True, 24)
     assert np.array_equal(index.images, stored["val_images"])
     assert np.array_equal(index.labels.reshape(24, -1), stored["val_labels"])
     assert index.ids[:2] == ("val0", "val1") and index.labels.dtype == np.int64
@@ -494,7 +494,7 @@ def test_fuzzed_npz_files(npz_bytes, tmp_path_factory, changes, cut):
     """Bytes changed anywhere, the end cut off: read as it stands, or refused with our error; nothing else."""
     root = tmp_path_factory.getbasetemp() / "fuzzed-npz"
     root.mkdir(exist_ok=True)
-    (root / DRAWN_MARK).write_text("")
+    (root / SYNTHETIC_MARK).write_text("")
     data = bytearray(npz_bytes)
     for place, value in changes:
         data[int(place * len(data))] = value

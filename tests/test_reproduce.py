@@ -12,7 +12,7 @@ import pytest
 from paddle_medcls.cli import reproduce as command
 from paddle_medcls.core.errors import RecipeError, RunError, Stopped
 from paddle_medcls.core.files import write_json
-from paddle_medcls.data.index import DRAWN_MARK
+from paddle_medcls.data.index import SYNTHETIC_MARK
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.recipes import published_results
 from paddle_medcls.training import reproduce
@@ -25,7 +25,7 @@ from paddle_medcls.training.reproduction_table import Row, permutation_p, table,
 def root(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
-    (folder / DRAWN_MARK).touch()
+    (folder / SYNTHETIC_MARK).touch()
     draw_npz("breastmnist", folder, counts=(8, 8, 8))
     yield folder
     for state in tmp_path.rglob("state.safetensors"):  # 130 MB each

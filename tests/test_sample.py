@@ -8,7 +8,7 @@ import pytest
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data import synthetic
 from paddle_medcls.data.datasets import load_index
-from paddle_medcls.data.index import DRAWN_MARK
+from paddle_medcls.data.index import SYNTHETIC_MARK
 from paddle_medcls.data.sample import draw
 
 
@@ -27,7 +27,7 @@ def test_same_seed_same_files_read_by_the_real_reader(tmp_path, monkeypatch, dat
         draw(dataset, tmp_path / name, seed)
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
     index = load_index(dataset, tmp_path / "a", "train")
-    assert index.drawn
+    assert index.synthetic
     assert list(index.counts().values()) == counts
 
 
@@ -65,12 +65,12 @@ def test_unknown_data_set(tmp_path):
     "dataset, own", [("breastmnist", "breastmnist.npz"), ("covid", "train.txt"), ("palm", "labels.csv")]
 )
 def test_never_over_a_file_of_the_users_beside_the_mark(tmp_path, dataset, own):
-    (tmp_path / DRAWN_MARK).write_text("")  # as users mark files that they generate themselves
+    (tmp_path / SYNTHETIC_MARK).write_text("")  # as users mark files that they generate themselves
     (tmp_path / own).write_bytes(b"mine")
     with pytest.raises(DataError, match="would replace a file with another content") as caught:
         draw(dataset, tmp_path, 0)
     assert own in str(caught.value)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {DRAWN_MARK: b"", own: b"mine"}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {SYNTHETIC_MARK: b"", own: b"mine"}
 
 
 def test_again_beside_other_files(tmp_path):

@@ -39,14 +39,14 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.deployment.export import export, weight_file
     from paddle_medcls.deployment.predictor import Predictor
     from paddle_medcls.deployment.trained_models import newest_weights
-    from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
+    from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
     from paddle_medcls.recipes import get_recipe
 
     select_device("cpu")
     weights = weight_file(args.weights or newest_weights(Path("runs")))
     predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
     sidecar = predictor.sidecar
-    for note in [f"weights: {predictor.path}", *predictor.notes, *([DRAWN_NOTICE] if sidecar.drawn else [])]:
+    for note in [f"weights: {predictor.path}", *predictor.notes, *([SYNTHETIC_NOTICE] if sidecar.drawn else [])]:
         print(note, file=sys.stderr)
     images = expand(args.images) if args.images else []
     found = export(predictor, args.format, args.output, images, args.precision)

@@ -59,14 +59,14 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.deployment.heatmaps import HeatMapOptions, heat_maps
     from paddle_medcls.deployment.predictor import Predictor
     from paddle_medcls.deployment.trained_models import newest_weights
-    from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
+    from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
     from paddle_medcls.recipes import get_recipe
 
     paths = [] if args.list_layers else _without_masks(expand(args.images), args.output)
     weights = args.weights or newest_weights(Path("runs"))
     select_device(args.device)
     predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
-    drawn = [DRAWN_NOTICE] if predictor.sidecar.drawn else []
+    drawn = [SYNTHETIC_NOTICE] if predictor.sidecar.drawn else []
     if args.list_layers:
         return _list_layers(predictor)
     for note in [f"weights: {weights}", *predictor.notes, *drawn, NOTICE]:

@@ -41,7 +41,7 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.core.files import picture_names, write_csv
     from paddle_medcls.core.progress import progress
     from paddle_medcls.deployment.trained_models import newest_weights
-    from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
+    from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
 
     paths = expand(args.images)
     weights = args.weights or newest_weights(Path("runs"))
@@ -50,7 +50,7 @@ def _work(args: argparse.Namespace) -> int:
     about = (
         f"({predictor.engine}, {predictor.precision}); data set {sidecar.dataset}; classes {', '.join(sidecar.classes)}"
     )
-    notes = [f"weights: {weights} {about}", *predictor.notes, *([DRAWN_NOTICE] if sidecar.drawn else []), NOTICE]
+    notes = [f"weights: {weights} {about}", *predictor.notes, *([SYNTHETIC_NOTICE] if sidecar.drawn else []), NOTICE]
     print(*map(printable, notes), sep="\n", file=sys.stderr)
     rows, failed, without_map = [], 0, ""
     pictures, heat_maps = picture_names(paths, "prediction"), picture_names(paths, "gradcam")
@@ -113,14 +113,14 @@ def _picture(target: Path, path: Path, image, row: dict, sidecar) -> None:
     """Writes the picture; the name of its folder is the true class where it is one of the classes."""
     from paddle_medcls.core.errors import printable
     from paddle_medcls.evaluation import plots
-    from paddle_medcls.evaluation.tables import DRAWN_NOTICE
+    from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE
 
     title = printable(path.name)
     if path.parent.name in sidecar.classes:
         title += f"\ntrue class: {path.parent.name}"
     bars = [(item["label"], item["probability"]) for item in row["topk"]]
     title = title.replace("$", r"\$")  # else it begins a formula
-    plots.prediction(target, image, bars, title, DRAWN_NOTICE if sidecar.drawn else "")
+    plots.prediction(target, image, bars, title, SYNTHETIC_NOTICE if sidecar.drawn else "")
 
 
 def _heat_map(target: Path, image, probs, predictor) -> None:

@@ -144,10 +144,10 @@ def _table(scans: dict[str, dict]) -> str:
 
 def _plot(indexes: list, scans: dict[str, dict], output: Path) -> None:
     from paddle_medcls.evaluation import plots
-    from paddle_medcls.evaluation.tables import DRAWN_NOTICE
+    from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE
 
     index = indexes[0]
-    note = DRAWN_NOTICE if index.drawn else ""
+    note = SYNTHETIC_NOTICE if index.synthetic else ""
     rows = [(name, [index.read(row, "rgb") for row in rows]) for name, rows in index.examples().items()]
     plots.sheet(output / "samples.png", rows, f"{index.dataset}, {index.split}", note)
     sizes = [size for scan in scans.values() for size in scan["sizes"]]
@@ -159,12 +159,12 @@ def _audit(args: argparse.Namespace, module, root: Path) -> None:
     from paddle_medcls.core.hardware import usable_cores
     from paddle_medcls.data.datasets import load_index
     from paddle_medcls.evaluation.shortcut_audit import audit
-    from paddle_medcls.evaluation.tables import DRAWN_NOTICE, audit_table
+    from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE, audit_table
 
     train, scored = (load_index(args.dataset, root, module.SPLITS[k], args.labels) for k in (0, -1))
     result = audit(train, scored, args.workers or usable_cores())
-    if train.drawn:
-        print(DRAWN_NOTICE)
+    if train.synthetic:
+        print(SYNTHETIC_NOTICE)
     print(audit_table(result))
     if args.output:
         write_json(args.output / "audit.json", result)
@@ -215,14 +215,14 @@ def _print_written(output: Path | None, files: list[str]) -> None:
 
 def _sheet_of_pairs(indexes: list, pairs: list, path: Path) -> None:
     from paddle_medcls.evaluation import plots
-    from paddle_medcls.evaluation.tables import DRAWN_NOTICE
+    from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE
 
     places = {(index.split, name): (index, row) for index in indexes for row, name in enumerate(index.ids)}
     rows = []
     for pair in pairs:
         images = [index.read(row, "rgb") for index, row in (places[pair.a], places[pair.b])]
         rows.append(("\n".join(Path(name).stem for _, name in (pair.a, pair.b)), images))
-    plots.sheet(path, rows, "the same image twice", DRAWN_NOTICE if indexes[0].drawn else "")
+    plots.sheet(path, rows, "the same image twice", SYNTHETIC_NOTICE if indexes[0].synthetic else "")
 
 
 def _pair_table(pairs: list) -> str:

@@ -17,7 +17,7 @@ from paddle_medcls.data.decode import SUFFIXES, image_mode, read_image
 DEPTH = 6  # of the search for folders: <archive>/<archive inside>/<its top folder>/<set>/<split>/<class>
 MAX_FOLDERS = 2000
 
-DRAWN_MARK = "DRAWN.txt"
+SYNTHETIC_MARK = "DRAWN.txt"
 """A data root with this file holds synthetic images; every output says so."""
 
 
@@ -34,7 +34,7 @@ class Index:
         classes: class names, in class order.
         task: "binary", "multi-class", "ordinal" or "multi-label".
         groups: the patient of each image; empty if the data set does not name patients.
-        drawn: whether the images are synthetic.
+        synthetic: whether the images are synthetic.
         note: a remark on the files that every output repeats, such as an unexpected checksum; else "".
         sources: the collection or hospital of each image; empty if the data set does not name them.
     """
@@ -47,7 +47,7 @@ class Index:
     classes: tuple[str, ...]
     task: str
     groups: tuple[str, ...] = ()
-    drawn: bool = False
+    synthetic: bool = False
     note: str = ""
     sources: tuple[str, ...] = ()
 
@@ -138,9 +138,9 @@ class Index:
         return digest.hexdigest()
 
 
-def is_drawn(root: Path) -> bool:
+def is_synthetic(root: Path) -> bool:
     """Whether a data root holds synthetic images."""
-    return (root / DRAWN_MARK).exists()
+    return (root / SYNTHETIC_MARK).exists()
 
 
 def subfolders(root: Path, depth: int = DEPTH) -> list[Path]:

@@ -15,7 +15,7 @@ from paddle_medcls.core.progress import progress
 from paddle_medcls.data.decode import to_channels, write_png
 from paddle_medcls.deployment.predictor import Predictor, load_predictor
 from paddle_medcls.evaluation.plots import heat_sheet, overlay
-from paddle_medcls.evaluation.tables import DRAWN_NOTICE
+from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE
 from paddle_medcls.explanation.faithfulness import Measurement
 from paddle_medcls.explanation.gradcam import METHODS, default_layer
 
@@ -121,7 +121,7 @@ def heat_maps(
                 bar.update()
     if output and sheet:
         title = f"{METHODS[options.method]} of {sidecar.recipe}\n{sidecar.network.model}, {result.layer}"
-        heat_sheet(output / "contact_sheet.png", sheet, title, DRAWN_NOTICE if sidecar.drawn else "")
+        heat_sheet(output / "contact_sheet.png", sheet, title, SYNTHETIC_NOTICE if sidecar.drawn else "")
     if output and result.measurement and result.measurement.rows:
         write_csv(output / "measures.csv", *result.measurement.columns())
     return result

@@ -18,7 +18,7 @@ from paddle_medcls.evaluation.error_report import write_error_page
 from paddle_medcls.evaluation.model_facts import known_recipe, overrides, run_file
 from paddle_medcls.evaluation.outputs import calibrate, score_split, write_outputs
 from paddle_medcls.evaluation.predictions import Predictions
-from paddle_medcls.evaluation.tables import DRAWN_NOTICE, class_table, confusion_table, summary
+from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE, class_table, confusion_table, summary
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.preprocessing.statistics import image_statistics
 from paddle_medcls.recipes.recipe import Recipe
@@ -96,7 +96,7 @@ class Evaluation:
         """The metrics as text, beside the published ones."""
         recipe = known_recipe(self.sidecar)
         targets = recipe.targets if recipe else ()
-        parts = [DRAWN_NOTICE] if self.index.drawn or self.sidecar.drawn else []
+        parts = [SYNTHETIC_NOTICE] if self.index.synthetic or self.sidecar.drawn else []
         parts.append(class_table(self.metrics))
         if "confusion" in self.metrics:
             parts.append(confusion_table(self.metrics))

@@ -12,7 +12,7 @@ import numpy as np
 from paddle_medcls.core.files import write_text
 from paddle_medcls.data.index import Index
 from paddle_medcls.evaluation.metrics import auc, confusion, per_class
-from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
+from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
 from paddle_medcls.models.output_head import OutputHead
 
 SIDE = 192  # pixels of an image on the page
@@ -65,8 +65,8 @@ def write_error_page(path: Path, index: Index, probs: np.ndarray, head: OutputHe
         f"<p>{len(index)} images, {len(wrong)} wrong; accuracy {accuracy:.4f}, AUC {_number(area, 4)}.</p>",
         f'<p class="note">{NOTICE}</p>',
     ]
-    if index.drawn:
-        parts.append(f'<p class="warn">{DRAWN_NOTICE}</p>')
+    if index.synthetic:
+        parts.append(f'<p class="warn">{SYNTHETIC_NOTICE}</p>')
     parts += ["<h2>Recall of each class</h2>", _class_table(per_class(index.labels, guesses, index.classes))]
     if head.task != "multi-label":
         table = confusion(index.labels, guesses, len(index.classes))

@@ -94,7 +94,7 @@ def _front_matter(sidecar: Sidecar, form: str) -> str:
 def _summary(sidecar: Sidecar, about: dict[str, str]) -> str:
     lines = [f"> **{tables.NOTICE}** Not a medical device, and not tested in a clinic."]
     if sidecar.drawn:
-        lines += [">", f"> **{tables.DRAWN_NOTICE}**"]
+        lines += [">", f"> **{tables.SYNTHETIC_NOTICE}**"]
     what = f" of {about['what']}" if "what" in about else ""
     names = ", ".join(f"{k} `{_cell(name)}`" for k, name in enumerate(sidecar.classes))
     kind = {"multi-label": "Findings, each yes or no", "ordinal": "Grades"}.get(sidecar.task, "Classes")

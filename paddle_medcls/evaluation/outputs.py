@@ -22,7 +22,7 @@ def score_split(logits: np.ndarray, index: Index, head: OutputHead) -> dict:
     confidences = calibration.confidence_and_hits(head.probabilities(logits, index.ids), index.labels, head.task)
     error = calibration.expected_calibration_error(*confidences)
     extra = {"calibration_error": error, "temperature": head.temperature, "threshold": head.threshold}
-    return {"split": index.split, **result, **extra, "drawn": index.drawn, "note": index.note}
+    return {"split": index.split, **result, **extra, "drawn": index.synthetic, "note": index.note}
 
 
 def calibrate(
@@ -51,7 +51,7 @@ def calibrate(
             diagrams.append(
                 (name, calibration.reliability(*confidences), calibration.expected_calibration_error(*confidences))
             )
-        note = tables.DRAWN_NOTICE if index.drawn or sidecar.drawn else ""
+        note = tables.SYNTHETIC_NOTICE if index.synthetic or sidecar.drawn else ""
         plots.reliability(output / "calibration.png", diagrams, f"{index.dataset}, {index.split}", note)
     sidecar = replace(sidecar, temperature=temperature, threshold=threshold, sha256=sha256(weights))
     sidecar.write(sidecar_of(weights))
@@ -74,7 +74,7 @@ def write_outputs(folder: Path, logits: np.ndarray, index: Index, sidecar: Sidec
         sidecar: of the model.
         result: its metrics, see `score_split`.
     """
-    note = tables.DRAWN_NOTICE if index.drawn or sidecar.drawn else ""
+    note = tables.SYNTHETIC_NOTICE if index.synthetic or sidecar.drawn else ""
     probs = sidecar.head.probabilities(logits)
     guesses = sidecar.head.decide(probs)
     write_json(folder / "metrics.json", result)

@@ -13,7 +13,7 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.evaluation.calibration import predictive_values
 
 NOTICE = "For research and teaching; not for diagnosis."
-DRAWN_NOTICE = "SYNTHETIC SAMPLE: these images are synthetic; the results say nothing about patients."
+SYNTHETIC_NOTICE = "SYNTHETIC SAMPLE: these images are synthetic; the results say nothing about patients."
 
 
 def class_table(metrics: dict) -> str:

@@ -83,7 +83,7 @@ class Sidecar:
         threshold: in [0, 1]: of class 1 in a binary task, of each label in a multi-label task.
         metrics: of the validation split, as `metrics.json` has them.
         labels: reading of the data set's labels, as in the recipe.
-        drawn: trained on synthetic images.
+        drawn: trained on synthetic images; the name that it has in the files of 0.1.
         sha256: of the weight file; empty if unknown.
         versions: of the libraries that it was trained with.
         form: of an exported model, one of FORMS; empty for a weight file.

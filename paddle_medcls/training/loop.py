@@ -232,7 +232,7 @@ def finish(training: Training, session: Session) -> Run:
     if not session.first:
         return Run(training.directory, weights, {}, state.history)
     result = outputs.score_split(logits, data.val, learner.sidecar.head)
-    result |= {"epoch": state.best_epoch, "drawn": data.train.drawn}
+    result |= {"epoch": state.best_epoch, "drawn": data.train.synthetic}
     outputs.write_outputs(training.directory, logits, data.val, learner.sidecar, result)
     sidecar = run_directory.write_sidecar(weights, learner.sidecar, result)
     facts = model_facts.run_facts(weights, sidecar, _count_parameters(learner.model))

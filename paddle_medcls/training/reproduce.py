@@ -225,7 +225,7 @@ def _run_cell(cell: Cell, options: Options) -> None:
         "accuracy": result["accuracy"],
         "parameters": sum(int(p.size) for p in model.parameters() if not p.stop_gradient),
         "minutes": _minutes(folder),
-        "note": "synthetic images" if index.drawn else index.note,
+        "note": "synthetic images" if index.synthetic else index.note,
     }
     write_json(folder / "cell.json", row)
 

@@ -78,7 +78,7 @@ def read_data(recipe: Recipe, data_root: Path, cache: Path | None, session: Sess
     network_for(recipe, len(train.classes), train.task)  # whether the loss fits, before anything is decoded
 
     def scan() -> tuple[dict, dict[str, str]]:
-        facts: dict[str, Any] = {"data_root": str(data_root.resolve()), "drawn": train.drawn, "note": train.note}
+        facts: dict[str, Any] = {"data_root": str(data_root.resolve()), "drawn": train.synthetic, "note": train.note}
         caches: dict[str, str] = {}
         say = lru_cache(session.say)  # the same line for both splits is printed once
         if cache is not None:
@@ -101,7 +101,7 @@ def read_data(recipe: Recipe, data_root: Path, cache: Path | None, session: Sess
     decoded: dict[str, np.ndarray | None] = {
         split: mapped(Path(file)) if file else None for split, file in caches.items()
     }
-    return Data(train, val, facts, decoded, tables.DRAWN_NOTICE if train.drawn else "")
+    return Data(train, val, facts, decoded, tables.SYNTHETIC_NOTICE if train.synthetic else "")
 
 
 def build_learner(recipe: Recipe, data: Data, cache: Path, session: Session, resume: bool) -> Learner:
@@ -172,7 +172,7 @@ def _sidecar(recipe: Recipe, data: Data, network: Network) -> Sidecar:
         preprocessing=recipe.preprocessing,
         flips=recipe.evaluation_flips,
         labels=recipe.labels,
-        drawn=data.train.drawn,
+        drawn=data.train.synthetic,
         versions={"paddle_medcls": __version__, "paddle": paddle.__version__},
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paddle_medcls.evaluation.tables import DRAWN_NOTICE, NOTICE
+from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 
@@ -14,7 +14,7 @@ TEXTS = {
         "模型对任何图像都会给出结果，即使它与训练图像完全不同。",
     ),
     "synthetic_model": (
-        f"This model was trained on synthetic images. {DRAWN_NOTICE}",
+        f"This model was trained on synthetic images. {SYNTHETIC_NOTICE}",
         "该模型用程序生成的合成图像训练，其指标不代表任何病人的情况。",
     ),
     # the model

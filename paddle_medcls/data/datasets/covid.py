@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from paddle_medcls.core.errors import DataError, command
-from paddle_medcls.data.index import Index, image_files, is_drawn, subfolders
+from paddle_medcls.data.index import Index, image_files, is_synthetic, subfolders
 from paddle_medcls.data.splits import CUTS, split_by_class
 
 WEIGHTS_NAME = "COVID"
@@ -85,7 +85,7 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
         labels=np.array(numbers, np.int64),
         classes=classes,
         task=task,
-        drawn=is_drawn(root),
+        synthetic=is_synthetic(root),
     )
 
 

@@ -23,7 +23,7 @@ from paddle_medcls.core import files
 from paddle_medcls.core.errors import DataError, command
 from paddle_medcls.data.datasets.medmnist_cards import ALIASES, CARDS, SIZES, URL, Card
 from paddle_medcls.data.download import checksum_text, download
-from paddle_medcls.data.index import DRAWN_MARK, Index, is_drawn, only_copy, subfolders
+from paddle_medcls.data.index import SYNTHETIC_MARK, Index, is_synthetic, only_copy, subfolders
 
 SPLITS = ("train", "val", "test")
 NAMES = (*CARDS, *ALIASES, *(f"{flag}_{side}" for flag in CARDS for side in SIZES[1:]))
@@ -105,8 +105,8 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
     classes, task = describe(name, labels)
     card, side = card_of(name)
     path = file_in(root, name)
-    drawn = is_drawn(root)
-    images, numbers = _read_npz(path, card, side, split, drawn)
+    synthetic = is_synthetic(root)
+    images, numbers = _read_npz(path, card, side, split, synthetic)
     if task != "multi-label":
         numbers = numbers[:, 0]
     return Index(
@@ -117,8 +117,8 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
         labels=numbers.astype(np.int64),
         classes=classes,
         task=task,
-        drawn=drawn,
-        note="" if drawn else _bytes_note(path, card.md5[side]),
+        synthetic=synthetic,
+        note="" if synthetic else _bytes_note(path, card.md5[side]),
     )
 
 
@@ -149,7 +149,7 @@ def _md5(path: Path, *_state: int) -> str:
 # --- npz -----------------------------------------------------------------------------------------
 
 
-def _read_npz(path: Path, card: Card, side: int, split: str, drawn: bool) -> tuple[np.ndarray, np.ndarray]:
+def _read_npz(path: Path, card: Card, side: int, split: str, synthetic: bool) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, S, S) or (N, S, S, 3) and labels (N, 1) or (N, L) of a split, uint8; all headers are verified."""
     key = "the file"
     try:
@@ -158,9 +158,9 @@ def _read_npz(path: Path, card: Card, side: int, split: str, drawn: bool) -> tup
             width = len(card.classes) if card.task == "multi-label" else 1
             for part, count in zip(SPLITS, card.counts):
                 key = f"{part}_images"
-                num_images = _check_header(file, path, key, (count, *pixels), drawn)
+                num_images = _check_header(file, path, key, (count, *pixels), synthetic)
                 key = f"{part}_labels"
-                num_labels = _check_header(file, path, key, (count, width), drawn)
+                num_labels = _check_header(file, path, key, (count, width), synthetic)
                 if num_images != num_labels:
                     raise _fault(path, key, f"{num_labels} labels", f"one for each of {num_images} images")
             key = f"{split}_images"
@@ -182,8 +182,8 @@ def _read_npz(path: Path, card: Card, side: int, split: str, drawn: bool) -> tup
     return images, labels
 
 
-def _check_header(file: zipfile.ZipFile, path: Path, key: str, shape: tuple[int, ...], drawn: bool) -> int:
-    """The length of an array, from its header; synthetic files (`drawn`) may be shorter than the published ones.
+def _check_header(file: zipfile.ZipFile, path: Path, key: str, shape: tuple[int, ...], synthetic: bool) -> int:
+    """The length of an array, from its header; synthetic files (`synthetic`) may be shorter than the published ones.
 
     Raises:
         DataError: missing, compressed with an unusual method, or another type, shape or size than the card's.
@@ -205,7 +205,7 @@ def _check_header(file: zipfile.ZipFile, path: Path, key: str, shape: tuple[int,
         header = stream.tell()
     if dtype.hasobject:
         raise _fault(path, key, "pickled objects, which may run any program", expected)
-    shorter = drawn and len(actual) == len(shape) and actual[1:] == shape[1:] and 0 < actual[0] <= shape[0]
+    shorter = synthetic and len(actual) == len(shape) and actual[1:] == shape[1:] and 0 < actual[0] <= shape[0]
     if dtype != np.uint8 or not (actual == shape or shorter):
         raise _fault(path, key, f"{_shape_text(actual)}, {dtype}", expected)
     size = header + int(np.prod(actual))
@@ -231,5 +231,5 @@ def _fault(path: Path, key: str, found: str, expected: str) -> DataError:
         path=path,
         expected=expected,
         fix="download it again; for generated files of your own, with fewer images, "
-        f"put an empty file {DRAWN_MARK} beside them",
+        f"put an empty file {SYNTHETIC_MARK} beside them",
     )

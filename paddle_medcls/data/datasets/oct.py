@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.core.errors import DataError, command
-from paddle_medcls.data.index import Index, image_files, is_drawn, only_copy, subfolders
+from paddle_medcls.data.index import Index, image_files, is_synthetic, only_copy, subfolders
 from paddle_medcls.data.splits import split_groups
 
 WEIGHTS_NAME = "OCT"
@@ -81,7 +81,7 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
         classes=classes,
         task=task,
         groups=tuple(patient_of(path.name) for path in paths),
-        drawn=is_drawn(root),
+        synthetic=is_synthetic(root),
     )
     if has_folder:
         return index

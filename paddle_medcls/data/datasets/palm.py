@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.core.errors import DataError, command
-from paddle_medcls.data.index import Index, image_files, is_drawn, only_copy, subfolders
+from paddle_medcls.data.index import Index, image_files, is_synthetic, only_copy, subfolders
 from paddle_medcls.data.splits import holdout
 
 WEIGHTS_NAME = "PALM"
@@ -86,7 +86,7 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
         labels=np.array(numbers, np.int64),
         classes=classes,
         task=task,
-        drawn=is_drawn(root),
+        synthetic=is_synthetic(root),
     )
     if labels == "three":
         train, val = holdout(index.labels, 0.2)
