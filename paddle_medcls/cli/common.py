@@ -78,6 +78,40 @@ def add_engine_options(p: argparse.ArgumentParser) -> None:
     )
 
 
+def add_own_options(p: argparse.ArgumentParser) -> None:
+    """The options for own images, of the data sets `folder` and `table`; their file is --labels."""
+    p.add_argument(
+        "--columns", nargs="+", metavar="MEANING=NAME", help="table: its columns path, label, patient, split, by name"
+    )
+    p.add_argument("--ordinal", metavar="A,B,C", help="own images: the classes in their order, for an ordinal task")
+    p.add_argument(
+        "--patient-pattern", metavar="REGEX", help="own images: found in each path; its first group is the patient"
+    )
+
+
+def list_own_images(args: argparse.Namespace, labels: str | Path | None, seed: int):
+    """The `ImageList` that the options name; None for other data sets."""
+    from paddle_medcls.core.errors import DataError
+    from paddle_medcls.data.datasets import default_root, is_own
+    from paddle_medcls.data.datasets.own import open_images
+    from paddle_medcls.data.own_images import own_images
+
+    given = [labels, args.columns, args.ordinal, args.patient_pattern]
+    if not is_own(args.dataset):
+        if any(given):
+            raise DataError(
+                "--labels, --columns, --ordinal and --patient-pattern describe own images",
+                fix="give --dataset folder or --dataset table too, or leave them out",
+            )
+        return None
+    root = args.data_root or default_root(args.dataset)
+    if not any(given) and not seed:
+        return open_images(args.dataset, root)
+    pairs = [text.partition("=") for text in args.columns or ()]
+    ordinal = [name.strip() for name in (args.ordinal or "").split(",") if name.strip()]
+    return own_images(root, labels, {key: name for key, _, name in pairs}, ordinal, args.patient_pattern, seed)
+
+
 def open_predictor(weights: Path, args: argparse.Namespace):
     """The predictor of a weight file or export, as --recipe, --device, --engine and --precision want it."""
     from paddle_medcls.deployment.predictor import load_predictor

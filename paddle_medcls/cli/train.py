@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli.common import boolean, named, parser, run
+from paddle_medcls.cli.common import add_own_options, boolean, list_own_images, named, parser, run
 
 TEXT = """Trains a recipe and writes a run directory: best weights and their sidecar, history,
 metrics, predictions, pictures, and the state to resume from."""
@@ -47,6 +47,9 @@ def _options() -> argparse.ArgumentParser:
     p.add_argument(
         "--data-root", "--input_root", type=Path, help="folder of the images (default: datasets/<dataset or medmnist>)"
     )
+    p.add_argument("--labels", type=Path, metavar="FILE", help="table: CSV or Excel file with a row for each image")
+    add_own_options(p)
+    p.add_argument("--split-seed", type=int, default=0, metavar="N", help="own images: seed of the splits (default: 0)")
     p.add_argument(
         "--download",
         type=boolean,
@@ -110,9 +113,10 @@ def _options() -> argparse.ArgumentParser:
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.recipes.recipe import Recipe
 
+    args.images = None if args.resume else _images(args)
     recipe = Recipe.from_file(args.resume / "recipe.json") if args.resume else _recipe(args)
     if args.summary:
-        return _summary(recipe)
+        return _summary(args, recipe)
     environ = dict(os.environ)  # before it is made ready for a process that has all cores
     count = _count(args)
     if count > 1:
@@ -144,7 +148,7 @@ def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
     names = ("device", "workers", "amp", "deterministic", "visualdl", "force", "image_cache")
     options = {name: getattr(args, name) for name in names}
     options |= {"kernels": args.kernels or "auto", "precision": args.precision or "f32"}
-    run = train(recipe, data_root, run_dir, Options(**options), resume=bool(args.resume))
+    run = train(recipe, args.images or data_root, run_dir, Options(**options), resume=bool(args.resume))
     return run_dir, run.metrics
 
 
@@ -210,18 +214,27 @@ def _count(args: argparse.Namespace) -> int:
     return args.processes or 1
 
 
+def _images(args: argparse.Namespace):
+    """The list of own images; None for other data sets."""
+    from paddle_medcls.data.datasets import dataset_module
+
+    if not args.dataset:
+        return None
+    dataset_module(args.dataset)  # unknown as a data set, not as a recipe
+    return list_own_images(args, args.labels, args.split_seed)
+
+
 def _recipe(args: argparse.Namespace):
     from paddle_medcls.core.errors import RecipeError
-    from paddle_medcls.data.datasets import dataset_module
-    from paddle_medcls.recipes import get_recipe
+    from paddle_medcls.recipes import get_recipe, own
     from paddle_medcls.recipes.recipe import Recipe
 
-    if args.dataset:
-        dataset_module(args.dataset)  # unknown as a data set, not as a recipe
     name = args.recipe or args.dataset
     recipe = Recipe.from_file(name) if name.endswith(".json") else get_recipe(name, args.dataset, args.model)
     if args.dataset and recipe.dataset != args.dataset:
         raise RecipeError(f"recipe {recipe.name} is for {recipe.dataset}, not for --dataset {args.dataset}")
+    if args.images is not None and recipe.name == own.OWN.name:
+        recipe = own.for_images(recipe, args.images.index("train"))
     options = {name: getattr(args, name) for name in ("model", "batch_size", "lr", "seed", "cache_views", "pretrained")}
     options["labels"] = args.val
     assignments = [f"{field}={value}" for field, value in options.items() if value is not None]
@@ -254,6 +267,8 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
 
     run_dir = _run_dir(args, recipe)
     refuse_taken(run_dir)
+    if args.images is not None:
+        return run_dir, args.images.folder
     if not args.sample:
         root = args.data_root or default_root(recipe.dataset)
         if args.download:
@@ -266,12 +281,13 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
     return run_dir, root
 
 
-def _summary(recipe) -> int:
+def _summary(args: argparse.Namespace, recipe) -> int:
     from paddle_medcls.core.paddle_setup import paddle
     from paddle_medcls.data.datasets import dataset_classes
     from paddle_medcls.training.setup import network_for
 
-    classes, task = dataset_classes(recipe.dataset, recipe.labels)
+    images = args.images
+    classes, task = (images.classes, images.task) if images else dataset_classes(recipe.dataset, recipe.labels)
     network = network_for(recipe, len(classes), task)
     size = recipe.preprocessing.size_px
     paddle.summary(network.build(), (1, network.in_channels, size, size))

@@ -143,11 +143,11 @@ def is_synthetic(root: Path) -> bool:
     return (root / SYNTHETIC_MARK).exists()
 
 
-def subfolders(root: Path, depth: int = DEPTH) -> list[Path]:
+def subfolders(root: Path, depth: int = DEPTH, most: int = MAX_FOLDERS) -> list[Path]:
     """`root` and the folders below it, nearest first, sorted by name; without hidden ones and __MACOSX.
 
     Raises:
-        DataError: more than MAX_FOLDERS, as a home directory has.
+        DataError: more than `most`, as a home directory has.
     """
     if not root.is_dir():
         return []
@@ -158,9 +158,9 @@ def subfolders(root: Path, depth: int = DEPTH) -> list[Path]:
         level = [folder for folder in sorted(inside) if _identity(folder) not in seen]
         seen.update(map(_identity, level))
         folders += level
-        if len(folders) > MAX_FOLDERS:
+        if len(folders) > most:
             raise DataError(
-                f"more than {MAX_FOLDERS} folders to search",
+                f"more than {most} folders to search",
                 path=root,
                 expected="a folder that holds little more than the data set",
                 fix="point --data-root at the folder of the data set itself",

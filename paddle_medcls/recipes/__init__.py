@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 
 from paddle_medcls.core.errors import RecipeError, did_you_mean
+from paddle_medcls.data.datasets import own as own_data
 from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.recipes.recipe import Recipe
 
@@ -57,7 +58,8 @@ def get_recipe(name: str, dataset: str | None = None, model: str | None = None) 
 
     Args:
         name: a recipe or a data set.
-        dataset: for a MedMNIST recipe, the data set to adapt it to (default: PathMNIST).
+        dataset: for a MedMNIST recipe, the data set to adapt it to (default: PathMNIST); "folder" or "table": any
+            recipe for own images.
         model: another network than the recipe's; the published results follow it.
 
     Raises:
@@ -65,6 +67,8 @@ def get_recipe(name: str, dataset: str | None = None, model: str | None = None) 
     """
     if name in NAMES:
         name, dataset = "medmnist", dataset or name
+    if name in own_data.NAMES:
+        name, dataset = "own", dataset or name
     recipe = find_recipe(name)
     if recipe is None:
         recipes, faults = read_recipes()
@@ -77,6 +81,8 @@ def get_recipe(name: str, dataset: str | None = None, model: str | None = None) 
         from paddle_medcls.recipes import medmnist
 
         return medmnist.for_dataset(recipe, dataset or recipe.dataset, model or recipe.model)
+    if dataset in own_data.NAMES:  # the settings of any recipe serve own images; its published results do not
+        recipe = recipe.replace(dataset=dataset, labels="default", targets=())
     return recipe.replace(model=model) if model else recipe
 
 

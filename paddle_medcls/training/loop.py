@@ -19,7 +19,7 @@ import numpy as np
 from paddle_medcls.core.errors import RunError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
-from paddle_medcls.data.datasets import default_root
+from paddle_medcls.data.image_list import ImageList
 from paddle_medcls.evaluation import metrics, model_card, model_facts, outputs
 from paddle_medcls.evaluation.evaluate import evaluate_split
 from paddle_medcls.models.onednn.network import Accelerated
@@ -37,7 +37,7 @@ from paddle_medcls.training.resume import locked, read_environment
 from paddle_medcls.training.run import Training, open_run
 from paddle_medcls.training.run_directory import HISTORY, STEP_LOG, State
 from paddle_medcls.training.session import Options, Session, start_session
-from paddle_medcls.training.setup import amp_type, check_recipe, read_data
+from paddle_medcls.training.setup import amp_type, check_recipe, place_images, read_data
 
 CURVE_SECONDS = 30  # the curves are drawn at most this often
 SAVE_MINUTES = 10  # inside a long epoch, the state is saved this often
@@ -63,7 +63,7 @@ class Run:
 
 def train(
     recipe: Recipe | str,
-    data_root: str | Path | None = None,
+    data_root: str | Path | ImageList | None = None,
     output: str | Path | None = None,
     options: Options = Options(),  # noqa: B008  it is frozen
     resume: bool = False,
@@ -72,7 +72,8 @@ def train(
 
     Args:
         recipe: what to train, or its name; with `resume`, the run's own: `Recipe.from_file(output / "recipe.json")`.
-        data_root: folder of the data set's images; None: the data set's default.
+        data_root: folder of the data set's images; None: the data set's default. Own images: their folder, the
+            `images.csv` of another run, or what `own_images` gives.
         output: run directory, which everything is written to; without `resume` it must not hold a run. None: a new
             one below `runs/`, named after the recipe and the time.
         options: device, workers and the like.
@@ -83,7 +84,6 @@ def train(
             resumed; a loss that is not finite; interrupted (`Stopped`).
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    data_root = Path(data_root or default_root(recipe.dataset))
     check_recipe(recipe)
     if resume and output is None:
         raise RunError("a run is resumed in its directory, but none is named", fix="pass output=RUN_DIRECTORY")
@@ -93,7 +93,8 @@ def train(
     # Paddle numbers parameter names with a global counter; without the guard a second run in one process
     # could not read the first one's optimizer state.
     with locked(run_dir, resume, session.first), paddle.utils.unique_name.guard():
-        data = read_data(recipe, data_root, options.cache_folder(run_dir), session)
+        root = place_images(recipe, data_root, run_dir, session, resume)
+        data = read_data(recipe, root, options.cache_folder(run_dir), session)
         training = open_run(run_dir, recipe, data, session, resume)
         with Interrupt(session.say, options.deadline) as interrupt:
             while not training.finished:

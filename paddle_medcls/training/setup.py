@@ -14,8 +14,10 @@ from paddle_medcls import __version__
 from paddle_medcls.core.errors import RecipeError, SetupError, did_you_mean
 from paddle_medcls.core.files import remove_abandoned
 from paddle_medcls.core.paddle_setup import count_gpus, paddle
-from paddle_medcls.data.datasets import load_index
+from paddle_medcls.data.datasets import dataset_module, default_root, is_own, load_index
+from paddle_medcls.data.image_list import ImageList, is_list, read_image_list
 from paddle_medcls.data.index import Index
+from paddle_medcls.data.own_images import compared
 from paddle_medcls.evaluation import tables
 from paddle_medcls.models.network import LOSSES, Network, model_names
 from paddle_medcls.models.onednn.network import obstacle
@@ -66,6 +68,33 @@ def check_recipe(recipe: Recipe) -> None:
             f"unknown model {recipe.model!r}{did_you_mean(recipe.model, model_names())}",
             expected=", ".join(model_names()),
         )
+
+
+def place_images(
+    recipe: Recipe, data_root: str | Path | ImageList | None, run_dir: Path, session: Session, resume: bool
+) -> Path:
+    """The data root of a run; of own images their list, which is written into the run directory.
+
+    Raises:
+        DataError: images that are missing or cannot be read, unclear labels, the same image under two labels.
+    """
+    if not is_own(recipe.dataset):
+        return Path(data_root or default_root(recipe.dataset))  # type: ignore[arg-type]
+
+    def write() -> str:
+        if resume:
+            moved = data_root if isinstance(data_root, (str, Path)) and not is_list(Path(data_root)) else None
+            images = read_image_list(run_dir, moved if moved and Path(moved).is_dir() else None)
+        else:
+            images = dataset_module(recipe.dataset).open_images(
+                recipe.dataset, data_root or default_root(recipe.dataset)
+            )
+        images = images if images.compared else compared(images, session.options.workers)
+        for remark in () if resume else images.remarks:
+            session.say(str(remark))
+        return str(images.write(run_dir))
+
+    return Path(from_first(write, session.rank, session.world))
 
 
 def read_data(recipe: Recipe, data_root: Path, cache: Path | None, session: Session) -> Data:

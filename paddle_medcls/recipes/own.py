@@ -1,0 +1,49 @@
+"""The recipe for a user's own images, of some hundred to some thousand.
+
+python tools/train.py --dataset folder --data-root DIR
+"""
+
+from __future__ import annotations
+
+from paddle_medcls.data.index import Index
+from paddle_medcls.preprocessing.augmentation import Augmentation
+from paddle_medcls.preprocessing.transforms import Preprocessing
+from paddle_medcls.recipes.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
+
+STEPS = 1500
+"""Of the optimizer, in all epochs together; with 15 epochs at least and 60 at most."""
+UNEVEN = 3
+"""Classes weigh the same in the loss where the largest has more than so many times the images of the smallest."""
+
+OWN = Recipe(
+    name="own",
+    source="paddle_medcls: own images, adapted to their number, classes and task",
+    dataset="folder",
+    model="resnet18",
+    preprocessing=Preprocessing(
+        channels="rgb", mean=IMAGENET_MEAN, std=IMAGENET_STD, size_px=128, interpolation="area"
+    ),
+    augmentation=Augmentation(rotate_degrees=15, zoom=0.12, shift=0.05, brightness=0.2, contrast=0.2),
+    epochs=60,
+    batch_size=16,
+    lr=0.01,
+    weight_decay=5e-4,
+    schedule="cosine",
+    warmup_epochs=3,
+    ema_decay=0.995,
+    monitor="auc",
+    patience=20,
+)
+
+
+def for_images(recipe: Recipe, train: Index) -> Recipe:
+    """The recipe for these training images; every value may be changed afterwards."""
+    counts = [count for count in train.counts().values() if count]
+    batch = 16 if len(train) < 800 else 32 if len(train) < 5000 else 64
+    epochs = min(60, max(15, round(STEPS * batch / len(train))))
+    uneven = train.task != "multi-label" and max(counts) > UNEVEN * min(counts)
+    return recipe.with_epochs(epochs).replace(
+        batch_size=batch,
+        loss="sigmoid" if train.task == "multi-label" else "softmax",
+        class_weights="balanced" if uneven else "none",
+    )
