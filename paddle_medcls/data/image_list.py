@@ -16,7 +16,7 @@ import numpy as np
 
 from paddle_medcls.core.errors import DataError, printable
 from paddle_medcls.core.files import read_json, write_csv, write_json
-from paddle_medcls.data.index import Index, is_drawn
+from paddle_medcls.data.index import Index, is_synthetic
 from paddle_medcls.data.label_table import Table, cell_fault, read_table
 
 COLUMNS = ("path", "label", "patient", "split")
@@ -102,12 +102,12 @@ class ImageList:
             dataset=dataset,
             split=split,
             ids=tuple(self.paths[row] for row in rows),
-            sources=[self.folder / self.paths[row] for row in rows],
+            images=[self.folder / self.paths[row] for row in rows],
             labels=self.labels[rows],
             classes=self.classes,
             task=self.task,
             groups=tuple(self.groups[row] for row in rows) if any(self.patients) else (),
-            drawn=is_drawn(self.folder),
+            synthetic=is_synthetic(self.folder),
         )
 
     def for_folds(self) -> ImageList:
