@@ -16,6 +16,8 @@ from paddle_medcls.data.own_images import own_images
 
 NAMES = ("folder", "table")
 WEIGHTS_NAME = "MODEL"
+ABOUT = {"title": "own images", "licence": "ask the owner of the images"}
+"""For model cards; what else is known stands in the run's `images.json`."""
 
 
 def open_images(name: str, root: str | Path | ImageList) -> ImageList:
