@@ -30,6 +30,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path)
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["a.bin"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc names the file of a handle on Linux")
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_is_on_the_disk_after(tmp_path, monkeypatch) -> None:
+    calls, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: calls.append(os.readlink(f"/proc/self/fd/{handle}")))
+    monkeypatch.setattr(os, "replace", lambda *names: calls.append("replace") or replace(*names))
+    atomic_write(tmp_path / "a.bin", b"data")
+    temporary, *rest = calls
+    assert Path(temporary).name.startswith(".medcls-") and rest == ["replace", str(tmp_path)]
+
+
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     """A real limit: this process may write files of 10 kB at most; a longer one leaves the old."""
     path = tmp_path / "a.bin"

@@ -18,6 +18,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.deployment import graph
 from paddle_medcls.models.architectures import resnet
 from paddle_medcls.models.network import MODELS, Network
 
@@ -64,7 +65,15 @@ def toy_plain(network: Network) -> Toy:
     return Toy(network, plain=True)
 
 
-for _builder in (toy, toy_plain):
+def toy_resnet(network: Network) -> resnet.ResNet:
+    """Three residual blocks of 64, 128 and 256 channels: a tenth of ResNet-18's parameters."""
+    return resnet.ResNet((1, 1, 1), resnet.BasicBlock, network)
+
+
+graph.RESNETS["toy_resnet"] = ((1, 1, 1), 1)
+graph.KNOWN.append("toy_resnet")
+
+for _builder in (toy, toy_plain, toy_resnet):
     if _builder.__name__ not in MODELS:  # how a model is added: see models/__init__.py
         MODELS[_builder.__name__] = "resnet"
         setattr(resnet, _builder.__name__, _builder)

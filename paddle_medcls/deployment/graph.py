@@ -45,7 +45,7 @@ RESNETS = {  # blocks of each stage, and the channels that a block widens to
     "resnet152": ((3, 8, 36, 3), 4),
 }
 VGG_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-KNOWN = (*RESNETS, "vgg16")
+KNOWN = [*RESNETS, "vgg16"]
 EPSILON = 1e-5  # of Paddle's BatchNorm2D
 
 
