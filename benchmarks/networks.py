@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.cell import Job, rate, train_command
 from paddle_medcls.core.errors import RunError, SetupError
 from paddle_medcls.core.hardware import usable_cores
+from paddle_medcls.core.openvino_setup import import_openvino
 
 CLASSES = 4
 
@@ -161,7 +162,7 @@ def prepare(job: Job) -> float:
     (folder / "graphs").mkdir()
     graph = logits_graph(sidecar, read_weights(folder / "NET.pdparams"), "NET")
     with contextlib.suppress(ImportError):  # not installed: reported when it would be measured
-        import openvino
+        openvino = import_openvino()
 
         openvino.save_model(to_openvino(graph), folder / "graphs" / "NET.xml", compress_to_fp16=False)
     with contextlib.suppress(ImportError):
@@ -190,7 +191,8 @@ def inference(job: Job, batch: int, engine: str, precision: str = "f32") -> floa
 
 def openvino_alone(job: Job, batch: int, precision: str) -> float:
     """Images per second of OpenVINO without this package; only the precision is set."""
-    openvino = _module("openvino")
+    _module("openvino")
+    openvino = import_openvino()
     settings = {"INFERENCE_PRECISION_HINT": precision}
     model = openvino.Core().compile_model(str(_export(job, "*.xml")), "CPU", settings)
     x = _noise(job, batch)

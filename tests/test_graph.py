@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import ROOT
+from fakes import ROOT, import_openvino_or_skip
 
 from paddle_medcls.core.errors import SetupError, WeightsError
 from paddle_medcls.core.paddle_setup import paddle
@@ -56,7 +56,7 @@ def trained(network: Network, side: int) -> tuple[object, dict[str, np.ndarray]]
 
 
 def run_openvino(graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
-    openvino = pytest.importorskip("openvino")
+    openvino = import_openvino_or_skip()
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     found = openvino.Core().compile_model(to_openvino(graph), "CPU", settings)(x)
     return {name: found[name] for name in graph.outputs}
@@ -237,3 +237,16 @@ def test_a_graph_needs_no_paddle() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.strip() == str(53 * 5 + 2), done.stderr
+
+
+def test_openvino_is_imported_without_the_converter_that_reports_to_its_makers() -> None:
+    import_openvino_or_skip()
+    code = (
+        "import importlib.util, sys\n"
+        "from paddle_medcls.core.openvino_setup import import_openvino\n"
+        "import_openvino()\n"
+        "print([n for n in sys.modules if n.startswith(('openvino_telemetry', 'openvino.tools.ovc'))])\n"
+        "assert importlib.util.find_spec('openvino.tools.ovc')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

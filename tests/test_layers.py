@@ -106,14 +106,15 @@ def test_no_other_module_imports_paddle() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_paddle_is_imported_in_one_place() -> None:
-    """`core.paddle_setup` configures Paddle before it is imported; other modules import it from there."""
+@pytest.mark.parametrize("library", ["paddle", "openvino"])
+def test_a_library_is_imported_in_one_place(library: str) -> None:
+    """`core.paddle_setup` and `core.openvino_setup` configure their import; other modules import from there."""
+    pattern = rf"\s*(import {library}\b(?!\.)|from {library} )"
     for name, path in MODULES.items():
-        if name == "core.paddle_setup":
+        if name == f"core.{library}_setup":
+            assert re.search(pattern, path.read_text())
             continue
-        lines = [
-            line for line in path.read_text().splitlines() if re.match(r"\s*(import paddle\b(?!\.)|from paddle )", line)
-        ]
+        lines = [line for line in path.read_text().splitlines() if re.match(pattern, line)]
         assert not lines, f"{name}: {lines}"
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import toynet  # noqa: F401  adds its small networks
-from fakes import pixels, write_image
+from fakes import import_openvino_or_skip, pixels, write_image
 
 from paddle_medcls.cli import predict
 from paddle_medcls.core.errors import DataError, WeightsError
@@ -233,8 +233,8 @@ def test_an_openvino_export_with_a_loop(tmp_path: Path) -> None:
 
 def openvino_loop(folder: Path) -> Path:
     """A folder with an OpenVINO export that would never end."""
-    openvino = pytest.importorskip("openvino")
-    from openvino import opset13 as ops
+    openvino = import_openvino_or_skip()
+    ops = openvino.opset13
 
     image = ops.parameter([-1, 8, 8, 3], np.uint8, name="image")
     image.output(0).get_tensor().set_names({"image"})

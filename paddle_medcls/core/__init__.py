@@ -1,1 +1,1 @@
-"""Errors, files, progress, hardware, and the only import of Paddle."""
+"""Errors, files, progress, hardware, and the only imports of Paddle and OpenVINO."""

@@ -24,6 +24,7 @@ import numpy as np
 
 from paddle_medcls.core.errors import DataError, RunError, SetupError, WeightsError, did_you_mean
 from paddle_medcls.core.files import sha256
+from paddle_medcls.core.openvino_setup import import_openvino
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
 from paddle_medcls.data.datasets import dataset_names, load_index
@@ -231,14 +232,14 @@ def _write_onnx(predictor: Predictor, folder: Path, name: str) -> None:
 
 
 def _write_openvino(predictor: Predictor, folder: Path, name: str) -> None:
-    import openvino
+    openvino = import_openvino()
 
     if _is_known(predictor):
         model = to_openvino(_graph(predictor))
     else:
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             _write_onnx(predictor, Path(scratch), name)
-            model = openvino.convert_model(str(Path(scratch) / f"{name}.onnx"))
+            model = openvino.Core().read_model(str(Path(scratch) / f"{name}.onnx"))
     openvino.save_model(model, str(folder / f"{name}.xml"), compress_to_fp16=False)
 
 

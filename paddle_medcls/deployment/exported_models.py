@@ -13,6 +13,7 @@ import numpy as np
 
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.hardware import usable_cores
+from paddle_medcls.core.openvino_setup import import_openvino
 from paddle_medcls.deployment.inference_engines import (
     FORMS,
     InferenceBackend,
@@ -115,7 +116,7 @@ def _open_onnx(path: Path, precision: str) -> Run:
 
 
 def _open_openvino(path: Path, precision: str) -> Run:
-    import openvino
+    openvino = import_openvino()
 
     model = openvino.Core().read_model(str(path))
     kinds = [operation.get_type_name() for operation in model.get_ops()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from paddle_medcls.core.openvino_setup import import_openvino
 from paddle_medcls.deployment.graph import Graph, Operation
 
 OPSET = 17
@@ -12,9 +13,9 @@ OPSET = 17
 
 def to_openvino(graph: Graph):
     """The graph as an `openvino.Model`, any batch size."""
-    import openvino
-    from openvino import opset13 as ops
+    openvino = import_openvino()
 
+    ops = openvino.opset13
     image = ops.parameter([-1, *graph.input_shape], np.dtype(graph.input_type), name="image")
     image.output(0).get_tensor().set_names({"image"})
     values = [image.output(0)]

@@ -20,6 +20,7 @@ import numpy as np
 
 from paddle_medcls.core.errors import SetupError, WeightsError
 from paddle_medcls.core.hardware import has_bfloat16, usable_cores
+from paddle_medcls.core.openvino_setup import import_openvino
 from paddle_medcls.deployment.graph import Graph
 from paddle_medcls.deployment.graph_models import to_onnx, to_openvino
 
@@ -124,7 +125,7 @@ def compile_graph(graph: Graph, engine: str, precision: str, num_outputs: int) -
 
 
 def compile_openvino(model, precision: str) -> Run:
-    import openvino
+    openvino = import_openvino()
 
     settings = {
         "INFERENCE_PRECISION_HINT": precision,  # unset, processors with bfloat16 would use it
