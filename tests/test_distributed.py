@@ -21,7 +21,7 @@ from paddle_medcls.data.datasets import load_index
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.training import distributed
-from paddle_medcls.training.distributed import from_first, pieces, whole_batch_norm
+from paddle_medcls.training.distributed import from_first, pieces, synchronised_batch_norm
 from paddle_medcls.training.loop import Options, train
 
 # Without batch norm and dropout, whose results depend on how a batch is shared out. 13 images in
@@ -104,12 +104,12 @@ def test_process_0_alone_works_for_all(monkeypatch) -> None:
 def test_shared_batch_norm_is_the_same_network(monkeypatch) -> None:
     """On GPUs the statistics are shared; names, values and parameters stay. On the CPU Paddle has no such kernel."""
     model = Network("resnet18", 3).build()
-    assert whole_batch_norm(model, 2) is model and not _shared(model)
+    assert synchronised_batch_norm(model, 2) is model and not _shared(model)
     before = {name: value.numpy().copy() for name, value in model.state_dict().items()}
     parameters = {name: id(value) for name, value in model.named_parameters()}
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:1")
-    assert not _shared(whole_batch_norm(model, 1))
-    model = whole_batch_norm(model, 2)
+    assert not _shared(synchronised_batch_norm(model, 1))
+    model = synchronised_batch_norm(model, 2)
     assert _shared(model) == 20
     assert {name: id(value) for name, value in model.named_parameters()} == parameters
     assert list(model.state_dict()) == list(before)

@@ -141,13 +141,13 @@ def test_permutation_p():
     assert permutation_p([1, 4], [2, 3]) == 1  # no difference
     assert permutation_p([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]) == 1  # none but rounding's
     assert permutation_p([5], [1, 2]) == 1 / 3  # 5, 1 or 2 alone: 3.5, -2.5, -1
-    few = permutation_p([5, 6, 7, 8, 9], [1, 2, 3, 4, 6], most=200)  # of 252 deals, so drawn
+    few = permutation_p([5, 6, 7, 8, 9], [1, 2, 3, 4, 6], max_permutations=200)  # of 252 deals, so drawn
     assert few == pytest.approx(permutation_p([5, 6, 7, 8, 9], [1, 2, 3, 4, 6]), abs=0.02)
 
 
 def test_drawn_permutations_never_give_zero():
     """11 runs all above 11 others: exactly 2 / C(22, 11) = 2.8e-6, which 2000 deals cannot show."""
-    assert permutation_p(range(11, 22), range(11), most=2000) == 1 / 2001
+    assert permutation_p(range(11, 22), range(11), max_permutations=2000) == 1 / 2001
     assert permutation_p(range(8, 16), range(8)) == pytest.approx(2 / math.comb(16, 8))  # 12,870 deals, all of them
 
 

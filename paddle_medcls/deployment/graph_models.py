@@ -1,4 +1,4 @@
-"""An inference graph as a model of OpenVINO or of ONNX, in memory; neither is imported before it is asked for."""
+"""Converts an inference graph to an OpenVINO or ONNX model in memory; each library is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _openvino_node(ops, operation: Operation, inputs: list):
     x, arrays = inputs[0], [ops.constant(array) for array in operation.arrays]
     if kind == "convolution":
         stride, padding = numbers
-        made = ops.convolution(x, arrays[0], [stride] * 2, [padding] * 2, [padding] * 2, [1, 1])
-        return ops.add(made, ops.constant(operation.arrays[1].reshape(1, -1, 1, 1)))
+        node = ops.convolution(x, arrays[0], [stride] * 2, [padding] * 2, [padding] * 2, [1, 1])
+        return ops.add(node, ops.constant(operation.arrays[1].reshape(1, -1, 1, 1)))
     if kind == "max_pool":
         kernel, stride, padding = numbers
         return ops.max_pool(x, [stride] * 2, [1, 1], [padding] * 2, [padding] * 2, [kernel] * 2)
@@ -72,27 +72,27 @@ def to_onnx(graph: Graph):
         arrays = list(operation.arrays)
         if operation.kind == "reshape":
             arrays.append(np.array(operation.numbers))
-        held = [f"{names[number]}.{k}" for k in range(len(arrays))]
-        constants += [numpy_helper.from_array(array, name) for array, name in zip(arrays, held)]
-        nodes += _onnx_nodes(helper, operation, [names[k] for k in operation.inputs], held, names[number])
+        constant_names = [f"{names[number]}.{k}" for k in range(len(arrays))]
+        constants += [numpy_helper.from_array(array, name) for array, name in zip(arrays, constant_names)]
+        nodes += _onnx_nodes(helper, operation, [names[k] for k in operation.inputs], constant_names, names[number])
     kinds = {"float32": onnx.TensorProto.FLOAT, "uint8": onnx.TensorProto.UINT8}
     image = helper.make_tensor_value_info("image", kinds[graph.input_type], ["batch", *graph.input_shape])
-    ends = [
+    outputs = [
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", columns])
         for name, (_, columns) in graph.outputs.items()
     ]
-    made = helper.make_graph(nodes, "network", [image], ends, constants)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="paddle_medcls")
+    onnx_graph = helper.make_graph(nodes, "network", [image], outputs, constants)
+    model = helper.make_model(onnx_graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="paddle_medcls")
     model.ir_version = 8  # that of opset 17: newer ones are refused by older runtimes
     return model
 
 
-def _onnx_nodes(helper, operation: Operation, inputs: list[str], held: list[str], output: str) -> list:
+def _onnx_nodes(helper, operation: Operation, inputs: list[str], constant_names: list[str], output: str) -> list:
     kind, numbers = operation.kind, list(operation.numbers)
     if kind == "pool_to":
-        between = f"{output}.rows"
-        first = helper.make_node("MatMul", [held[0], *inputs], [between])
-        return [first, helper.make_node("MatMul", [between, held[1]], [output])]
+        product = f"{output}.rows"
+        first = helper.make_node("MatMul", [constant_names[0], *inputs], [product])
+        return [first, helper.make_node("MatMul", [product, constant_names[1]], [output])]
     name = {"subtract": "Sub", "divide": "Div", "linear": "Gemm", "take": "Gather", "convolution": "Conv"}.get(kind)
     name = name or {"max_pool": "MaxPool", "mean": "ReduceMean"}.get(kind, kind.capitalize())
     fields: dict = {}
@@ -108,4 +108,4 @@ def _onnx_nodes(helper, operation: Operation, inputs: list[str], held: list[str]
         fields = {"perm": numbers}
     elif kind == "cast":
         fields = {"to": 1}  # float32
-    return [helper.make_node(name, [*inputs, *held], [output], **fields)]
+    return [helper.make_node(name, [*inputs, *constant_names], [output], **fields)]

@@ -1,4 +1,4 @@
-"""Opens weight files and exports: sidecar, inference backend, and what was assumed about a file without a sidecar."""
+"""Opens weight files and exports: reads the sidecar, or infers one, and makes the inference backend."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ class Opened(NamedTuple):
 def open_trained(
     path: Path,
     recipe: Recipe | None,
-    wanted: tuple[str | None, str],
+    engine_and_precision: tuple[str | None, str],
     say: Callable[[str], None],
     allow_program: bool,
 ) -> Opened:
-    """Opens a weight file or an export, in the (engine, precision) wanted; see `Predictor.from_weights`."""
+    """Opens a weight file or an export; see `Predictor.from_weights`."""
     path = find_model(path)
     sidecar_path = sidecar_of(path)
     sidecar = Sidecar.read(sidecar_path) if sidecar_path.is_file() else None
@@ -79,31 +79,31 @@ def open_trained(
             fix="leave --recipe out; to overrule the sidecar, move it away",
         )
     if form_of(path):
-        return _of_export(path, sidecar, wanted, allow_program)
+        return _open_export(path, sidecar, engine_and_precision, allow_program)
     if sidecar is not None and sidecar.form:
         raise WeightsError(
             f"{path}: the sidecar beside these weights describes an export, not them",
             path=sidecar_path,
             fix="restore the sidecar of the weights; to use the export, name its folder or its model file",
         )
-    return _of_weights(path, sidecar, recipe, wanted, say)
+    return _open_weights(path, sidecar, recipe, engine_and_precision, say)
 
 
-def _of_weights(
+def _open_weights(
     path: Path,
     sidecar: Sidecar | None,
     recipe: Recipe | None,
-    wanted: tuple[str | None, str],
+    engine_and_precision: tuple[str | None, str],
     say: Callable[[str], None],
 ) -> Opened:
-    """A weight file in the engine and precision that are wanted."""
-    engine, precision = wanted
+    """Opens a weight file with the first engine that can be used."""
+    engine, precision = engine_and_precision
     state = read_weights(path)
     notes: list[str] = []
     if sidecar is not None:
         sidecar.check(path)
     else:
-        sidecar, state, notes = _assume(path, state, recipe)
+        sidecar, state, notes = _infer_sidecar(path, state, recipe)
     for name in _candidates(sidecar.network.model, engine, precision):
         try:
             outputs = sidecar.network.num_outputs
@@ -114,7 +114,7 @@ def _of_weights(
                 raise
             say(f"{name} cannot be used: {error.what}")
     require("paddle", precision)
-    return Opened(sidecar, _in_paddle(sidecar, state, path), notes, path=path)
+    return Opened(sidecar, _paddle_network(sidecar, state, path), notes, path=path)
 
 
 def _candidates(model: str, engine: str | None, precision: str) -> list[str]:
@@ -122,18 +122,18 @@ def _candidates(model: str, engine: str | None, precision: str) -> list[str]:
     if engine in (None, "paddle"):
         return []
     if engine == "auto":
-        found = []
+        candidates = []
         for name in FASTEST_FIRST if model in KNOWN else ():
             try:
                 require(name, precision)
-                found.append(name)
+                candidates.append(name)
             except SetupError:
                 continue
-        return found
+        return candidates
     if engine not in FASTEST_FIRST:
-        known = ", ".join(("auto", "paddle", *FASTEST_FIRST))
+        expected = ", ".join(("auto", "paddle", *FASTEST_FIRST))
         raise SetupError(
-            f"the engine {engine} runs exports, not weight files", expected=known, fix="leave --engine out"
+            f"the engine {engine} runs exports, not weight files", expected=expected, fix="leave --engine out"
         )
     if model not in KNOWN:
         raise SetupError(
@@ -144,29 +144,31 @@ def _candidates(model: str, engine: str | None, precision: str) -> list[str]:
     return [str(engine)]
 
 
-def _in_paddle(sidecar: Sidecar, state: dict, path: Path) -> PaddleNetwork:
+def _paddle_network(sidecar: Sidecar, state: dict, path: Path) -> PaddleNetwork:
     model = sidecar.network.build()
     load_strict(model, state, path)
     return PaddleNetwork(model, sidecar.flips)
 
 
 def _reload(path: Path, sidecar: Sidecar) -> PaddleNetwork:
-    """The network of a file that was read before, from the same bytes: arrays are not kept twice for its sake."""
+    """The network in Paddle, from the same file: reading it again saves a second copy of the arrays in memory."""
     sidecar.check(path)
     state = read_weights(path)
     if not sidecar_of(path).is_file():
         state = recognise(state, path)[1]
-    return _in_paddle(sidecar, state, path)
+    return _paddle_network(sidecar, state, path)
 
 
-def _of_export(path: Path, sidecar: Sidecar | None, wanted: tuple[str | None, str], allow_program: bool) -> Opened:
-    """An exported model, in the engine of its form and the precision that it was exported for."""
-    form, sidecar_path, (engine, precision) = form_of(path), sidecar_of(path), wanted
+def _open_export(
+    path: Path, sidecar: Sidecar | None, engine_and_precision: tuple[str | None, str], allow_program: bool
+) -> Opened:
+    """Opens an exported model with the engine of its form, in the precision that it was exported for."""
+    form, sidecar_path, (engine, precision) = form_of(path), sidecar_of(path), engine_and_precision
     if sidecar is None or sidecar.form != form:
         raise WeightsError(f"{path} has no sidecar of an export", path=sidecar_path, fix="copy all files of the export")
-    own = FORMS[form]
-    if engine not in (None, "auto", own):
-        raise SetupError(f"{path} is an export for {own}, not for {engine}", fix="leave --engine out")
+    engine_of_form = FORMS[form]
+    if engine not in (None, "auto", engine_of_form):
+        raise SetupError(f"{path} is an export for {engine_of_form}, not for {engine}", fix="leave --engine out")
     if sidecar.flips or sidecar.preprocessing != pixels_spec(sidecar.preprocessing):
         raise WeightsError(
             f"{path}: exported by version 0.1, whose models do not take pixels", fix="export the weights again"
@@ -182,8 +184,8 @@ def _of_export(path: Path, sidecar: Sidecar | None, wanted: tuple[str | None, st
     return Opened(sidecar, backend, path=path)
 
 
-def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, dict, list[str]]:
-    """Card, renamed state and notes for a file without a sidecar."""
+def _infer_sidecar(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, dict, list[str]]:
+    """Sidecar, renamed state and notes for a file without a sidecar, from its layout and the recipe."""
     network, state, layout = recognise(state, path)
     notes = [f"{path.name}: no sidecar; {network.model}, {network.num_outputs} output(s), names of {layout}"]
     if recipe is None:
@@ -203,10 +205,10 @@ def _assume(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, di
         )
     spec, flips = recipe.preprocessing, recipe.evaluation_flips
     mean, std = (", ".join(f"{value:.2f}" for value in dict.fromkeys(values)) for values in (spec.mean, spec.std))
-    averaged = f"; averaged over the image and its flips ({', '.join(flips)})" if flips else ""
+    flips_text = f"; averaged over the image and its flips ({', '.join(flips)})" if flips else ""
     notes.append(
         f"assumed: recipe {recipe.name}; {spec.channels.upper()}, {spec.size_px} px, "
-        f"mean {mean}, std {std}; classes {', '.join(classes)}{averaged}"
+        f"mean {mean}, std {std}; classes {', '.join(classes)}{flips_text}"
     )
     sidecar = Sidecar(
         recipe.dataset, recipe.name, classes, task, recipe.loss, network, spec, flips, labels=recipe.labels

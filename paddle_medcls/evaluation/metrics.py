@@ -187,8 +187,8 @@ def confusion(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -> np.n
     return np.bincount(labels * num_classes + guesses, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else float("nan")
+def _ratio(numerator: float, denominator: float) -> float:
+    return float(numerator / denominator) if denominator else float("nan")
 
 
 def per_class(labels: np.ndarray, guesses: np.ndarray, classes: Sequence[str]) -> list[dict]:

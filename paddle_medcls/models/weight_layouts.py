@@ -1,4 +1,4 @@
-"""Recognises checkpoints of other projects by their parameter names, and renames the parameters to ours."""
+"""Recognises checkpoints of other projects by their parameter names, and renames the parameters to this package's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.models.network import Network
 
-_LAYOUTS = (  # (layout, a parameter only it has, patterns: their names -> ours)
+_LAYOUTS = (  # (layout, a parameter only it has, patterns: name in the file -> name in this package)
     ("COVID-19 tutorial", "conv.0.weight", ()),
     (
         "PALM tutorial",
@@ -66,11 +66,11 @@ def recognise(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict
         name: the file, for messages.
 
     Returns:
-        The network, the state dict under our names, and the layout: "COVID-19 tutorial", "PALM tutorial",
+        The network, the state dict under this package's names, and the layout: "COVID-19 tutorial", "PALM tutorial",
         "paddle.vision", "torchvision" or "PaddleClas".
 
     Raises:
-        WeightsError: an unknown layout, or shapes that no network of ours has; names the file.
+        WeightsError: an unknown layout, or shapes of no network of this package; names the file.
     """
     vgg = "features.0.weight" in state and "classifier.0.weight" in state
     fields, renamed, layout = (_recognise_vgg if vgg else _recognise_resnet)(state, name)
@@ -88,7 +88,7 @@ def _recognise_resnet(state: dict[str, np.ndarray], name: object) -> tuple[dict,
             f"{name}: the layout is not known; it begins with {', '.join(list(state)[:4])}",
             expected="a ResNet of the PALM or COVID-19 tutorial, paddle.vision, torchvision or PaddleClas, or a VGG-16",
         )
-    torch = any(key.endswith("running_mean") for key in state)
+    is_torch = any(key.endswith("running_mean") for key in state)
     stages: dict[int, int] = {}
     for key in state:
         if match := re.match(r"(?:bb_|layer)(\d{1,3})[._](\d{1,3})\.", key):
@@ -97,33 +97,33 @@ def _recognise_resnet(state: dict[str, np.ndarray], name: object) -> tuple[dict,
     for key, value in state.items():
         if key.endswith("num_batches_tracked"):
             continue
-        ours = key
+        our_key = key
         for pattern, replacement in patterns:
             if replacement == "stage":
-                ours = re.sub(pattern, lambda match: f"block.{_block_number(match, stages)}.", ours)
+                our_key = re.sub(pattern, lambda match: f"block.{_block_number(match, stages)}.", our_key)
             else:
-                ours = re.sub(pattern, replacement, ours)
-        renamed[ours] = value.T if torch and ours == "fc.weight" else value
-    return _resnet_fields(renamed, name), renamed, "torchvision" if torch else layout
+                our_key = re.sub(pattern, replacement, our_key)
+        renamed[our_key] = value.T if is_torch and our_key == "fc.weight" else value
+    return _resnet_fields(renamed, name), renamed, "torchvision" if is_torch else layout
 
 
 def _recognise_vgg(state: dict[str, np.ndarray], name: object) -> tuple[dict, dict[str, np.ndarray], str]:
-    """Recognises a VGG-16 of paddle.vision or torchvision, with its head or ours; returns as `_recognise_resnet`.
+    """Recognises a VGG-16 of paddle.vision or torchvision; returns as `_recognise_resnet`.
 
     torchvision's linear weights are transposed. Both projects flatten the features in the order C, H, W, so the
     columns of the first linear layer need no permutation.
     """
-    torch = state["classifier.0.weight"].shape == (4096, 25088)
-    if torch:
+    is_torch = state["classifier.0.weight"].shape == (4096, 25088)
+    if is_torch:
         state = {k: v.T if k.startswith("classifier") and v.ndim == 2 else v for k, v in state.items()}
-    last = state.get("classifier.6.3.weight", state.get("classifier.6.weight"))
-    first = state["features.0.weight"]
-    if last is None or last.ndim != 2 or first.ndim != 4 or "features.28.weight" not in state:
+    last_weight = state.get("classifier.6.3.weight", state.get("classifier.6.weight"))
+    first_weight = state["features.0.weight"]
+    if last_weight is None or last_weight.ndim != 2 or first_weight.ndim != 4 or "features.28.weight" not in state:
         raise WeightsError(
-            f"{name}: not a VGG-16: {len(state)} entries, {'a' if last is not None else 'no'} last layer"
+            f"{name}: not a VGG-16: {len(state)} entries, {'a' if last_weight is not None else 'no'} last layer"
         )
-    fields = {"model": "vgg16", "num_outputs": last.shape[1], "in_channels": first.shape[1]}
-    return fields, state, "torchvision" if torch else "paddle.vision"
+    fields = {"model": "vgg16", "num_outputs": last_weight.shape[1], "in_channels": first_weight.shape[1]}
+    return fields, state, "torchvision" if is_torch else "paddle.vision"
 
 
 def _block_number(match: re.Match, stages: dict[int, int]) -> int:
@@ -132,7 +132,7 @@ def _block_number(match: re.Match, stages: dict[int, int]) -> int:
 
 
 def _resnet_fields(state: dict[str, np.ndarray], name: object) -> dict:
-    """Returns the fields of `Network` for the state dict of a ResNet under our names."""
+    """Returns the fields of `Network` for the state dict of a ResNet under this package's names."""
     blocks = {match[1] for key in state if (match := re.match(r"block\.(\d+)\.", key))}
     bottleneck = "block.0.conv3.0.weight" in state
     depth = _DEPTHS.get((len(blocks), bottleneck))

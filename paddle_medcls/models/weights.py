@@ -43,10 +43,10 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds a {type(state).__name__}", expected="a state dict: names and arrays")
     state.pop(_NAME_TABLE, None)
-    others = [f"{key}: {type(value).__name__}" for key, value in state.items() if not isinstance(value, np.ndarray)]
-    if others or not state:
+    not_arrays = [f"{key}: {type(value).__name__}" for key, value in state.items() if not isinstance(value, np.ndarray)]
+    if not_arrays or not state:
         raise WeightsError(
-            f"{path}: not a model's state dict", items=others, expected="names and arrays, as in model.state_dict()"
+            f"{path}: not a model's state dict", items=not_arrays, expected="names and arrays, as in model.state_dict()"
         )
     return {str(name): value for name, value in state.items()}
 
@@ -116,17 +116,24 @@ def load_pretrained(model, network: Network, path: str | Path) -> str:
         WeightsError: the file holds another network, or does not fit it.
     """
     source, state, layout = recognise(read_weights(path), path)
-    if (source.model, source.in_channels, source.stem) != (network.model, network.in_channels, network.stem):
+    if (source.model, source.in_channels, source.stem) != (
+        network.model,
+        network.in_channels,
+        network.stem,
+    ):
         raise WeightsError(
             f"{path}: holds {source.model}, {source.in_channels} channel(s), {source.stem} stem",
             expected=f"{network.model}, {network.in_channels} channel(s), {network.stem} stem",
         )
-    own = model.state_dict()
-    head = {key for key in (*own, *state) if key.startswith(model.head_name + ".")}
+    network_state = model.state_dict()
+    head = {key for key in (*network_state, *state) if key.startswith(model.head_name + ".")}
     extent = "with its head"
-    if any(key not in state or key not in own or list(state[key].shape) != list(own[key].shape) for key in head):
+    if any(
+        key not in state or key not in network_state or list(state[key].shape) != list(network_state[key].shape)
+        for key in head
+    ):
         state = {key: value for key, value in state.items() if key not in head}
-        state |= {key: own[key].numpy() for key in own if key in head}
+        state |= {key: network_state[key].numpy() for key in network_state if key in head}
         extent = f"without its head ({source.num_outputs} outputs; expected {network.num_outputs})"
     load_strict(model, state, path)
     return f"pretrained: {source.model} ({layout} names) from {path}, {extent}"

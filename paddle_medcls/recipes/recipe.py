@@ -106,7 +106,7 @@ class Recipe:
         values for these in the same call are an error.
         """
         for field in changes:
-            _known(field)
+            _check_field(field)
         if changes.get("pretrained") == "imagenet":
             faults = [
                 f"{field}: {changes[field]!r}"
@@ -143,7 +143,7 @@ class Recipe:
         if not isinstance(fields, dict) or not {"name", "source", "dataset"} <= fields.keys():
             raise RecipeError("not a recipe", path=where, expected="a JSON object with name, source, dataset, …")
         for field in fields:
-            _known(field, where)
+            _check_field(field, where)
         return _from_values({name: _to_tuple(value) for name, value in fields.items()})
 
     @staticmethod
@@ -165,9 +165,9 @@ class Recipe:
 
         `source` and `targets` describe where a recipe comes from, not how it trains: they are not compared.
         """
-        mine, theirs = self.to_json(), other.to_json()
-        settings = [name for name in mine if name not in ("source", "targets")]
-        return [f"{name}: {mine[name]!r} -> {theirs[name]!r}" for name in settings if mine[name] != theirs[name]]
+        old, new = self.to_json(), other.to_json()
+        settings = [name for name in old if name not in ("source", "targets")]
+        return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in settings if old[name] != new[name]]
 
 
 _RECORDS = {"preprocessing": Preprocessing, "augmentation": Augmentation}
@@ -186,14 +186,14 @@ def _from_values(values: dict) -> Recipe:
         field.name: field.default for kind in (Recipe, *_RECORDS.values()) for field in dataclasses.fields(kind)
     }
     _refuse_faults({name: values.get(name, defaults[name]) for name in _TYPES})
-    own = {name: value for name, value in values.items() if name in Recipe.__dataclass_fields__}
+    recipe_fields = {name: value for name, value in values.items() if name in Recipe.__dataclass_fields__}
     for name, record in _RECORDS.items():
         names = [field.name for field in dataclasses.fields(record) if field.name in values]
-        own[name] = record(**{field: values[field] for field in names})
-    return Recipe(**own)
+        recipe_fields[name] = record(**{field: values[field] for field in names})
+    return Recipe(**recipe_fields)
 
 
-def _known(field: str, where: object = None) -> None:
+def _check_field(field: str, where: object = None) -> None:
     if field not in _TYPES:
         hint = did_you_mean(field, _TYPES)
         raise RecipeError(f"unknown recipe field {field!r}{hint}", path=where, expected=", ".join(sorted(_TYPES)))
@@ -207,7 +207,7 @@ def _parse(text: str) -> tuple[str, object]:
     field, equals, value = text.partition("=")
     if not equals:
         raise RecipeError(f"cannot read {text!r}", expected="key=value, as in lr=0.01 or mean=127.5,127.5,127.5")
-    _known(field)
+    _check_field(field)
     kind = _TYPES[field]
     try:
         if kind is bool:

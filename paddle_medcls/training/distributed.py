@@ -1,7 +1,7 @@
-"""Several processes on one run: who they are, and what they exchange.
+"""Data-parallel training: ranks, gradients and values that the processes of one run exchange.
 
-Each computes its share of every batch, and all hold the same weights, so that every decision of the
-loop falls alike in each of them. With one process nothing is exchanged.
+Each process computes its share of every batch, and all have the same weights, so that the loop decides
+the same in each of them. With one process nothing is exchanged.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _CALLS = itertools.count()  # of `from_first`, which all processes call in the s
 
 
 def join() -> tuple[int, int]:
-    """Meets the processes that were started with this one: (its rank, their number)."""
+    """Joins the process group that this process was started in: (rank, number of processes)."""
     import paddle.distributed as dist
 
     world = dist.get_world_size()
     if world > 1 and not dist.is_initialized():
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said):  # Paddle lists the flags that it has set itself
+        paddle_output = io.StringIO()
+        with contextlib.redirect_stderr(paddle_output):  # Paddle lists the flags that it has set itself
             dist.init_parallel_env()
-        for line in said.getvalue().splitlines():
+        for line in paddle_output.getvalue().splitlines():
             if line.strip() and not line.startswith(("====", "FLAGS(")):
                 print(line, file=sys.stderr)
     return dist.get_rank(), world
@@ -39,28 +39,28 @@ def join() -> tuple[int, int]:
 def pieces(rows: np.ndarray, rank: int, world: int, accumulate: int) -> list[tuple[np.ndarray, float]]:
     """This process's rows of a batch, in as many pieces as the gradient is accumulated over.
 
-    A process that would have none computes the first image, for nothing: all must take part in the
-    exchange of gradients.
+    A process without rows computes the first image with weight 0: all must take part in the exchange of gradients.
 
     Returns:
-        Each piece's rows, and the part of the batch that they are; the parts of all processes add up to 1.
+        The rows of each piece, and its share of the batch; the shares of all processes add up to 1.
     """
-    mine = rows[rank::world]
-    if not len(mine):
+    process_rows = rows[rank::world]
+    if not len(process_rows):
         return [(rows[:1], 0.0)]
-    return [(piece, len(piece) / len(rows)) for piece in np.array_split(mine, min(accumulate, len(mine)))]
+    return [
+        (piece, len(piece) / len(rows)) for piece in np.array_split(process_rows, min(accumulate, len(process_rows)))
+    ]
 
 
-def exchange(parallel, world: int, last: bool):
-    """Around a piece's forward and backward pass: gradients are exchanged once a batch, with the last piece."""
+def exchange_gradients(parallel, world: int, last: bool):
+    """Context of a piece's forward and backward pass: gradients are exchanged once a batch, with the last piece."""
     return contextlib.nullcontext() if world == 1 or last else parallel.no_sync()
 
 
-def whole_batch_norm(model, world: int):
-    """The network with batch-norm statistics over all processes' images, where Paddle has that: on GPUs.
+def synchronised_batch_norm(model, world: int):
+    """The network with SyncBatchNorm on GPUs: batch statistics over the images of all processes.
 
-    They are exact where the processes' shares are equal; in a last batch that cannot be shared
-    equally each share weighs the same. Parameters and their names stay what they were.
+    Each process weighs the same, also in a last batch with unequal shares. Parameters keep their names.
     """
     if world > 1 and paddle.get_device().startswith("gpu"):
         return paddle.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -68,30 +68,30 @@ def whole_batch_norm(model, world: int):
 
 
 def synchronise(network, world: int) -> None:
-    """Gives every process the batch-norm statistics of process 0, so that all judge the same network."""
+    """Gives every process the batch-norm statistics of process 0, so that all validate the same network."""
     if world > 1:
         for tensor in network.state_dict().values():
             paddle.distributed.broadcast(tensor, src=0)
 
 
-def over_processes(figures, asked: bool, world: int):
-    """Adds up what each process has of a batch, and the number of those that were asked to stop.
+def sum_over_processes(step_metrics, stop_requested: bool, world: int):
+    """Sums a step's metrics over the processes, and counts those that are to stop.
 
     Args:
-        figures: (2,) loss and accuracy, each times this process's part of the batch.
-        asked: whether this process was asked to stop.
+        step_metrics: (2,) loss and accuracy, each times this process's share of the batch.
+        stop_requested: whether this process is to stop.
 
     Returns:
-        (3,) loss, accuracy, number; a tensor, so that a GPU need not be waited for.
+        (3,) loss, accuracy, number of processes; a tensor, so that the host need not wait for a GPU.
     """
-    figures = paddle.concat([figures, paddle.full([1], float(asked))])
+    step_metrics = paddle.concat([step_metrics, paddle.full([1], float(stop_requested))])
     if world > 1:
-        paddle.distributed.all_reduce(figures)
-    return figures
+        paddle.distributed.all_reduce(step_metrics)
+    return step_metrics
 
 
 def from_first(make: Callable[[], Any], rank: int, world: int) -> Any:
-    """What process 0 makes, a JSON value; the others wait for it, however long it takes.
+    """The JSON value that process 0 computes; the others wait for it, without a time limit.
 
     A barrier would not do: gloo's gives up after 30 seconds.
     """

@@ -1,4 +1,4 @@
-"""How a training run stops without losing anything."""
+"""Stops a training after the current step, with its state saved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Interrupt:
 
     SIGTERM may come several times: Paddle's launcher repeats it until the process has ended.
 
-    Several processes have to agree on the step: each tells the others whether it is `due`.
+    Several processes stop at the same step: each tells the others whether a stop is `due`.
     """
 
     def __init__(self, say: Callable[[str], None], deadline: float) -> None:

@@ -30,7 +30,7 @@ from paddle_medcls.preprocessing.loader import Batch, ImageDataset, load_batches
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.training import run_directory
-from paddle_medcls.training.distributed import exchange, from_first, over_processes, pieces, synchronise
+from paddle_medcls.training.distributed import exchange_gradients, from_first, pieces, sum_over_processes, synchronise
 from paddle_medcls.training.frozen_features import FeatureDataset, head_logits, start_training
 from paddle_medcls.training.interruption import Interrupt, interrupted
 from paddle_medcls.training.resume import locked, read_environment
@@ -88,8 +88,8 @@ def train(
     if resume and output is None:
         raise RunError("a run is resumed in its directory, but none is named", fix="pass output=RUN_DIRECTORY")
     session = start_session(options, read_environment(Path(output)) if resume and output else None)
-    named = from_first(lambda: str(output or run_directory.new_run_directory(recipe)), session.rank, session.world)
-    run_dir = Path(named)
+    new = run_directory.new_run_directory
+    run_dir = Path(from_first(lambda: str(output or new(recipe)), session.rank, session.world))
     # Paddle numbers parameter names with a global counter; without the guard a second run in one process
     # could not read the first one's optimizer state.
     with locked(run_dir, resume, session.first), paddle.utils.unique_name.guard():
@@ -112,71 +112,71 @@ def train_epoch(training: Training, session: Session, interrupt: Interrupt) -> N
     """Trains on the batches of an epoch that are not done yet.
 
     Raises:
-        Stopped: an interruption was asked for; the state is saved.
+        Stopped: the user or the deadline interrupted the run; its state is saved.
     """
     recipe, state, learner = training.recipe, training.state, training.learner
     batches = training.batches
-    shares = [pieces(rows, session.rank, session.world, recipe.accumulate) for rows in batches[state.batch :]]
-    own_rows = [rows for parts in shares for rows, _ in parts]
-    loader = load_batches(_dataset(training), own_rows, session.options.workers)
+    batch_pieces = [pieces(rows, session.rank, session.world, recipe.accumulate) for rows in batches[state.batch :]]
+    piece_rows = [rows for parts in batch_pieces for rows, _ in parts]
+    loader = load_batches(_dataset(training), piece_rows, session.options.workers)
     bar = progress(None, f"epoch {state.epoch + 1}/{recipe.epochs}", len(training.data.train), "image", session.first)
-    unread: list[tuple] = []  # steps whose loss was not read yet
-    training.began_at = saved_at = time.monotonic()
+    unlogged: list[tuple] = []  # steps whose loss is not read yet
+    training.epoch_started_at = saved_at = time.monotonic()
     start_training(learner.model, recipe.freeze)
     with bar, contextlib.closing(loader):
         bar.update(sum(len(rows) for rows in batches[: state.batch]))
-        loaded = _Waiting(loader)
-        for rows, parts in zip(batches[state.batch :], shares):
+        batch_source = _TimedBatches(loader)
+        for rows, parts in zip(batches[state.batch :], batch_pieces):
             paddle.seed(_step_seed(recipe.seed, state.step, session.rank))
-            figures = train_step(training, session, loaded, [share for _, share in parts])
-            figures = over_processes(figures, interrupt.due(), session.world)
-            unread.append((state.step, learner.schedule.get_lr(), figures, rows))
+            step_metrics = train_step(training, session, batch_source, [share for _, share in parts])
+            step_metrics = sum_over_processes(step_metrics, interrupt.due(), session.world)
+            unlogged.append((state.step, learner.schedule.get_lr(), step_metrics, rows))
             learner.schedule.step()
             if learner.average is not None:
                 _update_average(learner.parts["average"], learner.parts["model"], recipe.ema_decay, state.step)
             state.step += 1
             state.batch += 1
             bar.update(len(rows))
-            # On a GPU reading a loss waits for the device, so losses are read in groups, by every
-            # process at the same step: that is where they agree to stop.
-            asked = session.world == 1 and interrupt.due()
-            if asked or session.device == "cpu" or len(unread) == 20 or state.batch == len(batches):
-                asked = _log_steps(unread, state, training.board) or asked
+            # On a GPU reading a loss waits for the device, so losses are read in groups. All processes
+            # read at the same step, so they also stop at the same one.
+            stop_requested = session.world == 1 and interrupt.due()
+            if stop_requested or session.device == "cpu" or len(unlogged) == 20 or state.batch == len(batches):
+                stop_requested = _log_steps(unlogged, state, training.board) or stop_requested
                 bar.set_postfix(loss=f"{state.steps[-1][2]:.4f}", refresh=False)
-                if session.first and (asked or time.monotonic() - saved_at > SAVE_MINUTES * 60):
+                if session.first and (stop_requested or time.monotonic() - saved_at > SAVE_MINUTES * 60):
                     run_directory.save(training.directory, learner.parts, state)
                     saved_at = time.monotonic()
-            if asked:
-                from_first(lambda: None, session.rank, session.world)  # it has saved
+            if stop_requested:
+                from_first(lambda: None, session.rank, session.world)  # waits until process 0 has saved
                 raise interrupted(training.directory)
-    training.seconds, training.waited = time.monotonic() - training.began_at, loaded.seconds
+    training.seconds, training.loading_seconds = time.monotonic() - training.epoch_started_at, batch_source.seconds
 
 
 def train_step(training: Training, session: Session, batches: Iterator[Batch], shares: Sequence[float]):
-    """One step: forward, loss, backward, update. A batch may come in pieces, whose gradients add up.
+    """One step: forward, loss, backward, update. The gradients of a batch's pieces add up.
 
     Args:
-        batches: gives this process's pieces of the batch, x (N, C, S, S) and labels (N,) or (N, L).
-        shares: of the whole batch, one a piece.
+        batches: yields this process's pieces of the batch, x (N, C, S, S) and labels (N,) or (N, L).
+        shares: of each piece in the batch.
 
     Returns:
         (2,) loss and accuracy, each times this process's share of the batch.
     """
-    learner, figures = training.learner, []
+    learner, piece_metrics = training.learner, []
     for number, share in enumerate(shares, 1):
         batch = next(batches)
         x, labels = paddle.to_tensor(batch.x), paddle.to_tensor(batch.labels)
-        with exchange(training.network, session.world, last=number == len(shares)):
+        with exchange_gradients(training.network, session.world, last=number == len(shares)):
             with paddle.amp.auto_cast(enable=bool(session.options.amp), dtype=amp_type()):
                 logits = training.network(x)  # (N, outputs)
                 loss = learner.loss(logits.astype("float32"), labels)
             # The share makes the sum over pieces the mean over the batch's images; DataParallel averages.
             learner.scaler.scale(loss * share * session.world).backward()
-        figures.append(paddle.stack([loss.detach(), _accuracy(logits, labels, learner.sidecar)]) * share)
+        piece_metrics.append(paddle.stack([loss.detach(), _accuracy(logits, labels, learner.sidecar)]) * share)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     learner.optimizer.clear_grad()
-    return sum(figures)
+    return sum(piece_metrics)
 
 
 def validate(training: Training, session: Session, flips: tuple[str, ...] | None = None) -> np.ndarray:
@@ -193,7 +193,7 @@ def validate(training: Training, session: Session, flips: tuple[str, ...] | None
 
 
 def keep_epoch(training: Training, session: Session, logits: np.ndarray) -> None:
-    """Scores an epoch and writes what is kept of it; the state last, so that a resume repeats whatever is missing."""
+    """Scores an epoch and writes its files; the state last, so that a resume repeats whatever is missing."""
     recipe, state, data, sidecar = training.recipe, training.state, training.data, training.learner.sidecar
     result = metrics.evaluate_logits(logits, data.val.labels, sidecar.head, intervals=False)
     row = run_directory.history_row(state, [len(rows) for rows in training.batches], result)
@@ -244,13 +244,13 @@ def finish(training: Training, session: Session) -> Run:
 # --- details of a step ---------------------------------------------------------------------------
 
 
-class _Waiting:
-    """Iterates over loaded batches and adds up how long each was waited for."""
+class _TimedBatches:
+    """Iterates over loaded batches and adds up the seconds spent waiting for them."""
 
     def __init__(self, batches: Generator[Batch, None, None]) -> None:
         self.batches, self.seconds = batches, 0.0
 
-    def __iter__(self) -> _Waiting:
+    def __iter__(self) -> _TimedBatches:
         return self
 
     def __next__(self) -> Batch:
@@ -271,13 +271,13 @@ def _dataset(training: Training) -> ImageDataset | FeatureDataset:
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Processes draw different dropouts; one alone draws what process 0 does."""
-    own = [seed, step, rank] if rank else [seed, step]
-    return int(np.random.SeedSequence(own).generate_state(1)[0] & 0x7FFFFFFF)
+    """Seed of a step: dropout differs between processes; a single process draws what process 0 does."""
+    entropy = [seed, step, rank] if rank else [seed, step]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0] & 0x7FFFFFFF)
 
 
 def _accuracy(logits, labels, sidecar: Sidecar):
-    """Accuracy in a batch, as a tensor, so that a GPU need not be waited for."""
+    """Accuracy of a batch, as a tensor, so that the host need not wait for a GPU."""
     if sidecar.task == "multi-label":
         guesses = (logits > 0).astype("int64")
     elif sidecar.loss == "sigmoid":
@@ -287,11 +287,11 @@ def _accuracy(logits, labels, sidecar: Sidecar):
     return (guesses == labels).astype("float32").mean()
 
 
-def _log_steps(unread: list[tuple], state: State, board) -> bool:
-    """Reads loss and accuracy of the steps since the last time; whether any process was asked to stop."""
-    asked = 0.0
-    for step, lr, figures, rows in unread:
-        loss, accuracy, asked = figures.numpy().tolist()
+def _log_steps(unlogged: list[tuple], state: State, board) -> bool:
+    """Reads and logs the metrics of these steps; returns whether any process is to stop."""
+    stop_requested = 0.0
+    for step, lr, step_metrics, rows in unlogged:
+        loss, accuracy, stop_requested = step_metrics.numpy().tolist()
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss is {loss} at step {step}, epoch {state.epoch + 1}",
@@ -300,10 +300,10 @@ def _log_steps(unread: list[tuple], state: State, board) -> bool:
             )
         state.steps.append([float(step), float(lr), loss, accuracy])
         if board is not None:
-            for name, figure in zip(STEP_LOG[1:], state.steps[-1][1:]):
-                board.add_scalar(f"step/{name}", figure, step)
-    unread.clear()
-    return asked > 0
+            for name, value in zip(STEP_LOG[1:], state.steps[-1][1:]):
+                board.add_scalar(f"step/{name}", value, step)
+    unlogged.clear()
+    return stop_requested > 0
 
 
 def _update_average(average, model, decay: float, step: int) -> None:
@@ -318,16 +318,16 @@ def _update_average(average, model, decay: float, step: int) -> None:
 def _timing(training: Training) -> list[float]:
     """The row of `timing.csv` of an epoch, see `run_directory.TIMING`."""
     seconds = max(training.seconds, 1e-9)
-    speed, waiting = len(training.data.train) / seconds, training.waited / seconds
-    return [training.state.epoch, seconds, speed, waiting, time.monotonic() - training.began_at]
+    speed, waiting = len(training.data.train) / seconds, training.loading_seconds / seconds
+    return [training.state.epoch, seconds, speed, waiting, time.monotonic() - training.epoch_started_at]
 
 
 def _epoch_line(row: dict, recipe: Recipe, improved: bool, seconds: float) -> str:
-    figures = "  ".join(f"{name} {row[name]:.4f}" for name in HISTORY[3:])
-    return f"epoch {row['epoch']:>3}/{recipe.epochs}  {figures}  {seconds:.0f} s{'  *' if improved else ''}"
+    values = "  ".join(f"{name} {row[name]:.4f}" for name in HISTORY[3:])
+    return f"epoch {row['epoch']:>3}/{recipe.epochs}  {values}  {seconds:.0f} s{'  *' if improved else ''}"
 
 
 def _count_parameters(model) -> int:
-    """Values that are learned, or would be if nothing were frozen; not the running statistics of batch norm."""
+    """The number of parameters, frozen ones included; without the running statistics of batch norm."""
     statistics = ("._mean", "._variance")
     return sum(int(value.size) for name, value in model.named_parameters() if not name.endswith(statistics))

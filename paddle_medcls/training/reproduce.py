@@ -36,7 +36,7 @@ from paddle_medcls.training.checkpoint import FILE
 from paddle_medcls.training.loop import Options, train
 from paddle_medcls.training.reproduction_table import Row, table
 from paddle_medcls.training.resume import read_environment
-from paddle_medcls.training.session import began_with
+from paddle_medcls.training.session import run_settings
 
 SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "medmnist": (("medmnist",), tuple(CARDS), ("resnet18", "resnet50")),
@@ -240,8 +240,8 @@ def _refuse_other_recipe(cell: Cell, options: Options) -> None:
         recipe = recipe.replace(mean=earlier.preprocessing.mean, std=earlier.preprocessing.std)
     changes = earlier.differences(recipe)
     if (cell.folder / "environment.json").exists():
-        began = began_with(read_environment(cell.folder))
-        kernels, precision = began["kernels"], began["precision"]
+        settings = run_settings(read_environment(cell.folder))
+        kernels, precision = settings["kernels"], settings["precision"]
         if precision != options.precision or options.kernels not in ("auto", kernels):
             changes = [*changes, f"operators: {kernels} {precision} then, {options.kernels} {options.precision} now"]
     if changes:

@@ -48,18 +48,20 @@ def table(rows: Sequence[Row]) -> str:
     finished: dict[tuple[str, str], dict[str, list[dict]]] = {}  # (set, network) -> recipe -> rows
     for row in rows:
         groups.setdefault((row.recipe.dataset, row.recipe.model, row.recipe.name), []).append(row)
-    for (dataset, model, name), members in groups.items():
-        results = [row.result for row in members if row.result is not None]
-        missing += [row.name for row in members if row.result is None]
+    for (dataset, model, name), group in groups.items():
+        results = [row.result for row in group if row.result is not None]
+        missing += [row.name for row in group if row.result is None]
         if results:
             finished.setdefault((dataset, model), {})[name] = results
-            lines.append(_line(members[0].recipe, results))
+            lines.append(_line(group[0].recipe, results))
             notes |= {f"{dataset}: {result['note']}" for result in results if result["note"]}
     lines += ["", "Test AUC / accuracy (validation, where a set has no test split); sd over seeds.", RULE]
     lines += [f"- {note}" for note in sorted(notes)]
-    beside = [line for (dataset, model), runs in finished.items() for line in _beside(f"{dataset}, {model}", runs)]
-    if beside:
-        lines += ["", RUN_HERE, *beside]
+    comparisons = [
+        line for (dataset, model), runs in finished.items() for line in _recipe_comparisons(f"{dataset}, {model}", runs)
+    ]
+    if comparisons:
+        lines += ["", RUN_HERE, *comparisons]
     if missing:
         lines += ["", f"Not run: {', '.join(missing)}"]
     return "\n".join(lines) + "\n"
@@ -68,29 +70,29 @@ def table(rows: Sequence[Row]) -> str:
 def _line(recipe: Recipe, rows: list[dict]) -> str:
     """One line of the table: all seeds of a recipe on a set."""
     split = rows[0]["split"]
-    stated = _published(recipe, split)
+    published = _published(recipe, split)
     study = (
         published_results.MEDMNIST_STUDY.get((_flag(recipe.dataset), recipe.model))
         if recipe.preprocessing.size_px == 28
         else None
     )
     noise = published_results.SEED_NOISE.get(_flag(recipe.dataset), (None, None))
-    ours, differences, verdicts = [], [], []
-    for metric, target, s in zip(("auc", "accuracy"), stated, noise):
+    means, differences, verdicts = [], [], []
+    for metric, target, noise_sd in zip(("auc", "accuracy"), published, noise):
         values = [row[metric] for row in rows]
         mean = statistics.fmean(values)
         sd = statistics.stdev(values) if len(values) > 1 else None
-        ours.append(_spread(values))
+        means.append(_spread(values))
         differences.append("–" if target is None else f"{mean - target:+.3f}")
         runs = published_results.PAPER_RUNS if recipe.dataset in NAMES else 1
-        verdicts.append(verdict(mean, sd, len(values), target, s, runs))
+        verdicts.append(verdict(mean, sd, len(values), target, noise_sd, runs))
     cells = [
         recipe.dataset,
         recipe.model,
         recipe.name,
-        _pair(stated),
+        _pair(published),
         _pair(study or (None, None)),
-        " / ".join(ours),
+        " / ".join(means),
         str(len(rows)),
         " / ".join(differences),
         " / ".join(verdicts),
@@ -114,39 +116,39 @@ def _without_leaks(rows: list[dict]) -> str:
     return f"{pair} ({rows[0]['n_clean']} images)"
 
 
-def _beside(what: str, runs: dict[str, list[dict]]) -> list[str]:
+def _recipe_comparisons(title: str, runs: dict[str, list[dict]]) -> list[str]:
     """A line for each recipe of a set and network after the first: its difference from the first."""
-    (first, base), *others = runs.items()
+    (base_name, base_rows), *other_runs = runs.items()
     lines = []
-    for name, rows in others:
+    for name, rows in other_runs:
         parts = []
         for metric in ("auc", "accuracy"):
-            ours, theirs = [row[metric] for row in rows], [row[metric] for row in base]
-            difference = statistics.fmean(ours) - statistics.fmean(theirs)
-            parts.append(f"{metric} {difference:+.3f} (p {permutation_p(ours, theirs):.3f})")
-        lines.append(f"- {what}: {name} - {first}: {', '.join(parts)}; {len(rows)} and {len(base)} seeds")
+            values, base_values = [row[metric] for row in rows], [row[metric] for row in base_rows]
+            difference = statistics.fmean(values) - statistics.fmean(base_values)
+            parts.append(f"{metric} {difference:+.3f} (p {permutation_p(values, base_values):.3f})")
+        lines.append(f"- {title}: {name} - {base_name}: {', '.join(parts)}; {len(rows)} and {len(base_rows)} seeds")
     return lines
 
 
-def permutation_p(a: Sequence[float], b: Sequence[float], most: int = 100_000) -> float:
+def permutation_p(a: Sequence[float], b: Sequence[float], max_permutations: int = 100_000) -> float:
     """Two-sided p of a permutation test of a difference of means.
 
     Args:
         a, b: one value a run.
-        most: with more permutations than this, so many random ones are used; the observed one counts among them, so
-            that p is never 0 (Phipson and Smyth 2010).
+        max_permutations: of more, so many random ones are used; the observed one counts among them, so that p is
+            never 0 (Phipson and Smyth 2010).
     """
     runs = np.array([*a, *b])
     choices: Iterable = itertools.combinations(range(len(runs)), len(a))
-    sampled = math.comb(len(runs), len(a)) > most
+    sampled = math.comb(len(runs), len(a)) > max_permutations
     if sampled:
         rng = np.random.default_rng(0)
-        choices = (rng.permutation(len(runs))[: len(a)] for _ in range(most))
-    sums = np.array([runs[list(chosen)].sum() for chosen in choices])
+        choices = (rng.permutation(len(runs))[: len(a)] for _ in range(max_permutations))
+    sums = np.array([runs[list(rows)].sum() for rows in choices])
     differences = sums / len(a) - (runs.sum() - sums) / len(b)
     observed = abs(np.mean(a) - np.mean(b))
-    as_far = int((abs(differences) >= observed - 1e-12).sum())  # the same runs, added in another order
-    return (as_far + sampled) / (len(sums) + sampled)
+    at_least = int((abs(differences) >= observed - 1e-12).sum())  # the same runs, added in another order
+    return (at_least + sampled) / (len(sums) + sampled)
 
 
 def verdict(
@@ -174,8 +176,8 @@ def _published(recipe: Recipe, split: str) -> tuple[float | None, float | None]:
             None,
             None,
         )
-    named = dict(recipe.targets)
-    return named.get(f"{split}/auc"), named.get(f"{split}/accuracy")
+    targets = dict(recipe.targets)
+    return targets.get(f"{split}/auc"), targets.get(f"{split}/accuracy")
 
 
 def _flag(dataset: str) -> str:

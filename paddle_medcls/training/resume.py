@@ -1,4 +1,4 @@
-"""Resuming a run: the lock on its directory, its files checked as files from outside, and what must not change."""
+"""Resuming a run: locks its directory, checks its files as untrusted ones, and refuses changed data, code or recipe."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from paddle_medcls.training.checkpoint import FILE, load_state
 from paddle_medcls.training.run_directory import HISTORY, STEP_LOG, State, read_timing
 from paddle_medcls.training.session import Session
 
-_OURS = ("recipe.json", "data.json", "environment.json", "history.csv", "steps.csv", "timing.csv", "metrics.json")
+_RUN_FILES = ("recipe.json", "data.json", "environment.json", "history.csv", "steps.csv", "timing.csv", "metrics.json")
 
 
 @contextlib.contextmanager
 def locked(run_dir: Path, resume: bool, first: bool = True) -> Iterator[None]:
-    """Holds a run directory, so that no other command trains in it; the lock ends with the process.
+    """Locks a run directory, so that no other command trains in it; the lock ends with the process.
 
     Args:
-        resume: the directory holds a run; else it must not hold one that has saved anything.
+        resume: whether an existing run is resumed; without it the directory must not hold one that has saved anything.
         first: False in all processes of a run but the first, which locks for all.
 
     Raises:
-        RunError: another command trains there, or the directory is not as `resume` says.
+        RunError: another command trains there, or a new run would replace an old one.
     """
     if not first:
         yield
@@ -52,8 +52,8 @@ def locked(run_dir: Path, resume: bool, first: bool = True) -> Iterator[None]:
             refuse_taken(run_dir)
         for folder in (run_dir, run_dir / "last"):
             remove_abandoned(folder)
-        for left in run_dir.glob("last/.state.safetensors.*"):  # of version 0.1
-            left.unlink(missing_ok=True)
+        for leftover in run_dir.glob("last/.state.safetensors.*"):  # of version 0.1
+            leftover.unlink(missing_ok=True)
         yield
     finally:
         os.close(handle)
@@ -81,23 +81,26 @@ def refuse_taken(run_dir: Path) -> None:
 
     A run that was killed before its first save has nothing to lose: it is started over.
     """
-    found = [name for name in _OURS if (run_dir / name).exists()] + [p.name for p in run_dir.glob("*.pdparams")]
-    begun = {"recipe.json", "environment.json"} <= set(found)
-    if "environment.json" in found and set(found) <= {"environment.json", "data.json"}:  # killed before its recipe
-        begun = "paddle_medcls" in _read_json(run_dir, "environment.json")
-    if begun and not (run_dir / FILE).exists() and not (run_dir / "metrics.json").exists():
+    existing = [name for name in _RUN_FILES if (run_dir / name).exists()] + [p.name for p in run_dir.glob("*.pdparams")]
+    only_described = {"recipe.json", "environment.json"} <= set(existing)
+    if "environment.json" in existing and set(existing) <= {
+        "environment.json",
+        "data.json",
+    }:  # killed before its recipe
+        only_described = "paddle_medcls" in _read_json(run_dir, "environment.json")
+    if only_described and not (run_dir / FILE).exists() and not (run_dir / "metrics.json").exists():
         return
-    if found:
+    if existing:
         fix = f"resume it (--resume {run_dir}), or " if (run_dir / FILE).exists() else ""
-        raise RunError(f"{run_dir} already holds a run: {', '.join(found)}", fix=f"{fix}give another --output")
+        raise RunError(f"{run_dir} already holds a run: {', '.join(existing)}", fix=f"{fix}give another --output")
 
 
 def read_facts(run_dir: Path) -> dict:
     """`data.json` of a run to resume."""
     facts = _read_json(run_dir, "data.json")
     for split in ("train", "val"):
-        of = facts.get(split)
-        if not isinstance(of, dict) or not {"images", "fingerprint", "per_image"} <= of.keys():
+        split_facts = facts.get(split)
+        if not isinstance(split_facts, dict) or not {"images", "fingerprint", "per_image"} <= split_facts.keys():
             raise _damaged(run_dir, "data.json", f"{split}: images, fingerprint and per_image are expected")
     if not isinstance(facts.get("data_root"), str):
         raise _damaged(run_dir, "data.json", "data_root: a path is expected")
@@ -106,28 +109,30 @@ def read_facts(run_dir: Path) -> dict:
 
 def read_environment(run_dir: Path) -> dict:
     """`environment.json` of a run to resume."""
-    found = _read_json(run_dir, "environment.json")
+    environment = _read_json(run_dir, "environment.json")
     kinds: dict[str, tuple[type, object]] = {"device": (str, None), "kernels": (str, "paddle"), "processes": (int, 1)}
     kinds |= {"amp": (bool, False), "deterministic": (bool, False), "threads": (int, 0)}
     for name, (kind, default) in kinds.items():
-        if type(found.get(name, default)) is not kind:
-            raise _damaged(run_dir, "environment.json", f"{name}: {found.get(name)!r}")
+        if type(environment.get(name, default)) is not kind:
+            raise _damaged(run_dir, "environment.json", f"{name}: {environment.get(name)!r}")
     kernels = ("paddle", "onednn f32", "onednn bf16")
-    if found.get("kernels", "paddle") not in kernels or not found["device"].startswith(("cpu", "gpu")):
-        raise _damaged(run_dir, "environment.json", f"kernels or device: {found.get('kernels')!r}, {found['device']!r}")
-    if found.get("processes", 1) < 1:
-        raise _damaged(run_dir, "environment.json", f"processes: {found['processes']}")
-    return found
+    if environment.get("kernels", "paddle") not in kernels or not environment["device"].startswith(("cpu", "gpu")):
+        raise _damaged(
+            run_dir, "environment.json", f"kernels or device: {environment.get('kernels')!r}, {environment['device']!r}"
+        )
+    if environment.get("processes", 1) < 1:
+        raise _damaged(run_dir, "environment.json", f"processes: {environment['processes']}")
+    return environment
 
 
 def _read_json(run_dir: Path, name: str) -> dict:
     try:
-        found = read_json(run_dir / name)
+        content = read_json(run_dir / name)
     except (OSError, ValueError) as error:
         raise _damaged(run_dir, name, error) from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise _damaged(run_dir, name, "not an object")
-    return found
+    return content
 
 
 def _damaged(run_dir: Path, name: str, fault: object) -> RunError:
@@ -140,36 +145,37 @@ def _damaged(run_dir: Path, name: str, fault: object) -> RunError:
 
 def refuse_changes(run_dir: Path, recipe: Recipe, facts: dict, session: Session) -> None:
     """Refuses to resume a run on other data, other code or another number of processes, unless it is forced."""
-    before, began = read_facts(run_dir), read_environment(run_dir)
+    old_facts, old_environment = read_facts(run_dir), read_environment(run_dir)
     changes = [
-        f"{split} split: {before[split]['images']} images then, {facts[split]['images']} now (fingerprint differs)"
+        f"{split} split: {old_facts[split]['images']} images then, {facts[split]['images']} now (fingerprint differs)"
         for split in ("train", "val")
-        if before[split]["fingerprint"] != facts[split]["fingerprint"]
+        if old_facts[split]["fingerprint"] != facts[split]["fingerprint"]
     ]
     changes += [
         f"{split} images: other pixels under the same names"
         for split in ("train", "val")
-        if json.dumps(before[split]["per_image"]) != json.dumps(facts[split]["per_image"])
+        if json.dumps(old_facts[split]["per_image"]) != json.dumps(facts[split]["per_image"])
     ]
-    if before.get("frozen_weights") != facts.get("frozen_weights"):
+    if old_facts.get("frozen_weights") != facts.get("frozen_weights"):
         changes.append("the weights that the run started from and keeps frozen")
-    if before.get("note", "") != facts["note"]:
-        changes.append(f"files: {before.get('note') or 'as published'} then, {facts['note'] or 'as published'} now")
+    if old_facts.get("note", "") != facts["note"]:
+        changes.append(f"files: {old_facts.get('note') or 'as published'} then, {facts['note'] or 'as published'} now")
     current = {"paddle_medcls": __version__, "paddle": paddle.__version__, "processes": session.world}
-    for name, now in current.items():
-        if began.get(name, 1) != now:
-            changes.append(f"{name}: {began.get(name, 1)} then, {now} now")
-    if "amp" not in began and recipe.warmup_epochs and recipe.schedule in ("step", "polynomial"):
+    for name, current_value in current.items():
+        if old_environment.get(name, 1) != current_value:
+            changes.append(f"{name}: {old_environment.get(name, 1)} then, {current_value} now")
+    if "amp" not in old_environment and recipe.warmup_epochs and recipe.schedule in ("step", "polynomial"):
         changes.append("learning rate: in version 0.1 a warm-up delayed the decay points; now they stay in place")
     if changes and not session.options.force:
         raise RunError(
             f"cannot resume {run_dir}: the run has changed", items=changes, fix="restore these, or pass --force"
         )
     threads = int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0])
-    if session.device == "cpu" and began.get("threads", threads) != threads:
+    old_threads = old_environment.get("threads", threads)
+    if session.device == "cpu" and old_threads != threads:
         session.say(
-            f"threads: {began['threads']} then, {threads} now: sums round differently, so the last digits of an "
-            f"uninterrupted run are not repeated; OMP_NUM_THREADS={began['threads']} keeps them"
+            f"threads: {old_threads} then, {threads} now: sums round differently, so the last digits of an "
+            f"uninterrupted run are not repeated; OMP_NUM_THREADS={old_threads} keeps them"
         )
 
 
@@ -224,8 +230,8 @@ def _checked_state(groups: dict[str, Any], scalars: dict) -> State:
     if type(best) not in (int, float) or math.isnan(best):
         raise ValueError(f"best: {best!r} is no number")
     history = scalars["history"]
-    whole = isinstance(history, list) and len(history) == counts["epoch"]
-    if not whole or not all(type(row[name]) in (int, float) for row in history for name in HISTORY):
+    complete = isinstance(history, list) and len(history) == counts["epoch"]
+    if not complete or not all(type(row[name]) in (int, float) for row in history for name in HISTORY):
         raise ValueError(f"history: one row of numbers for each of {counts['epoch']} epochs is expected")
     steps = groups["steps"]["table"]
     if not isinstance(steps, np.ndarray) or steps.shape != (counts["step"], len(STEP_LOG)):
@@ -243,9 +249,9 @@ def _check_optimizer(saved: dict, optimizer, step: int) -> None:
     arrays = [name for name, value in saved.items() if isinstance(value, np.ndarray)]
     for group in optimizer._param_groups:
         for parameter in group["params"] if isinstance(group, dict) else [group]:
-            found = [name for name in arrays if name.startswith(f"{parameter.name}_")]
-            if step and not found:
+            moments = [name for name in arrays if name.startswith(f"{parameter.name}_")]
+            if step and not moments:
                 raise ValueError(f"optimizer: nothing is kept for {parameter.name}")
-            for name in found:
+            for name in moments:
                 if saved[name].size not in (1, parameter.size):
                     raise ValueError(f"optimizer: {name} has shape {saved[name].shape}, not {tuple(parameter.shape)}")

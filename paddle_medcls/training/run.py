@@ -1,4 +1,4 @@
-"""A run while it is trained: how it is opened, and where it stands."""
+"""`Training`: a run with its data, network and progress; how it is opened."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from paddle_medcls.training.setup import Data, Learner, build_learner, choose_ke
 
 @dataclass
 class Training:
-    """A run while it is trained."""
+    """A run that is being trained."""
 
     directory: Path
     weights: Path  # file of the best weights so far
     recipe: Recipe
     data: Data
     learner: Learner
-    network: Any  # what a batch goes through
+    network: Any  # `learner.trained` as it is called in a step: with oneDNN's kernels or DataParallel around it
     inference_kernels: Operators | None  # oneDNN's, for validation in float32; None: Paddle's
     state: State
     board: Any  # VisualDL's writer, or None
     drawn_at: float = -math.inf  # when the curves were drawn
-    began_at: float = 0.0  # the current epoch
-    seconds: float = 0.0  # that its training took
-    waited: float = 0.0  # of these, for images
+    epoch_started_at: float = 0.0
+    seconds: float = 0.0  # training time of the epoch
+    loading_seconds: float = 0.0  # of these, waiting for images
 
     @property
     def validated(self):
@@ -54,8 +54,8 @@ class Training:
 
     @property
     def stopped_early(self) -> bool:
-        waited = self.state.epoch - self.state.best_epoch
-        return bool(self.recipe.patience) and waited >= self.recipe.patience and self.state.batch == 0
+        epochs = self.state.epoch - self.state.best_epoch  # without an improvement
+        return bool(self.recipe.patience) and epochs >= self.recipe.patience and self.state.batch == 0
 
     @property
     def finished(self) -> bool:
@@ -63,7 +63,7 @@ class Training:
 
 
 def open_run(run_dir: Path, recipe: Recipe, data: Data, session: Session, resume: bool) -> Training:
-    """Builds the network and all that trains it, at the start of a run or as it was when the run was interrupted."""
+    """Builds network, optimizer and loss of a new run, or restores those of an interrupted one."""
     if recipe.statistics == "train" and not resume:
         recipe = recipe.replace(**{name: tuple(of) for name, of in data.facts["train"]["per_image"].items()})
     say = session.say
@@ -89,10 +89,10 @@ def open_run(run_dir: Path, recipe: Recipe, data: Data, session: Session, resume
         say(f"resumed after {state.epoch} of {recipe.epochs} epochs and {state.batch} batches")
     elif session.first:
         options = session.options
-        surroundings = environment(session.device) | {"processes": session.world, "kernels": kernels}
-        surroundings |= {"amp": bool(options.amp), "deterministic": bool(options.deterministic)}
-        surroundings["overrides"] = model_facts.recipe_changes(learner.sidecar, recipe)
-        run_directory.describe(run_dir, recipe, data.facts, surroundings)
+        run_environment = environment(session.device) | {"processes": session.world, "kernels": kernels}
+        run_environment |= {"amp": bool(options.amp), "deterministic": bool(options.deterministic)}
+        run_environment["overrides"] = model_facts.recipe_changes(learner.sidecar, recipe)
+        run_directory.describe(run_dir, recipe, data.facts, run_environment)
     board = _open_board(run_dir, session)
     return Training(run_dir, weights, recipe, data, learner, network, inference_kernels, state, board)
 

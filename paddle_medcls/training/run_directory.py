@@ -1,4 +1,4 @@
-"""The run directory: what a training keeps, and how it is read again.
+"""The files of a run directory.
 
 `<NAME>.pdparams` (best weights) and `<NAME>.json` (their sidecar), `last/` (resume state),
 `recipe.json`, `data.json`, `environment.json`, `history.csv` and `steps.csv` (exactly reproducible),
@@ -30,7 +30,7 @@ TIMING = ("epoch", "train_seconds", "images_per_second", "waiting_share", "epoch
 
 @dataclass
 class State:
-    """Where a run stands; with the tensors, all that a resume needs."""
+    """The progress of a run; with the tensors, all that a resume needs."""
 
     epoch: int = 0  # epochs done
     batch: int = 0  # batches done of the next epoch
@@ -48,9 +48,9 @@ def new_run_directory(recipe: Recipe, root: str | Path = "runs") -> Path:
     return Path(root) / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def describe(run_dir: Path, recipe: Recipe, facts: dict, surroundings: dict) -> None:
-    """Writes what a run is made of, before its first step; first the file that `refuse_taken` knows a killed run by."""
-    write_json(run_dir / "environment.json", surroundings)
+def describe(run_dir: Path, recipe: Recipe, facts: dict, environment: dict) -> None:
+    """Writes environment, data and recipe of a new run; first the file by which `refuse_taken` knows a killed run."""
+    write_json(run_dir / "environment.json", environment)
     write_json(run_dir / "data.json", facts)
     write_json(run_dir / "recipe.json", recipe.to_json())
 

@@ -1,4 +1,4 @@
-"""How a run is carried out: its options, the device, and this process's place among several."""
+"""Options of a training, its device, and the rank of this process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from paddle_medcls.training.distributed import join
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out; what is trained is the recipe's. A resumed run keeps the settings it began with.
+    """Settings of a training that are not part of the recipe. A resumed run keeps its device, kernels and precision.
 
     Attributes:
         device: "auto" (a GPU where Paddle sees one), "cpu" or "gpu".
         workers: threads that read images.
-        amp: mixed precision, on a GPU; None: as the run began, for a new one no.
+        amp: mixed precision, on a GPU; None: off for a new run, unchanged for a resumed one.
         deterministic: deterministic algorithms, on a GPU; None as for `amp`.
         visualdl: also log for VisualDL.
         image_cache: folder of decoded, scaled images; None: `images` beside the run directory; "off": none, so
@@ -30,7 +30,7 @@ class Options:
         force: resume although code, data or settings have changed.
         kernels: CPU kernels: "paddle", "onednn", or "auto": oneDNN's where they are available.
         precision: of oneDNN's kernels, "f32" or "bf16".
-        deadline: of time.monotonic(): the run stops then, its state saved.
+        deadline: value of time.monotonic() at which the run stops, with its state saved.
         say: takes a line for the user.
     """
 
@@ -55,12 +55,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Session:
-    """This process: what every stage of a training needs to know besides the run.
+    """What every stage of a training needs besides the run itself.
 
     Attributes:
-        device: in Paddle's words, "cpu" or "gpu:0".
-        rank, world: this process's number and the number of all that share the run.
-        options: without "as the run began": those are filled in.
+        device: Paddle's name of it, "cpu" or "gpu:0".
+        rank, world: number of this process, and how many train together.
+        options: complete: unset ones are filled in, from the resumed run where there is one.
         say: takes a line for the user; silent in all processes but the first.
     """
 
@@ -76,17 +76,17 @@ class Session:
         return self.rank == 0
 
 
-def start_session(options: Options, began: dict | None = None) -> Session:
-    """Checks the options against this machine, prepares the device, and meets the other processes.
+def start_session(options: Options, environment: dict | None = None) -> Session:
+    """Checks the options against this machine, prepares the device, and joins the other processes.
 
     Args:
-        began: of a resumed run, its `environment.json`.
+        environment: of a resumed run, its `environment.json`.
 
     Raises:
-        SetupError: the machine lacks what is asked for, or what the run began with.
-        RunError: other settings than those that the run began with.
+        SetupError: this machine lacks a device, library or instruction that the options or the resumed run need.
+        RunError: other settings than those of the resumed run.
     """
-    options = _settings(options, began)
+    options = _settings(options, environment)
     if options.visualdl:
         _require_visualdl()
     device = select_device(options.device)
@@ -97,41 +97,41 @@ def start_session(options: Options, began: dict | None = None) -> Session:
     return Session(device, rank, world, options, options.say if rank == 0 else lambda line: None)
 
 
-def _settings(options: Options, began: dict | None) -> Options:
-    """The options with the settings of a resumed run; other ones that were asked for need `force`."""
-    wanted: dict[str, Any] = {"device": options.device, "amp": options.amp, "deterministic": options.deterministic}
-    wanted["kernels"] = None if (options.kernels, options.precision) == ("auto", "f32") else options.kernels
-    wanted["precision"] = None if wanted["kernels"] is None else options.precision
-    chosen: dict[str, Any] = {"amp": False, "deterministic": False, "kernels": "auto", "precision": "f32"}
-    chosen |= {name: value for name, value in wanted.items() if value is not None}
-    before = began_with(began) if began else {}
+def _settings(options: Options, environment: dict | None) -> Options:
+    """The options with the settings of a resumed run; contradicting ones are an error without `force`."""
+    requested: dict[str, Any] = {"device": options.device, "amp": options.amp, "deterministic": options.deterministic}
+    requested["kernels"] = None if (options.kernels, options.precision) == ("auto", "f32") else options.kernels
+    requested["precision"] = None if requested["kernels"] is None else options.precision
+    settings: dict[str, Any] = {"amp": False, "deterministic": False, "kernels": "auto", "precision": "f32"}
+    settings |= {name: value for name, value in requested.items() if value is not None}
+    run = run_settings(environment) if environment else {}
     changes = []
-    for name, then in before.items():
-        if wanted[name] in (None, "auto"):
-            chosen[name] = then
-        elif wanted[name] != then:
-            changes.append(f"{name}: {then} then, {wanted[name]} now")
+    for name, earlier in run.items():
+        if requested[name] in (None, "auto"):
+            settings[name] = earlier
+        elif requested[name] != earlier:
+            changes.append(f"{name}: {earlier} then, {requested[name]} now")
     if changes and not options.force:
         raise RunError(
             "the run cannot be resumed with other settings",
             items=changes,
             fix="leave these options out, or pass --force",
         )
-    options = replace(options, **chosen)
+    options = replace(options, **settings)
     if options.precision != "f32" and options.kernels == "paddle":
         raise SetupError(f"--precision {options.precision} needs --kernels onednn; Paddle's own compute in float32")
     if options.precision == "bf16" and not has_bfloat16():
-        if not (began and options.force):
+        if not (environment and options.force):
             raise SetupError("--precision bf16: this processor has no instructions for bfloat16", fix="leave it out")
         options = replace(options, kernels="auto", precision="f32")
     return options
 
 
-def began_with(environment: dict) -> dict:
+def run_settings(environment: dict) -> dict:
     """The settings of a run, from its `environment.json`; version 0.1 did not write all of them."""
     kernels, _, precision = environment.get("kernels", "paddle").partition(" ")
-    found = {"device": environment["device"].partition(":")[0], "kernels": kernels, "precision": precision or "f32"}
-    return found | {name: environment[name] for name in ("amp", "deterministic") if name in environment}
+    settings = {"device": environment["device"].partition(":")[0], "kernels": kernels, "precision": precision or "f32"}
+    return settings | {name: environment[name] for name in ("amp", "deterministic") if name in environment}
 
 
 def _require_visualdl() -> None:

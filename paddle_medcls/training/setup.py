@@ -27,7 +27,7 @@ from paddle_medcls.models.weights import load_pretrained
 from paddle_medcls.preprocessing.image_cache import mapped, scan_cached
 from paddle_medcls.preprocessing.loader import ImageDataset
 from paddle_medcls.recipes.recipe import Recipe
-from paddle_medcls.training.distributed import from_first, whole_batch_norm
+from paddle_medcls.training.distributed import from_first, synchronised_batch_norm
 from paddle_medcls.training.frozen_features import cached_features, freeze, frozen_hash, usable_folder
 from paddle_medcls.training.optimization import build_loss, build_optimizer, build_schedule, class_weights
 from paddle_medcls.training.session import Session
@@ -35,34 +35,34 @@ from paddle_medcls.training.session import Session
 
 @dataclass(frozen=True)
 class Data:
-    """Both splits of images, and the facts by which a resume knows them again."""
+    """The images of both splits, and the facts that a resume compares."""
 
     train: Index
     val: Index
     facts: dict
-    decoded: dict[str, np.ndarray | None]  # split -> its images decoded and scaled, see `data.cache`
-    note: str  # what pictures of these data must say
+    decoded: dict[str, np.ndarray | None]  # split -> its decoded and scaled images, see `image_cache`
+    note: str  # printed on pictures: whether the images are synthetic
 
 
 @dataclass(frozen=True)
 class Learner:
-    """The network, and what trains it."""
+    """The network with its optimizer, loss and schedule."""
 
     model: Any
-    average: Any  # of the weights over the steps, or None
-    trained: Any  # what a batch goes through: the model, or its head where features are cached
-    views: list[np.ndarray]  # with cached features: one array a version of the training images
+    average: Any  # network with the moving average of the weights, or None
+    trained: Any  # the layer that a batch is given to: the network, or its head where features are cached
+    views: list[np.ndarray]  # cached features: one array for each augmented version of the training images
     val_features: np.ndarray | None
     schedule: Any
     optimizer: Any
     loss: Any  # (logits, labels) -> scalar
     scaler: Any
-    parts: dict  # what a save of the run holds
-    sidecar: Sidecar  # goes with the weights
+    parts: dict  # saved in the run's state
+    sidecar: Sidecar  # of the weights
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuses, before any work, what the recipe alone cannot know."""
+    """Refuses an unknown network before any work is done."""
     if recipe.model not in model_names():
         raise RecipeError(
             f"unknown model {recipe.model!r}{did_you_mean(recipe.model, model_names())}",
@@ -115,14 +115,14 @@ def read_data(recipe: Recipe, data_root: Path, cache: Path | None, session: Sess
         for index in (train, val):
             crops = recipe.augmentation.crop_scale and index is train  # random parts need the whole image
             folder = None if recipe.freeze or crops else cache
-            found, images = scan_cached(index, recipe.preprocessing, session.options.workers, folder, say)
+            scan_result, images = scan_cached(index, recipe.preprocessing, session.options.workers, folder, say)
             caches[index.split] = "" if images is None else str(images.filename)
             facts[index.split] = {
                 "images": len(index),
                 "fingerprint": index.fingerprint(),
-                "classes": found["classes"],
+                "classes": scan_result["classes"],
                 # float32 is what the network computes in; rounding here keeps JSON and run the same
-                "per_image": {name: found["per_image"][name] for name in ("mean", "std")},
+                "per_image": {name: scan_result["per_image"][name] for name in ("mean", "std")},
             }
         return facts, caches
 
@@ -153,7 +153,7 @@ def build_learner(recipe: Recipe, data: Data, cache: Path, session: Session, res
         freeze(model)
         views, val_features = _features(model, recipe, data, cache, session)
     else:
-        model = whole_batch_norm(model, session.world)
+        model = synchronised_batch_norm(model, session.world)
     schedule = build_schedule(recipe, math.ceil(len(data.train) / recipe.batch_size))
     optimizer = build_optimizer(recipe, schedule, model)
     scaler = paddle.amp.GradScaler(enable=bool(session.options.amp) and amp_type() == "float16")
@@ -213,7 +213,7 @@ def choose_kernels(trained, session: Session, resume: bool) -> str:
         trained: the layer that batches go through.
 
     Raises:
-        SetupError: what was asked for, or what the run began with, is not available here.
+        SetupError: the requested kernels, or those of the resumed run, are not available here.
     """
     kernels, precision = session.options.kernels, session.options.precision
     if kernels == "paddle":
@@ -224,9 +224,9 @@ def choose_kernels(trained, session: Session, resume: bool) -> str:
         session.say(f"kernels: oneDNN's, in {precise}")
         return f"onednn {precision}"
     if (kernels == "onednn" or precision == "bf16") and not (resume and session.options.force):
-        began = "the run began with " if resume else ""
-        do = "resume on a machine that has them, or pass --force" if resume else "leave --kernels and --precision out"
-        raise SetupError(f"{began}oneDNN's kernels, {precision}: {fault}", fix=do)
+        context = "the run began with " if resume else ""
+        fix = "resume on a machine that has them, or pass --force" if resume else "leave --kernels and --precision out"
+        raise SetupError(f"{context}oneDNN's kernels, {precision}: {fault}", fix=fix)
     if session.device == "cpu":
         session.say(f"kernels: Paddle's own, not oneDNN's, which are faster: {fault}")
     return "paddle"
@@ -252,10 +252,8 @@ def network_for(recipe: Recipe, num_classes: int, task: str) -> Network:
     Raises:
         RecipeError: the recipe's loss does not fit the task.
     """
-    fitting = LOSSES[task]
-    if recipe.loss not in fitting:
-        raise RecipeError(
-            f"{recipe.name}: loss={recipe.loss} does not fit a {task} task", expected=" or ".join(fitting)
-        )
-    one = recipe.loss == "sigmoid" and task == "binary"
-    return Network(recipe.model, 1 if one else num_classes, recipe.preprocessing.num_channels, recipe.stem)
+    losses = LOSSES[task]
+    if recipe.loss not in losses:
+        raise RecipeError(f"{recipe.name}: loss={recipe.loss} does not fit a {task} task", expected=" or ".join(losses))
+    single_output = recipe.loss == "sigmoid" and task == "binary"
+    return Network(recipe.model, 1 if single_output else num_classes, recipe.preprocessing.num_channels, recipe.stem)
