@@ -10,7 +10,7 @@ import pytest
 from paddle_medcls.cli import prepare
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data import download as module
-from paddle_medcls.data.datasets import fetch, medmnist
+from paddle_medcls.data.datasets import fetch
 from paddle_medcls.data.datasets.medmnist_cards import CARDS
 from paddle_medcls.data.download import download
 
@@ -128,7 +128,7 @@ def test_only_https(tmp_path, url):
 def test_fetching_a_set(monkeypatch, tmp_path, capsys):
     asked = []
     monkeypatch.setattr(
-        medmnist, "download", lambda url, target, size, md5: (asked.append((url, size, md5)), target.touch())
+        module, "download", lambda url, target, size, md5: (asked.append((url, size, md5)), target.touch())
     )
     words = ["--dataset", "breastmnist", "--download", "--data-root", str(tmp_path)]
     assert prepare.main(words) == 0

@@ -275,7 +275,8 @@ def _folded(layer: Layer, state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.
     """Weight and bias of a layer, with the batch normalisation that follows it inside; computed in float64."""
     weight = state[f"{layer.name}.weight"]
     if not layer.norm:
-        return np.ascontiguousarray(weight), np.ascontiguousarray(state[f"{layer.name}.bias"])
+        bias = state[f"{layer.name}.bias"]
+        return np.require(weight, requirements=["C", "A", "W"]), np.require(bias, requirements=["C", "A", "W"])
     parts = ("weight", "bias", "_mean", "_variance")
     gamma, beta, mean, variance = (state[f"{layer.norm}.{part}"].astype(np.float64) for part in parts)
     with np.errstate(all="ignore"):  # a file may hold a negative variance: the logits then are not finite

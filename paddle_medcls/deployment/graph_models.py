@@ -31,7 +31,9 @@ def to_openvino(graph: Graph):
 
 def _openvino_node(ops, operation: Operation, inputs: list):
     kind, numbers = operation.kind, list(operation.numbers)
-    x, arrays = inputs[0], [ops.constant(array) for array in operation.arrays]
+    # The model keeps a reference to an array that it shares, which must be one that may be written.
+    arrays = [ops.constant(array, shared_memory=array.flags.writeable) for array in operation.arrays]
+    x = inputs[0]
     if kind == "convolution":
         stride, padding = numbers
         node = ops.convolution(x, arrays[0], [stride] * 2, [padding] * 2, [padding] * 2, [1, 1])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from paddle_medcls.core.errors import SetupError, WeightsError
 from paddle_medcls.core.files import sha256
+from paddle_medcls.core.openvino_setup import import_openvino
 from paddle_medcls.data.datasets import dataset_classes
 from paddle_medcls.deployment.exported_models import open_model
 from paddle_medcls.deployment.graph import KNOWN, logits_graph
@@ -24,9 +28,10 @@ from paddle_medcls.deployment.inference_engines import (
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.models.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
 from paddle_medcls.models.weight_layouts import recognise
-from paddle_medcls.models.weights import load_strict, read_weights
-from paddle_medcls.recipes import get_recipe
-from paddle_medcls.recipes.recipe import Recipe
+from paddle_medcls.models.weights import load_strict, parse_weights, read_weight_file, read_weights
+
+if TYPE_CHECKING:
+    from paddle_medcls.recipes.recipe import Recipe
 
 _NOTEBOOKS = {("PALM tutorial", 1): "palm_tutorial", ("COVID-19 tutorial", 4): "covid_notebook"}
 """(layout, outputs) of a weight file without a sidecar -> the recipe it must have been made with."""
@@ -98,12 +103,11 @@ def _open_weights(
 ) -> Opened:
     """Opens a weight file with the first engine that can be used."""
     engine, precision = engine_and_precision
-    state = read_weights(path)
     notes: list[str] = []
     if sidecar is not None:
-        sidecar.check(path)
+        state = _read_checked(path, sidecar, engine in ("auto", "openvino"))
     else:
-        sidecar, state, notes = _infer_sidecar(path, state, recipe)
+        sidecar, state, notes = _infer_sidecar(path, read_weights(path), recipe)
     for name in _candidates(sidecar.network.model, engine, precision):
         try:
             outputs = sidecar.network.num_outputs
@@ -115,6 +119,18 @@ def _open_weights(
             say(f"{name} cannot be used: {error.what}")
     require("paddle", precision)
     return Opened(sidecar, _paddle_network(sidecar, state, path), notes, path=path)
+
+
+def _read_checked(path: Path, sidecar: Sidecar, with_openvino: bool = False) -> dict[str, np.ndarray]:
+    """The arrays of a weight file that is the one its sidecar describes; OpenVINO is imported while it is hashed."""
+    data = read_weight_file(path)
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(lambda: hashlib.sha256(data).hexdigest())
+        state = parse_weights(data, path)
+        with contextlib.suppress(ImportError):
+            _ = import_openvino() if with_openvino else None
+    sidecar.check_digest(path, digest.result())
+    return state
 
 
 def _candidates(model: str, engine: str | None, precision: str) -> list[str]:
@@ -152,8 +168,7 @@ def _paddle_network(sidecar: Sidecar, state: dict, path: Path) -> PaddleNetwork:
 
 def _reload(path: Path, sidecar: Sidecar) -> PaddleNetwork:
     """The network in Paddle, from the same file: reading it again saves a second copy of the arrays in memory."""
-    sidecar.check(path)
-    state = read_weights(path)
+    state = _read_checked(path, sidecar)
     if not sidecar_of(path).is_file():
         state = recognise(state, path)[1]
     return _paddle_network(sidecar, state, path)
@@ -196,6 +211,8 @@ def _infer_sidecar(path: Path, state: dict, recipe: Recipe | None) -> tuple[Side
                 f"{network.num_outputs} outputs in the layout of {layout} could be anything",
                 fix="name the recipe that it was trained with: --recipe NAME",
             )
+        from paddle_medcls.recipes import get_recipe
+
         recipe = get_recipe(name)
     classes, task = dataset_classes(recipe.dataset, recipe.labels)
     head = OutputHead(task, recipe.loss, classes)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from paddle_medcls.deployment.prediction import HeatMap, Prediction
 from paddle_medcls.models.output_head import OutputHead, check_finite
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.preprocessing.transforms import preprocess, unfit
-from paddle_medcls.recipes import get_recipe
-from paddle_medcls.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from paddle_medcls.recipes.recipe import Recipe
 
 AnyImage = Union[np.ndarray, str, Path, bytes]
 """Pixels, uint8 RGB (H, W, 3) or grey (H, W) or (H, W, 1); or an image file, by its path or its bytes."""
@@ -288,10 +289,13 @@ def load_predictor(
         on_gpu = select_device(device) != "cpu"
     else:
         on_gpu = False
-    known = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    if isinstance(recipe, str):
+        from paddle_medcls.recipes import get_recipe
+
+        recipe = get_recipe(recipe)
     say = functools.partial(print, file=sys.stderr)
     wanted = None if on_gpu and engine == "auto" else engine
-    return Predictor.from_weights(weights, known, wanted, precision, say, allow_program)
+    return Predictor.from_weights(weights, recipe, wanted, precision, say, allow_program)
 
 
 def _checked_pixels(image: np.ndarray, name: str) -> np.ndarray:

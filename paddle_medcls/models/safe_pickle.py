@@ -32,11 +32,12 @@ MAX_NODES = 200_000
 MAX_DEPTH = 8
 
 _LITERALS = frozenset(
-    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES "
+    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES "
     "BINBYTES8".split()
 )
 """Opcodes that push their argument."""
 
+_VIEWED = {"BINBYTES": 4, "BINBYTES8": 8}  # opcode of long bytes -> width of their length
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}  # opcode -> length
 _OTHERS = frozenset(
@@ -82,7 +83,7 @@ def read_pickle(data: bytes) -> object:
 
 def _kind(value: object) -> str:
     """Returns the name of a value's type, for a message."""
-    return type(value).__name__.lstrip("_")
+    return "bytes" if type(value) is memoryview else type(value).__name__.lstrip("_")
 
 
 class _Name:
@@ -134,7 +135,7 @@ class _Tuple(tuple):
         return value
 
 
-_ARRAY_STATES = [(int, _Tuple, _Dtype, order, bytes) for order in (bool, int)]
+_ARRAY_STATES = [(int, _Tuple, _Dtype, order, data) for order in (bool, int) for data in (bytes, memoryview)]
 
 
 class _Array:
@@ -165,6 +166,7 @@ class _Reader:
     """
 
     def __init__(self, data: bytes) -> None:
+        self.data = memoryview(data)
         self.stream = io.BytesIO(data)
         self.stack: list = []
         self.marked: list[list] = []
@@ -183,6 +185,8 @@ class _Reader:
             argument: typing.Any = None
             if opcode.name == "GLOBAL":
                 argument = _two_lines(self.stream)
+            elif opcode.name in _VIEWED:
+                argument = self.view(_VIEWED[opcode.name])
             elif opcode.arg:
                 argument = opcode.arg.reader(self.stream)
             if opcode.name == "STOP":
@@ -193,6 +197,15 @@ class _Reader:
             if len(self.stack) > MAX_STACK or len(self.marked) > 4 * MAX_DEPTH:
                 raise pickle.UnpicklingError("too large or too deep a structure for a weight file")
         raise pickle.UnpicklingError("too many opcodes for a weight file")
+
+    def view(self, width: int) -> memoryview:
+        """Reads bytes after their length, which has `width` bytes; a view, as copying takes long."""
+        length = int.from_bytes(self.stream.read(width), "little")
+        start = self.stream.tell()
+        if start + length > len(self.data):
+            raise ValueError(f"{length} bytes expected, {len(self.data) - start} remain")
+        self.stream.seek(start + length)
+        return self.data[start : start + length]
 
     def step(self, name: str, argument: typing.Any) -> None:
         """Runs one opcode; PROTO and FRAME have no effect."""

@@ -173,10 +173,19 @@ class Sidecar:
             if not file.is_file():
                 raise WeightsError(f"{file}: the file is missing", fix="copy all files of the export again")
             if digest and sha256(file) != digest:
-                raise WeightsError(
-                    f"{file} is not the file that {sidecar_of(path).name} describes (sha256 differs)",
-                    fix="copy all files again from one place; an interrupted training is resumed with --resume",
-                )
+                raise _other_file(file)
+
+    def check_digest(self, path: Path, digest: str) -> None:
+        """As `check`, for a weight file whose bytes have this sha256."""
+        if self.sha256 and digest != self.sha256:
+            raise _other_file(path)
+
+
+def _other_file(file: Path) -> WeightsError:
+    return WeightsError(
+        f"{file} is not the file that {sidecar_of(file).name} describes (sha256 differs)",
+        fix="copy all files again from one place; an interrupted training is resumed with --resume",
+    )
 
 
 def _fields(values: object, kind: type, prefix: str) -> dict:

@@ -27,13 +27,26 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         WeightsError: missing, truncated, larger than 4 GiB, not a weight file, or asking for anything but arrays.
     """
-    path = Path(path)
+    return parse_weights(read_weight_file(Path(path)), Path(path))
+
+
+def read_weight_file(path: Path) -> bytes:
+    """The bytes of a weight file; errors as for `read_weights`."""
     try:
         data = read_bounded(path, MAX_BYTES)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror or error}", fix="check the path given to --weights") from None
     if not data:
         raise WeightsError(f"{path}: the file is empty", fix="copy or download it again")
+    return data
+
+
+def parse_weights(data: bytes, path: Path) -> dict[str, np.ndarray]:
+    """The arrays in the bytes of a weight file, read-only views of them; see `read_weights`.
+
+    Args:
+        path: of the file: its ending tells the format, messages name it.
+    """
     if path.suffix == ".safetensors":
         return _read_safetensors(data, path)
     try:
@@ -97,7 +110,8 @@ def check_arrays(state: dict[str, np.ndarray], shapes: Mapping[str, Sequence[int
 def load_strict(model, state: dict[str, np.ndarray], name: object) -> None:
     """Sets a model's weights after checking all of them, see `check_arrays`; a refused file changes nothing."""
     check_arrays(state, {key: value.shape for key, value in model.state_dict().items()}, name)
-    missing, unexpected = model.set_state_dict({key: np.ascontiguousarray(value) for key, value in state.items()})
+    arrays = {key: np.require(value, requirements=["C", "A"]) for key, value in state.items()}
+    missing, unexpected = model.set_state_dict(arrays)
     if missing or unexpected:  # cannot happen: `check_arrays` covers what Paddle checks
         raise WeightsError(f"{name}: Paddle did not take {', '.join([*missing, *unexpected])}", fix="report this")
 

@@ -22,7 +22,6 @@ import numpy as np
 from paddle_medcls.core import files
 from paddle_medcls.core.errors import DataError, command
 from paddle_medcls.data.datasets.medmnist_cards import ALIASES, CARDS, SIZES, URL, Card
-from paddle_medcls.data.download import checksum_text, download
 from paddle_medcls.data.index import SYNTHETIC_MARK, Index, is_synthetic, only_copy, subfolders
 
 SPLITS = ("train", "val", "test")
@@ -124,6 +123,8 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
 
 def fetch(name: str, root: Path) -> str:
     """Downloads a set's file into the data root, unless it exists; returns a message for the user."""
+    from paddle_medcls.data.download import download  # not above: only this needs http
+
     card, side = card_of(name)
     target = file_in(root, name)
     if target.exists():
@@ -172,7 +173,7 @@ def _read_npz(path: Path, card: Card, side: int, split: str, synthetic: bool) ->
             f"{path.stem}: no file {path.name}",
             path=path.parent,
             fix=f"{command('prepare')} --dataset {path.stem} --download --data-root {path.parent}, or download "
-            f"{URL.format(file=path.name)} and save it there; {checksum_text(card.md5[side])}",
+            f"{URL.format(file=path.name)} and save it there; its md5 is {card.md5[side]}",
         ) from None
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise _fault(path, key, f"it cannot be read ({error})", "a complete npz file") from None
