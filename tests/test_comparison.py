@@ -17,7 +17,7 @@ from paddle_medcls.cli import eval
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.index import Index
 from paddle_medcls.evaluation import significance
-from paddle_medcls.evaluation.metrics import auc, bootstrap_auc, wilson
+from paddle_medcls.evaluation.metrics import auc, bootstrap_areas, percentile_interval, wilson
 from paddle_medcls.evaluation.predictions import Predictions, read_predictions
 from paddle_medcls.evaluation.significance import compare, verdict
 from paddle_medcls.evaluation.tables import comparison_table, write_predictions
@@ -248,7 +248,8 @@ def test_figures_and_intervals_are_those_of_eval(task: str) -> None:
     for side, one in (("a", a), ("b", b)):
         accuracy = (one.guesses == one.labels).mean()
         assert found["accuracy"][side] == (pytest.approx(accuracy), pytest.approx(wilson(accuracy * 60, 60)))
-        assert found["auc"][side] == (auc(one.probs, one.labels, task), bootstrap_auc(one.probs, one.labels, task))
+        interval = percentile_interval(bootstrap_areas(one.probs, one.labels, task))
+        assert found["auc"][side] == (auc(one.probs, one.labels, task), interval)
     assert found["accuracy"]["difference"] < 0 and "A is better" in verdict(found)
     back = compare(b, a)
     for name in ("accuracy", "auc"):

@@ -141,7 +141,7 @@ def test_the_cpu_gives_the_same_answers(amp: bool, palm_root: Path, tmp_path: Pa
     for device in ("gpu", "cpu"):
         select_device(device)
         predictor = Predictor.from_weights(weights)
-        images = synthetic_images(predictor.sidecar, 6)
+        images = synthetic_images(predictor.sidecar)
         logits = predictor.logits(images)
         found.append((predictor.head.probabilities(logits), np.stack(predictor.heatmaps(images, 1))))
     np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-4)

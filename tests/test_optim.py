@@ -11,13 +11,25 @@ from fakes import recipe
 from paddle_medcls.core.errors import RecipeError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.recipes import get_recipe
+from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.training.optimization import (
     build_loss,
     build_optimizer,
     build_schedule,
     class_weights,
-    learning_rates,
 )
+
+
+def learning_rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
+    """The learning rate of every step of a run."""
+    schedule = build_schedule(recipe, steps_per_epoch)
+    rates = []
+    for _ in range(recipe.epochs * steps_per_epoch):
+        rates.append(float(schedule()))
+        schedule.step()
+    assert all(math.isfinite(rate) for rate in rates)
+    return rates
+
 
 # --- learning rates --------------------------------------------------------------------------------
 

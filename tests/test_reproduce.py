@@ -15,7 +15,7 @@ from paddle_medcls.core.files import write_json
 from paddle_medcls.data.index import SYNTHETIC_MARK
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.recipes import published_results
-from paddle_medcls.training import reproduce
+from paddle_medcls.training import reproduce, reproduction_table
 from paddle_medcls.training.loop import Options, train
 from paddle_medcls.training.reproduce import Grid, plan, run_grid, score_without_leaks, write_tables
 from paddle_medcls.training.reproduction_table import Row, permutation_p, table, verdict
@@ -136,19 +136,21 @@ def test_recipes_beside_each_other(tmp_path):
     assert "permutation" not in shown(cells[::2])  # one recipe alone
 
 
-def test_permutation_p():
+def test_permutation_p(monkeypatch: pytest.MonkeyPatch) -> None:
     assert permutation_p([5, 6, 7, 8], [1, 2, 3, 4]) == 2 / 70  # of 8 over 4 deals these two go as far
     assert permutation_p([1, 4], [2, 3]) == 1  # no difference
     assert permutation_p([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]) == 1  # none but rounding's
     assert permutation_p([5], [1, 2]) == 1 / 3  # 5, 1 or 2 alone: 3.5, -2.5, -1
-    few = permutation_p([5, 6, 7, 8, 9], [1, 2, 3, 4, 6], max_permutations=200)  # of 252 deals, so drawn
-    assert few == pytest.approx(permutation_p([5, 6, 7, 8, 9], [1, 2, 3, 4, 6]), abs=0.02)
+    exact = permutation_p([5, 6, 7, 8, 9], [1, 2, 3, 4, 6])  # 252 deals
+    monkeypatch.setattr(reproduction_table, "MAX_PERMUTATIONS", 200)
+    assert permutation_p([5, 6, 7, 8, 9], [1, 2, 3, 4, 6]) == pytest.approx(exact, abs=0.02)
 
 
-def test_drawn_permutations_never_give_zero():
+def test_drawn_permutations_never_give_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """11 runs all above 11 others: exactly 2 / C(22, 11) = 2.8e-6, which 2000 deals cannot show."""
-    assert permutation_p(range(11, 22), range(11), max_permutations=2000) == 1 / 2001
     assert permutation_p(range(8, 16), range(8)) == pytest.approx(2 / math.comb(16, 8))  # 12,870 deals, all of them
+    monkeypatch.setattr(reproduction_table, "MAX_PERMUTATIONS", 2000)
+    assert permutation_p(range(11, 22), range(11)) == 1 / 2001
 
 
 def test_figures_without_leaks(root, tmp_path):

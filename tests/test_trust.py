@@ -22,12 +22,13 @@ from paddle_medcls.preprocessing.transforms import Preprocessing
 nn = paddle.nn
 
 
-def test_deletion_and_insertion_by_hand() -> None:
+def test_deletion_and_insertion_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """A square of ones, a quarter of the image; the score is its mean. The mean colour is 0.25."""
     x = np.zeros((1, 16, 16), np.float32)
     x[:, :8, :8] = 1
     good, bad = x[0], 1 - x[0]
-    curves = faithfulness.deletion_insertion(lambda batch: batch[:, 0, :8, :8].mean(axis=(1, 2)), x, [good, bad], 4)
+    monkeypatch.setattr(faithfulness, "STEPS", 4)
+    curves = faithfulness.deletion_insertion(lambda batch: batch[:, 0, :8, :8].mean(axis=(1, 2)), x, [good, bad])
     np.testing.assert_allclose(curves["deletion"], [[1, 0.25, 0.25, 0.25, 0.25], [1, 1, 1, 1, 0.25]])
     np.testing.assert_allclose(faithfulness.areas_below(curves["deletion"]), [0.34375, 0.90625])
     blurred = cv2.GaussianBlur(x[0], (0, 0), 1)[:8, :8].mean()

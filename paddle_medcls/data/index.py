@@ -143,6 +143,22 @@ def is_synthetic(root: Path) -> bool:
     return (root / SYNTHETIC_MARK).exists()
 
 
+def index_of_files(
+    dataset: str, split: str, root: Path, paths: Sequence[Path], labels: Sequence[int], description: tuple
+) -> Index:
+    """The `Index` of image files below a data root; `description`: class names and task."""
+    return Index(
+        dataset=dataset,
+        split=split,
+        ids=tuple(path.relative_to(root).as_posix() for path in paths),
+        images=paths,
+        labels=np.array(labels, np.int64),
+        classes=description[0],
+        task=description[1],
+        synthetic=is_synthetic(root),
+    )
+
+
 def subfolders(root: Path, depth: int = DEPTH, most: int = MAX_FOLDERS) -> list[Path]:
     """`root` and the folders below it, nearest first, sorted by name; without hidden ones and __MACOSX.
 

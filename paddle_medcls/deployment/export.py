@@ -41,6 +41,8 @@ from paddle_medcls.preprocessing.augmentation import flip_axes
 
 TOLERANCE = {"f32": 1e-4, "bf16": 0.1}
 """Largest difference of a probability that an export may show; bf16's is there to catch a broken model."""
+BATCHES = (1, 5)
+"""Batch sizes that an export is compared in."""
 
 
 @dataclass(frozen=True)
@@ -136,43 +138,41 @@ def weight_file(path: str | Path) -> Path:
     return path
 
 
-def compare(
-    network: Predictor, served: Predictor, images: Sequence[AnyImage], batches: tuple[int, ...] = (1, 5)
-) -> Agreement:
-    """Probabilities of a network and of its export on the same images, in batches of these sizes."""
+def compare(network: Predictor, served: Predictor, images: Sequence[AnyImage]) -> Agreement:
+    """Compares the probabilities of a network and of its export on the same images, in batches of `BATCHES`."""
     spec = network.sidecar.preprocessing
     rounded = Predictor(replace(network.sidecar, preprocessing=replace(spec, resize_dtype="uint8")), network.backend)
     difference = rounding = 0.0
     same = total = 0
-    with progress(None, "comparing", len(images) * len(batches), "image") as bar:
-        for size in batches:
+    with progress(None, "comparing", len(images) * len(BATCHES), "image") as bar:
+        for size in BATCHES:
             for start in range(0, len(images), size):
                 group = [network.decode(image) for image in images[start : start + size]]
                 expected = rounded.head.probabilities(rounded.logits(group))
                 outputs = served.backend.outputs(served.input_of(group))  # type: ignore[union-attr]
                 by_head = served.head.probabilities(outputs["logits"])
-                for found in (by_head, outputs["probabilities"]):
-                    difference = max(difference, float(np.abs(found - expected).max()))
-                alike = served.head.decide(by_head) == network.head.decide(expected)
-                same += int(alike.reshape(len(group), -1).all(axis=1).sum())
+                for probs in (by_head, outputs["probabilities"]):
+                    difference = max(difference, float(np.abs(probs - expected).max()))
+                equal = served.head.decide(by_head) == network.head.decide(expected)
+                same += int(equal.reshape(len(group), -1).all(axis=1).sum())
                 total += len(group)
                 if spec.resize_dtype != "uint8":
                     exact = network.head.probabilities(network.logits(group))
                     rounding = max(rounding, float(np.abs(exact - expected).max()))
                 bar.update(len(group))
-    return Agreement(len(images), batches, difference, same / total, rounding)
+    return Agreement(len(images), BATCHES, difference, same / total, rounding)
 
 
-def synthetic_images(sidecar: Sidecar, count: int = 5) -> list[np.ndarray]:
-    """Images that the project draws for the model's data set, or noise, as `Predictor.decode` gives them."""
+def synthetic_images(sidecar: Sidecar) -> list[np.ndarray]:
+    """Five images of the synthetic sample of the model's data set, or of noise, as `Predictor.decode` gives them."""
     channels = "gray" if sidecar.preprocessing.channels == "gray" else "rgb"
     if sidecar.dataset not in dataset_names():  # a user's own
-        shape = (count, 256, 256, sidecar.preprocessing.num_channels)
+        shape = (5, 256, 256, sidecar.preprocessing.num_channels)
         return list(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     with tempfile.TemporaryDirectory() as folder:
         draw(sidecar.dataset, Path(folder), 0)
         index = load_index(sidecar.dataset, Path(folder), "val", sidecar.labels)
-        rows = np.linspace(0, len(index) - 1, count).astype(int)
+        rows = np.linspace(0, len(index) - 1, 5).astype(int)
         return [index.read(int(row), channels) for row in rows]
 
 

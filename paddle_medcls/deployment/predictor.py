@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -16,6 +15,7 @@ from paddle_medcls.core.errors import DataError, WeightsError, did_you_mean
 from paddle_medcls.core.hardware import installed_version
 from paddle_medcls.data.decode import decode_image, read_image, to_channels
 from paddle_medcls.data.index import Index
+from paddle_medcls.data.reading import read_ahead
 from paddle_medcls.deployment.inference_engines import InferenceBackend
 from paddle_medcls.deployment.opening import PaddleNetwork, open_trained
 from paddle_medcls.deployment.prediction import HeatMap, Prediction
@@ -238,15 +238,9 @@ class Predictor:
             except DataError as error:
                 return error
 
-        groups = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            ahead: deque = deque()
-            for group in groups:
-                ahead.append((group, pool.map(read, group)))
-                if len(ahead) == 2:
-                    yield list(zip(*ahead.popleft()))
-            while ahead:
-                yield list(zip(*ahead.popleft()))
+        groups = (paths[start : start + batch_size] for start in range(0, len(paths), batch_size))
+        with contextlib.closing(read_ahead(read, groups, max(1, workers), 1)) as loaded:
+            yield from (list(zip(group, images)) for group, images in loaded)
 
     def predict_decoded(
         self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2

@@ -14,6 +14,7 @@ import numpy as np
 from paddle_medcls.models.output_head import OutputHead
 
 Z = 1.959963984540054  # of a 95% interval
+RESAMPLES = 1000
 
 
 def loss_value(logits: np.ndarray, labels: np.ndarray, loss: str) -> float:
@@ -106,18 +107,16 @@ def clusters_of(groups: Sequence[str]) -> np.ndarray | None:
     return numbers.reshape(-1) if 0 < len(names) < len(numbers) else None
 
 
-def resampled_counts(
-    n: int, clusters: np.ndarray | None = None, resamples: int = 1000, seed: int = 0
-) -> Iterator[np.ndarray]:
+def resampled_counts(n: int, clusters: np.ndarray | None = None, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
     """Yields counts (b, N) of each image in b resamples of the images, or of patients; `resamples` rows in all.
 
-    The same seed draws the same images for any model.
+    Every call draws the same images, so that two models are compared on the same resamples.
 
     Args:
         n: number of images.
-        clusters: (N,) patient of each image, numbered from 0, see `clusters_of`; None: images are drawn.
+        clusters: (N,) patient of each image, numbered from 0, see `clusters_of`; None: images are resampled.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     units = n if clusters is None else int(clusters.max()) + 1
     step = max(1, 2_000_000 // n)  # keeps the counts of one round under 16 MB
     for start in range(0, resamples, step):
@@ -127,15 +126,10 @@ def resampled_counts(
 
 
 def bootstrap_areas(
-    probs: np.ndarray,
-    labels: np.ndarray,
-    task: str,
-    resamples: int = 1000,
-    seed: int = 0,
-    clusters: np.ndarray | None = None,
+    probs: np.ndarray, labels: np.ndarray, task: str, clusters: np.ndarray | None = None, resamples: int = RESAMPLES
 ) -> np.ndarray:
     """AUC (B,) of resamples, see `resampled_counts`."""
-    counts = resampled_counts(len(labels), clusters, resamples, seed)
+    counts = resampled_counts(len(labels), clusters, resamples)
     return np.concatenate([auc(probs, labels, task, weights) for weights in counts])
 
 
@@ -152,18 +146,6 @@ def percentile_interval(values: np.ndarray) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-
-def bootstrap_auc(
-    probs: np.ndarray,
-    labels: np.ndarray,
-    task: str,
-    resamples: int = 1000,
-    seed: int = 0,
-    clusters: np.ndarray | None = None,
-) -> tuple[float, float]:
-    """95% percentile interval of the AUC over resamples, see `resampled_counts`."""
-    return percentile_interval(bootstrap_areas(probs, labels, task, resamples, seed, clusters))
 
 
 def accuracy_interval(hits: np.ndarray, clusters: np.ndarray | None = None) -> tuple[float, float]:
@@ -279,6 +261,6 @@ def evaluate_logits(
         hits = (guesses == labels).reshape(len(labels), -1).mean(axis=1)
         result["intervals"] = {
             "accuracy": list(accuracy_interval(hits, clusters)),
-            "auc": list(bootstrap_auc(probs, labels, task, clusters=clusters)),
+            "auc": list(percentile_interval(bootstrap_areas(probs, labels, task, clusters))),
         }
     return result

@@ -13,14 +13,15 @@ import numpy as np
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.reading import map_images, refuse_unreadable
-from paddle_medcls.evaluation.metrics import accuracy_interval, auc, bootstrap_auc, clusters_of
+from paddle_medcls.evaluation.metrics import accuracy_interval, auc, bootstrap_areas, clusters_of, percentile_interval
 from paddle_medcls.models.output_head import softmax
 
 SIDE = 40  # pixels of the small image
 FRAME = 4  # pixels: the outer 10% of each side
 CENTRE = 8  # pixels on each side of the centre, which is the middle 60% of each side
 THUMBNAIL = 16
-L2 = 1e-4  # weight decay; fixed, since it must not be tuned on the scored split
+L2 = 1e-4  # the loss is the mean cross-entropy + L2 / 2 * squared weights; fixed: not to be tuned on the scored split
+STEPS = 500  # of gradient descent
 
 
 def audit(train: Index, scored: Index, workers: int) -> dict:
@@ -56,7 +57,7 @@ def audit(train: Index, scored: Index, workers: int) -> dict:
             "auc": float(auc(probs, scored.labels, scored.task)),
             "intervals": {
                 "accuracy": accuracy_interval(correct, clusters),
-                "auc": bootstrap_auc(probs, scored.labels, scored.task, clusters=clusters),
+                "auc": percentile_interval(bootstrap_areas(probs, scored.labels, scored.task, clusters)),
             },
         }
     majority = float((scored.labels == np.argmax(np.bincount(train.labels))).mean())
@@ -109,28 +110,24 @@ def standardise(train: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.nd
     return (train - mean) / spread, (other - mean) / spread
 
 
-def softmax_regression(
-    x: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = L2, steps: int = 500
-) -> tuple[np.ndarray, np.ndarray]:
+def softmax_regression(x: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Multinomial logistic regression by Nesterov's accelerated gradient descent from zero weights; deterministic.
 
     Args:
         x: (N, P) pixels.
         labels: (N,) class numbers.
         num_classes: C.
-        l2: the minimised loss is the mean cross-entropy + l2 / 2 * the sum of the squared weights.
-        steps: of gradient descent.
 
     Returns:
         Weights (P, C) and biases (C,); logits are x @ weights + biases.
     """
     x1 = np.c_[x, np.ones(len(x))].astype(np.float64)
     targets = np.eye(num_classes)[labels]
-    decay = np.r_[np.full(x.shape[1], l2), 0][:, None]  # not on the biases
-    curvature = 0.5 * np.linalg.eigvalsh(x1.T @ x1 / len(x))[-1] + l2  # an upper bound of the curvature of the loss
-    momentum = (np.sqrt(curvature) - np.sqrt(l2)) / (np.sqrt(curvature) + np.sqrt(l2))
+    decay = np.r_[np.full(x.shape[1], L2), 0][:, None]  # not on the biases
+    curvature = 0.5 * np.linalg.eigvalsh(x1.T @ x1 / len(x))[-1] + L2  # an upper bound of the curvature of the loss
+    momentum = (np.sqrt(curvature) - np.sqrt(L2)) / (np.sqrt(curvature) + np.sqrt(L2))
     w = ahead = np.zeros((x1.shape[1], num_classes))
-    for _ in range(steps):
+    for _ in range(STEPS):
         gradient = x1.T @ (softmax(x1 @ ahead) - targets) / len(x) + decay * ahead
         previous, w = w, ahead - gradient / curvature
         ahead = w + momentum * (w - previous)

@@ -92,7 +92,7 @@ def _accuracy(a: Predictions, b: Predictions, clusters: np.ndarray | None = None
 
 
 def _auc(a: Predictions, b: Predictions, clusters: np.ndarray | None = None) -> dict:
-    areas = [bootstrap_areas(model.probs, model.labels, model.task, clusters=clusters) for model in (a, b)]
+    areas = [bootstrap_areas(model.probs, model.labels, model.task, clusters) for model in (a, b)]
     values = [float(auc(model.probs, model.labels, model.task)) for model in (a, b)]
     sides = [(value, percentile_interval(resamples)) for value, resamples in zip(values, areas)]
     same = np.array_equal(a.probs, b.probs)

@@ -143,7 +143,7 @@ def _cells(name: str, lower: bool | None, rows: list[dict]) -> list[object]:
 
 
 def deletion_insertion(
-    score: Callable[[np.ndarray], np.ndarray], x: np.ndarray, maps: Sequence[np.ndarray], steps: int = STEPS
+    score: Callable[[np.ndarray], np.ndarray], x: np.ndarray, maps: Sequence[np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Probability of the class while pixels are hidden or shown, the hottest first.
 
@@ -151,31 +151,30 @@ def deletion_insertion(
         score: batch (N, C, H, W) -> probabilities (N,).
         x: one preprocessed image (C, H, W).
         maps: M maps (H, W), of which only the order of the values is used; equal values in the order of the pixels.
-        steps: number of equal steps from no pixel to all.
 
     Returns:
         `deletion` (from the image to its mean colour) and `insertion` (from the blurred image to the
-        image), each (M, steps + 1).
+        image), each (M, STEPS + 1): equal steps from no pixel to all.
     """
     channels, height, width = x.shape
     empty = np.broadcast_to(x.mean(axis=(1, 2), keepdims=True), x.shape)
     blurred = np.stack([cv2.GaussianBlur(channel, (0, 0), max(height, width) / 16) for channel in x])
-    counts = np.linspace(0, height * width, steps + 1).round().astype(int)
+    counts = np.linspace(0, height * width, STEPS + 1).round().astype(int)
     ends = score(np.stack([x, empty, blurred]))
-    curves = {"deletion": np.empty((len(maps), steps + 1)), "insertion": np.empty((len(maps), steps + 1))}
+    curves = {"deletion": np.empty((len(maps), STEPS + 1)), "insertion": np.empty((len(maps), STEPS + 1))}
     for number, heat in enumerate(maps):
         rank = np.empty(height * width, int)
         rank[np.argsort(-heat.ravel(), kind="stable")] = np.arange(height * width)
-        first = rank.reshape(height, width) < counts[1:-1, None, None]  # (steps - 1, H, W)
-        batch = [np.where(hot, empty, x) for hot in first] + [np.where(hot, x, blurred) for hot in first]
+        hottest = rank.reshape(height, width) < counts[1:-1, None, None]  # (STEPS - 1, H, W)
+        batch = [np.where(hot, empty, x) for hot in hottest] + [np.where(hot, x, blurred) for hot in hottest]
         values = score(np.stack(batch).astype(np.float32))
-        curves["deletion"][number] = [ends[0], *values[: steps - 1], ends[1]]
-        curves["insertion"][number] = [ends[2], *values[steps - 1 :], ends[0]]
+        curves["deletion"][number] = [ends[0], *values[: STEPS - 1], ends[1]]
+        curves["insertion"][number] = [ends[2], *values[STEPS - 1 :], ends[0]]
     return curves
 
 
 def areas_below(curves: np.ndarray) -> np.ndarray:
-    """(M, steps + 1) -> (M,) areas by trapezoids; the steps together are 1 wide."""
+    """(M, STEPS + 1) -> (M,) areas by trapezoids; the steps together are 1 wide."""
     return ((curves[:, 1:] + curves[:, :-1]) / 2).mean(axis=1)
 
 

@@ -10,9 +10,8 @@ fast here, and their exceptions reach the caller.
 
 from __future__ import annotations
 
-from collections import deque
+import contextlib
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.data.index import Index
+from paddle_medcls.data.reading import read_ahead
 from paddle_medcls.preprocessing.augmentation import Augmentation, augment, augment_batch, draw_epoch, random_version
 from paddle_medcls.preprocessing.transforms import Preprocessing, fit, normalize
 
@@ -127,27 +127,10 @@ def load_batches(dataset, batches: Sequence[range | np.ndarray], workers: int) -
         batches: the rows of each batch.
         workers: reading threads; 0: each batch is read when it is needed.
     """
-    at_once = dataset.whole_batches
-    if workers == 0:
-        for rows in batches:
-            yield dataset.batch(rows) if at_once else _stack([dataset[row] for row in rows], rows)
+    if dataset.whole_batches:
+        with contextlib.closing(read_ahead(dataset.batch, ([rows] for rows in batches), workers)) as loaded:
+            yield from (batch for _, (batch,) in loaded)
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
-    waiting: deque = deque()
-    remaining = iter(batches)
-    try:
-        while True:
-            while len(waiting) < 3 and (ahead := next(remaining, None)) is not None:
-                jobs = [(dataset.batch, ahead)] if at_once else [(dataset.__getitem__, row) for row in ahead]
-                waiting.append((ahead, [pool.submit(*job) for job in jobs]))
-            if not waiting:
-                return
-            rows, futures = waiting.popleft()
-            results = [future.result() for future in futures]
-            yield results[0] if at_once else _stack(results, rows)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _stack(items: list[tuple[np.ndarray, np.ndarray]], rows: range | np.ndarray) -> Batch:
-    return Batch(np.stack([x for x, _ in items]), np.stack([label for _, label in items]), rows)
+    with contextlib.closing(read_ahead(dataset.__getitem__, batches, workers)) as loaded:
+        for rows, items in loaded:
+            yield Batch(np.stack([x for x, _ in items]), np.stack([label for _, label in items]), rows)

@@ -113,9 +113,9 @@ def _summary(index: Index, channels: str, sums: np.ndarray, pixels: int, sizes: 
     }
 
 
-def file_key(index: Index, channels: str) -> str:
+def file_key(index: Index) -> str:
     """A sha256 that changes with the ids, the labels, and each file's path, size, inode number and times."""
-    digest = hashlib.sha256(f"{VERSION} {channels} {index.fingerprint()}".encode())
+    digest = hashlib.sha256(f"{VERSION} {index.fingerprint()}".encode())
     if isinstance(index.images, np.ndarray):
         digest.update(np.ascontiguousarray(index.images).data)
     else:
@@ -135,17 +135,17 @@ def read_cache(path: Path) -> dict:
     return cached if isinstance(cached, dict) else {}
 
 
-def cached_scan(index: Index, workers: int, path: Path, channels: str = "rgb") -> dict:
-    """The result of `scan`, from the cache `path` if it holds these same files; the caller stores the result."""
-    key = file_key(index, channels)
-    known = read_cache(path).get(index.split)
-    if isinstance(known, dict) and known.get("key") == key:
-        return known
-    return {"key": key, **image_statistics(index, workers, channels)}
+def cached_scan(index: Index, workers: int, path: Path) -> dict:
+    """`image_statistics`, from the cache `path` if it holds these same files; the caller stores the result."""
+    key = file_key(index)
+    cached = read_cache(path).get(index.split)
+    if isinstance(cached, dict) and cached.get("key") == key:
+        return cached
+    return {"key": key, **image_statistics(index, workers)}
 
 
 def scan_splits(indexes: Sequence[Index], workers: int, cache: Path) -> dict[str, dict]:
     """`cached_scan` of several splits of a data set, by split; the results are written to `cache` (JSON)."""
-    found = {index.split: cached_scan(index, workers, cache) for index in indexes}
-    write_json(cache, {**read_cache(cache), **found})
-    return found
+    results = {index.split: cached_scan(index, workers, cache) for index in indexes}
+    write_json(cache, {**read_cache(cache), **results})
+    return results

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from paddle_medcls.core.paddle_setup import paddle
@@ -98,14 +96,3 @@ def build_loss(recipe: Recipe, weights: np.ndarray | None):
         return (weight * target * F.softplus(-logits) + (1 - target) * F.softplus(logits)).mean()
 
     return softmax_loss if recipe.loss == "softmax" else sigmoid_loss
-
-
-def learning_rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
-    """The learning rate of every step of a run, for plots and tests."""
-    schedule = build_schedule(recipe, steps_per_epoch)
-    rates = []
-    for _ in range(recipe.epochs * steps_per_epoch):
-        rates.append(float(schedule()))
-        schedule.step()
-    assert all(math.isfinite(rate) for rate in rates)
-    return rates

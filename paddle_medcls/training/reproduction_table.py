@@ -23,6 +23,9 @@ RUN_HERE = """Recipes beside each other, both run here: difference of the means 
 test of the runs. Three seeds against three cannot go below 0.10, four against four below 0.03."""
 
 
+MAX_PERMUTATIONS = 100_000
+
+
 @dataclass(frozen=True)
 class Row:
     """One training of a grid.
@@ -130,20 +133,21 @@ def _recipe_comparisons(title: str, runs: dict[str, list[dict]]) -> list[str]:
     return lines
 
 
-def permutation_p(a: Sequence[float], b: Sequence[float], max_permutations: int = 100_000) -> float:
+def permutation_p(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided p of a permutation test of a difference of means.
+
+    Of more than MAX_PERMUTATIONS that many random ones are used; the observed one counts among them, so that p is
+    never 0 (Phipson and Smyth 2010).
 
     Args:
         a, b: one value a run.
-        max_permutations: of more, so many random ones are used; the observed one counts among them, so that p is
-            never 0 (Phipson and Smyth 2010).
     """
     runs = np.array([*a, *b])
     choices: Iterable = itertools.combinations(range(len(runs)), len(a))
-    sampled = math.comb(len(runs), len(a)) > max_permutations
+    sampled = math.comb(len(runs), len(a)) > MAX_PERMUTATIONS
     if sampled:
         rng = np.random.default_rng(0)
-        choices = (rng.permutation(len(runs))[: len(a)] for _ in range(max_permutations))
+        choices = (rng.permutation(len(runs))[: len(a)] for _ in range(MAX_PERMUTATIONS))
     sums = np.array([runs[list(rows)].sum() for rows in choices])
     differences = sums / len(a) - (runs.sum() - sums) / len(b)
     observed = abs(np.mean(a) - np.mean(b))

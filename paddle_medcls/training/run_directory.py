@@ -42,10 +42,10 @@ class State:
     optimizer: dict = field(default_factory=dict)  # as restored; Paddle 2.6.2 lists it only after a step
 
 
-def new_run_directory(recipe: Recipe, root: str | Path = "runs") -> Path:
-    """The path of a new run, by its recipe, data set and the time."""
+def new_run_directory(recipe: Recipe) -> Path:
+    """The path of a new run below `runs`, named after its recipe, data set and the time."""
     stem = recipe.name if recipe.name.startswith(recipe.dataset) else f"{recipe.name}-{recipe.dataset}"
-    return Path(root) / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def describe(run_dir: Path, recipe: Recipe, facts: dict, environment: dict) -> None:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from paddle_medcls.core.errors import DataError, command
-from paddle_medcls.data.index import Index, image_files, is_synthetic, subfolders
+from paddle_medcls.data.index import Index, image_files, index_of_files, subfolders
 from paddle_medcls.data.splits import CUTS, split_by_class
 
 WEIGHTS_NAME = "COVID"
@@ -68,7 +66,7 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
     Raises:
         DataError: no split file, or faulty lines in it.
     """
-    classes, task = describe(name, labels)
+    description = describe(name, labels)
     split_file = root / f"{split}.txt"
     if not split_file.is_file():
         raise DataError(
@@ -77,16 +75,7 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
             fix=f"write the split files: {command('prepare')} --dataset covid --split --data-root {root}",
         )
     ids, numbers = read_split_file(split_file)
-    return Index(
-        dataset=name,
-        split=split,
-        ids=tuple(ids),
-        images=[root / path for path in ids],
-        labels=np.array(numbers, np.int64),
-        classes=classes,
-        task=task,
-        synthetic=is_synthetic(root),
-    )
+    return index_of_files(name, split, root, [root / path for path in ids], numbers, description)
 
 
 def read_split_file(path: Path) -> tuple[list[str], list[int]]:

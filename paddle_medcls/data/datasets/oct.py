@@ -11,12 +11,11 @@ does.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from paddle_medcls.core.errors import DataError, command
-from paddle_medcls.data.index import Index, image_files, is_synthetic, only_copy, subfolders
+from paddle_medcls.data.index import Index, image_files, index_of_files, only_copy, subfolders
 from paddle_medcls.data.splits import split_groups
 
 WEIGHTS_NAME = "OCT"
@@ -69,20 +68,11 @@ def patient_of(file_name: str) -> str:
 
 def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
     """The scans of one split; `labels` as in `describe`."""
-    classes, task = describe(name, labels)
+    description = describe(name, labels)
     has_folder = split == "test" or labels == "shipped"
     paths, numbers = _scans(root, split if has_folder else "train")
-    index = Index(
-        dataset=name,
-        split=split,
-        ids=tuple(path.relative_to(root).as_posix() for path in paths),
-        images=paths,
-        labels=np.array(numbers, np.int64),
-        classes=classes,
-        task=task,
-        groups=tuple(patient_of(path.name) for path in paths),
-        synthetic=is_synthetic(root),
-    )
+    index = index_of_files(name, split, root, paths, numbers, description)
+    index = replace(index, groups=tuple(patient_of(path.name) for path in paths))
     if has_folder:
         return index
     train, val = split_groups(index.labels, index.groups, HELD_OUT)

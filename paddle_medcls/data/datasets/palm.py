@@ -13,10 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from paddle_medcls.core.errors import DataError, command
-from paddle_medcls.data.index import Index, image_files, is_synthetic, only_copy, subfolders
+from paddle_medcls.data.index import Index, image_files, index_of_files, only_copy, subfolders
 from paddle_medcls.data.splits import holdout
 
 WEIGHTS_NAME = "PALM"
@@ -73,21 +71,12 @@ def describe(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
 
 def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
     """The training or validation images with their labels; the module's docstring has the source of the labels."""
-    classes, task = describe(name, labels)
+    description = describe(name, labels)
     if labels == "three" or split == "train":
         paths, numbers = _by_first_letter(root, LETTERS[labels])
     else:
         paths, numbers = _by_label_file(root)
-    index = Index(
-        dataset=name,
-        split=split,
-        ids=tuple(path.relative_to(root).as_posix() for path in paths),
-        images=paths,
-        labels=np.array(numbers, np.int64),
-        classes=classes,
-        task=task,
-        synthetic=is_synthetic(root),
-    )
+    index = index_of_files(name, split, root, paths, numbers, description)
     if labels == "three":
         train, val = holdout(index.labels, 0.2)
         return index.subset(train if split == "train" else val)
