@@ -13,12 +13,7 @@ from paddle_medcls.core.errors import command, printable
 
 
 def parser(name: str, text: str) -> argparse.ArgumentParser:
-    """The argument parser of a command, with the options that all commands share.
-
-    Args:
-        name: of the command, see COMMANDS.
-        text: description for --help.
-    """
+    """The argument parser of a command, with the options that all commands share."""
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show must not raise an error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -38,7 +33,6 @@ def named(kind: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any
 
     Args:
         kind: "recipe", "model", "dataset" or "field".
-        convert: converts the text of other values.
     """
 
     def value(text: str) -> Any:

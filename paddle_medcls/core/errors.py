@@ -22,13 +22,7 @@ def printable(text: object) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], n: int = 1) -> str:
-    """The end of a message about an unknown name, "; did you mean 'palm'?", or "" if no known name is similar.
-
-    Args:
-        name: the unknown name.
-        known: the names to choose from.
-        n: the largest number of names to offer.
-    """
+    """The end of a message about an unknown name, "; did you mean 'palm'?", or "" if no known name is similar."""
     by_lower = {other.lower(): other for other in known}
     near = [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=n, cutoff=0.5)]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -17,8 +17,6 @@ def progress(iterable: Iterable | None, what: str, total: int, unit: str, show: 
 
     Args:
         iterable: iterated by the bar; None: the caller calls `update`.
-        what: label.
-        total: number of units.
         unit: name of a unit, such as "batch".
         show: False prints nothing.
     """

@@ -122,7 +122,6 @@ def unpack(archive: Path, target: Path, max_bytes: int = MAX_BYTES) -> list[Pure
 
     Args:
         archive: zip or tar; the suffix decides between the two.
-        target: a folder that does not exist yet.
         max_bytes: the largest total size of the unpacked files, in bytes.
 
     Returns:

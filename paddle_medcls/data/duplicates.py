@@ -140,7 +140,6 @@ def _duplicates(prints: Sequence[_Fingerprint], in_training: np.ndarray) -> Iter
     """Rows i < j of exact and near duplicates, and the correlation of their thumbnails.
 
     Args:
-        prints: of all N readable images.
         in_training: bool (N,), the images whose mean is subtracted.
     """
     if not prints:

@@ -68,8 +68,6 @@ def lacks_data(data: bytes, markers: Markers, image: np.ndarray) -> bool:
     """Whether a JPEG has too little or too much data for its image.
 
     Args:
-        data: the file.
-        markers: of `read_markers`.
         image: the decoded image, uint8 (H, W) or (H, W, C), at any scale and in any orientation.
     """
     signs = any(data.find(_ZEROS, *scan) >= 0 for scan in markers.scans) or _ends_in_grey(image)

@@ -14,7 +14,6 @@ def fundus(rng: np.random.Generator, pathologic: bool) -> np.ndarray:
     """A synthetic fundus photograph: a disc with vessels and an optic nerve head.
 
     Args:
-        rng: source of the random shapes and noise.
         pathologic: paler, with atrophy around the nerve head.
 
     Returns:
@@ -108,7 +107,6 @@ def spots(rng: np.random.Generator, name: str, marks: np.ndarray) -> np.ndarray:
     """Synthetic MedMNIST images: a bright spot for each label, at a position of its own, on noise.
 
     Args:
-        rng: source of the noise.
         name: of the MedMNIST set, which decides size S and channels.
         marks: (N, L), 1 where an image has a label.
 

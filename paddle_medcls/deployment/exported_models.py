@@ -40,9 +40,6 @@ def open_model(folder: Path, name: str, form: str, precision: str, num_outputs: 
     Models of ONNX and OpenVINO are checked first: no loops and branches, which need not end; no array in other files.
     A Paddle program cannot be checked, and its operators can write files: the caller asks the user first.
 
-    Args:
-        folder, name: of the export, as `export.export` wrote it.
-
     Raises:
         SetupError: the engine is not installed or cannot compute in this precision.
         WeightsError: the model cannot be read, is not allowed, or does not take pixels.

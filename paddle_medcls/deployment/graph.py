@@ -188,7 +188,6 @@ def logits_graph(sidecar: Sidecar, state: dict[str, np.ndarray], name: object) -
     Args:
         sidecar: of a network in KNOWN.
         state: arrays of the weight file under our names.
-        name: the file, for messages.
 
     Raises:
         WeightsError: arrays are missing, unexpected, of another shape or type, or not finite.

@@ -76,8 +76,6 @@ def heat_maps(
 
     Args:
         weights: a weight file, a folder that holds one, or an opened Predictor.
-        images: image files.
-        options: see `HeatMapOptions`.
 
     Raises:
         DataError: an unknown class.

@@ -105,7 +105,6 @@ def compile_graph(graph: Graph, engine: str, precision: str, num_outputs: int) -
     """Compiles an inference graph in memory, for all usable cores.
 
     Args:
-        graph: of `graph.logits_graph`.
         engine: one of FASTEST_FIRST.
 
     Raises:

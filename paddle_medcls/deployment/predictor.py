@@ -118,10 +118,6 @@ class Predictor:
     def decode(self, image: AnyImage, name: str = "image") -> np.ndarray:
         """An image file, or checked pixels, as uint8: RGB (H, W, 3) or grey (H, W, 1).
 
-        Args:
-            image: see `AnyImage`.
-            name: of the image, for messages.
-
         Raises:
             DataError: a file that cannot be read, or an array of another type or shape.
         """

@@ -113,7 +113,6 @@ class Evaluation:
         """Writes metrics.json, the predictions and pictures.
 
         Args:
-            folder: is created if it is missing.
             errors: above 0: also errors.html, with so many images a section.
         """
         folder, sidecar, index = Path(folder), self.sidecar, self.index
@@ -136,7 +135,6 @@ def evaluate(
         weights: a weight file, an export, a folder that holds one, or an opened Predictor.
         split: "train", "val" or "test"; None: test where the data set has one, else val.
         data_root: folder of the images; None: the one that the run was trained on, else the data set's default.
-        options: see `EvalOptions`.
 
     Raises:
         RunError: options that do not fit the model; found before any image is read.

@@ -47,11 +47,9 @@ def write_error_page(path: Path, index: Index, probs: np.ndarray, head: OutputHe
     """Writes the page. In a multi-label task an image's error is its worst label.
 
     Args:
-        path: the HTML file.
         index: the split; its images are read again, for those that are shown.
         probs: (N, C).
         head: how the network decides.
-        title: of the page.
         count: how many images each section shows at most.
     """
     guesses = head.decide(probs)

@@ -37,9 +37,6 @@ def evaluate_split(
     Args:
         model: the network; its training mode is restored afterwards.
         dataset: the split with its preprocessing, without augmentation.
-        batch_size: images at a time.
-        workers: threads that read images.
-        flips: averaged over, see `augmentation.flip_axes`.
         process: rank and world: number of this process, and of all of them.
 
     Raises:
@@ -70,10 +67,6 @@ def forward_split(
 
     Args:
         forward: x (N, C, S, S) -> logits (N, outputs).
-        dataset: the split with its preprocessing.
-        batches: rows of each batch.
-        workers: threads that read images.
-        show: whether this process shows the progress.
     """
     loaded = load_batches(dataset, batches, workers)
     with progress(loaded, f"evaluating {dataset.index.split}", len(batches), "batch", show) as bar:

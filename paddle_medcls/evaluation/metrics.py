@@ -113,7 +113,6 @@ def resampled_counts(n: int, clusters: np.ndarray | None = None, resamples: int 
     Every call draws the same images, so that two models are compared on the same resamples.
 
     Args:
-        n: number of images.
         clusters: (N,) patient of each image, numbered from 0, see `clusters_of`; None: images are resampled.
     """
     rng = np.random.default_rng(0)
@@ -178,8 +177,6 @@ def per_class(labels: np.ndarray, guesses: np.ndarray, classes: Sequence[str]) -
 
     Args:
         labels: (N,) class numbers, or (N, L) of 0 and 1: then each label is a class.
-        guesses: the predicted ones, of the same shape.
-        classes: their names.
     """
     rows = []
     for k, name in enumerate(classes):
@@ -202,13 +199,7 @@ def per_class(labels: np.ndarray, guesses: np.ndarray, classes: Sequence[str]) -
 
 
 def quadratic_kappa(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -> float:
-    """Cohen's kappa with quadratic weights, for ordered classes; in [-1, 1].
-
-    Args:
-        labels: (N,) class numbers.
-        guesses: (N,) predicted class numbers.
-        num_classes: C.
-    """
+    """Cohen's kappa with quadratic weights, for ordered classes; in [-1, 1]."""
     table = confusion(labels, guesses, num_classes).astype(np.float64)
     grid = np.arange(num_classes)
     penalty = (grid[:, None] - grid[None, :]) ** 2

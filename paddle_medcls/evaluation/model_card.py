@@ -30,9 +30,6 @@ def write_card(folder: Path, sidecar: Sidecar, form: str, files: Sequence[str], 
     """Writes the model card of what lies in a folder.
 
     Args:
-        folder: of the model.
-        sidecar: its sidecar.
-        form: one of FORMS.
         files: names in the folder: first what the model is opened by (for "paddle" the program, then the
             parameters), then others that belong to it.
         facts: as `run_facts` gives it; what is missing in it is not said.

@@ -33,7 +33,6 @@ def calibrate(
     Args:
         weights: the weight file; its sidecar is written, also where there was none.
         logits: (N, outputs) of the validation split.
-        output: folder for `calibration.png`, if any.
 
     Returns:
         The new sidecar.
@@ -68,11 +67,7 @@ def write_outputs(folder: Path, logits: np.ndarray, index: Index, sidecar: Sidec
     For a MedMNIST set also the predictions in the format of its own evaluator.
 
     Args:
-        folder: is created if it is missing.
         logits: (N, outputs) of the split.
-        index: the split.
-        sidecar: of the model.
-        result: its metrics, see `score_split`.
     """
     note = tables.SYNTHETIC_NOTICE if index.synthetic or sidecar.drawn else ""
     probs = sidecar.head.probabilities(logits)

@@ -46,9 +46,6 @@ class Predictions:
 def read_predictions(path: Path) -> Predictions:
     """Reads predictions as `eval --output` and `train` write them; every faulty row is reported.
 
-    Args:
-        path: the CSV file, or a folder that holds one.
-
     Raises:
         DataError: no such file, several to choose from, or faulty rows.
     """

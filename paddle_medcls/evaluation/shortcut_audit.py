@@ -27,11 +27,6 @@ STEPS = 500  # of gradient descent
 def audit(train: Index, scored: Index, workers: int) -> dict:
     """Trains a linear model on one split of a data set and scores it on another, for each view.
 
-    Args:
-        train: the split to train on.
-        scored: the split to score.
-        workers: number of threads that read images.
-
     Returns:
         `dataset`, `train` and `scored` (names of the splits), `n` (images scored), `patients` (their number, where
         the data set names them), `majority` (accuracy of always predicting the most frequent training class), and
@@ -116,7 +111,6 @@ def softmax_regression(x: np.ndarray, labels: np.ndarray, num_classes: int) -> t
     Args:
         x: (N, P) pixels.
         labels: (N,) class numbers.
-        num_classes: C.
 
     Returns:
         Weights (P, C) and biases (C,); logits are x @ weights + biases.

@@ -32,10 +32,6 @@ NO_SPREAD = "no spread between the images: too few of them for an interval or a 
 def compare(a: Predictions, b: Predictions) -> dict:
     """Compares two models on the same images; their order may differ between the files.
 
-    Args:
-        a: predictions of the first model.
-        b: predictions of the second one.
-
     Returns:
         `accuracy` and `auc`, each with `a` and `b` (value, 95% interval), `difference` (B - A), its
         95% `interval`, `p` (two-sided) and `test`, the name of the test; for single labels the accuracy
@@ -129,12 +125,7 @@ def _normal(difference: float, variance: float, same: bool = True) -> dict:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided exact p of McNemar's test.
-
-    Args:
-        only_a: number of images that only model A predicts correctly.
-        only_b: the same of model B.
-    """
+    """Two-sided exact p of McNemar's test; images that only model A, and only model B, predicts correctly."""
     n, term, tail = only_a + only_b, 1, 0
     for k in range(min(only_a, only_b) + 1):  # binomial coefficients, one from the other
         tail += term
@@ -147,7 +138,6 @@ def paired_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
 
     Args:
         only_a, only_b: see `mcnemar`.
-        n: number of images.
 
     Source:
         Bonett and Price, Journal of Educational and Behavioral Statistics 37, 2012.

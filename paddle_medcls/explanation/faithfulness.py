@@ -45,8 +45,6 @@ class Measurement:
     """Measures the maps of one network, image by image.
 
     Args:
-        model: the network.
-        sidecar: of the network.
         layer: name of a layer, see `gradcam.gradcam`; None: the default one.
         seed: of the random maps and the networks with random weights.
         method: one of `gradcam.METHODS`.
@@ -182,10 +180,7 @@ def random_maps(count: int, grid: tuple[int, int], size_px: int, rng: np.random.
     """Random maps of the resolution of a layer: (count, size_px, size_px) in [0, 1].
 
     Args:
-        count: number of maps.
         grid: height and width of the layer's maps.
-        size_px: side of the result.
-        rng: random generator.
     """
     cells = rng.random((count, *grid), np.float32)
     return np.stack([cv2.resize(one, (size_px, size_px), interpolation=cv2.INTER_LINEAR) for one in cells])

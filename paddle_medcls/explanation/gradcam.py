@@ -116,7 +116,6 @@ def layer_shapes(model, x: np.ndarray) -> dict[str, tuple[int, int, int]]:
     """Layers whose output is a map of more than one cell: name -> (channels, h, w), in the order of the network.
 
     Args:
-        model: the network.
         x: a batch (N, C, H, W) float32; one image of zeros is enough.
     """
     found: dict[str, tuple[int, int, int]] = {}
@@ -140,7 +139,6 @@ def default_layer(model, x: np.ndarray) -> str:
     At 224 pixels that is `block.15` of ResNet-50 and `features.29` of VGG-16.
 
     Args:
-        model: the network.
         x: a batch (N, C, H, W) float32 of the size that the network is used with.
 
     Raises:

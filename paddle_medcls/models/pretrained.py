@@ -23,7 +23,6 @@ def pretrained_file(source: str, model: str) -> Path:
 
     Args:
         source: "imagenet", or the path of a weight file.
-        model: name of the network.
 
     Raises:
         WeightsError: no ImageNet weights are published for this network.

@@ -63,7 +63,6 @@ def recognise(state: dict[str, np.ndarray], name: object) -> tuple[Network, dict
 
     Args:
         state: parameter name -> array, as read from the file.
-        name: the file, for messages.
 
     Returns:
         The network, the state dict under this package's names, and the layout: "COVID-19 tutorial", "PALM tutorial",

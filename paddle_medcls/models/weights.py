@@ -84,7 +84,6 @@ def check_arrays(state: dict[str, np.ndarray], shapes: Mapping[str, Sequence[int
     Args:
         state: as read from the file, under our names.
         shapes: key -> shape of each array of the network.
-        name: the file, for the message.
 
     Raises:
         WeightsError: one message that lists missing and unexpected keys, wrong shapes and types, values not finite.
@@ -118,10 +117,6 @@ def load_strict(model, state: dict[str, np.ndarray], name: object) -> None:
 
 def load_pretrained(model, network: Network, path: str | Path) -> str:
     """Initialises a model from a weight file; a head of another size is left out and stays random.
-
-    Args:
-        model: built from `network`.
-        path: of the weight file.
 
     Returns:
         One line for the log: the file's network and layout, and whether its head is used.

@@ -73,7 +73,6 @@ def random_version(
 
     Args:
         image: uint8 (H, W, C).
-        rng: random generator of this image.
 
     Returns:
         (size_px, size_px, C), values 0..255.
@@ -106,7 +105,6 @@ def augment(image: np.ndarray, augmentation: Augmentation, rng: np.random.Genera
 
     Args:
         image: (S, S, C), values 0..255, uint8 or float32.
-        rng: random generator of this image.
 
     Returns:
         The same shape; uint8 stays uint8 unless intensities change, then float32 in 0..255.

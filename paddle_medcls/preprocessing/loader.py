@@ -30,8 +30,6 @@ class ImageDataset(paddle.io.Dataset):
     """An index as a Paddle data set: item -> (x float32 (C, S, S), label).
 
     Args:
-        index: the images and labels.
-        spec: preprocessing.
         augmentation: random changes, for training; None for evaluation.
         seed, epoch: with the row, they seed each image's augmentation.
         cached_pixels: the decoded and scaled images, uint8 (N, S, S, C), see `data.cache`.
@@ -124,7 +122,6 @@ def load_batches(dataset, batches: Sequence[range | np.ndarray], workers: int) -
     Args:
         dataset: an `ImageDataset`, or another class with its `whole_batches` and `batch`, as
             `frozen_features.FeatureDataset`.
-        batches: the rows of each batch.
         workers: reading threads; 0: each batch is read when it is needed.
     """
     if dataset.whole_batches:

@@ -37,8 +37,6 @@ def image_statistics(
     """Decodes every image of an index once, and computes the statistics of the split.
 
     Args:
-        index: the split.
-        workers: number of threads.
         channels: "rgb", "bgr" or "gray".
         spec: decode as this preprocessing does, which may be at reduced scale.
         keep: with `spec`, called with each image scaled to the network's size, in order.

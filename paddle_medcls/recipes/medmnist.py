@@ -103,11 +103,6 @@ def for_dataset(recipe: Recipe, name: str, model: str) -> Recipe:
 
     Channels, loss and size follow the data set's card, the targets the published tables. `medmnist_best`
     keeps only the flips that the card allows; `medmnist_study` trains ResNet-50 for 20 epochs.
-
-    Args:
-        recipe: one of this module.
-        name: a MedMNIST data set, such as "breastmnist" or "breastmnist_224".
-        model: "resnet18" or another network.
     """
     card, side = card_of(name)
     gray = card.channels == 1

@@ -90,8 +90,6 @@ def paper(flag: str, model: str, side: int = 28) -> tuple[float, float] | None:
     """The paper's test result of a network on a data set.
 
     Args:
-        flag: the data set, such as "breastmnist".
-        model: a network, such as "resnet18".
         side: of the input, in pixels.
 
     Returns:

@@ -25,7 +25,6 @@ def save_state(run_dir: Path, tensors: dict[str, dict], scalars: dict) -> None:
 
     Args:
         tensors: groups ("model", "optimizer", …), each a (nested) dict of tensors, arrays and numbers.
-        scalars: JSON values.
     """
     import safetensors.numpy
 

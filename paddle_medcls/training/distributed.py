@@ -79,7 +79,6 @@ def sum_over_processes(step_metrics, stop_requested: bool, world: int):
 
     Args:
         step_metrics: (2,) loss and accuracy, each times this process's share of the batch.
-        stop_requested: whether this process is to stop.
 
     Returns:
         (3,) loss, accuracy, number of processes; a tensor, so that the host need not wait for a GPU.

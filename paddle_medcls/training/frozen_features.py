@@ -55,12 +55,7 @@ def frozen_hash(model) -> str:
 
 
 class FeatureDataset:
-    """Cached features and labels, for `load_batches`.
-
-    Args:
-        features: (N, D) float32.
-        labels: int64 (N,) or (N, L).
-    """
+    """Cached features and labels, for `load_batches`."""
 
     whole_batches = True
 
@@ -79,10 +74,7 @@ def cached_features(model, weights_hash: str, dataset: ImageDataset, folder: Pat
 
     Args:
         model: its `embed(x)` computes the features.
-        weights_hash: `frozen_hash(model)`.
         dataset: its `epoch` is the number of the augmented version.
-        folder: of the cache.
-        workers: threads that read images.
 
     Returns:
         A .npy file, (N, D) float32.

@@ -76,7 +76,6 @@ def train(
             `images.csv` of another run, or what `own_images` gives.
         output: run directory, which everything is written to; without `resume` it must not hold a run. None: a new
             one below `runs/`, named after the recipe and the time.
-        options: device, workers and the like.
         resume: continue from `output/last`.
 
     Raises:

@@ -102,7 +102,6 @@ def plan(grid: Grid, output: Path, data_root: Path | None = None) -> list[Cell]:
     """The cells of a grid: first all with seed 0, then all with seed 1, and so on.
 
     Args:
-        grid: what is trained.
         output: folder below which each cell has its own.
         data_root: None: each set's default.
 
@@ -265,7 +264,6 @@ def score_without_leaks(cells: Sequence[Cell], workers: int) -> None:
 
     Args:
         cells: of the grid; those that have these metrics are left as they are.
-        workers: threads that read images.
     """
     clean_ids: dict[tuple[Path, str, str], set[str]] = {}
     for cell in cells:

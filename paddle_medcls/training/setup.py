@@ -138,7 +138,6 @@ def build_learner(recipe: Recipe, data: Data, cache: Path, session: Session, res
 
     Args:
         recipe: with its mean and std filled in.
-        cache: folder of the cached features, which process 0 computes.
         resume: the run's state will be restored, so weights that it holds are not loaded.
     """
     paddle.seed(recipe.seed)

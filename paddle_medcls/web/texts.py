@@ -130,10 +130,6 @@ TEXTS = {
 
 
 def words(language: str) -> dict[str, str]:
-    """All texts in one language.
-
-    Args:
-        language: "en" or "zh".
-    """
+    """All texts in one language."""
     column = list(LANGUAGES).index(language)
     return {key: both[column] for key, both in TEXTS.items()}

@@ -174,8 +174,6 @@ class Prepared:
     """An operator for one shape.
 
     Args:
-        engine: its stream runs the operator.
-        description: oneDNN's primitive descriptor.
         layouts: layout of each argument; None: the descriptor's choice.
     """
 
