@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what an editor completes
     from paddle_medcls.data.datasets import dataset_names as dataset_names
     from paddle_medcls.data.datasets import load_dataset as load_dataset
     from paddle_medcls.data.duplicates import check_images as check_images
+    from paddle_medcls.data.own_images import own_images as own_images
     from paddle_medcls.deployment.export import export as export
     from paddle_medcls.deployment.heatmaps import heat_maps as heat_maps
     from paddle_medcls.deployment.predictor import load_predictor as load_predictor
@@ -42,6 +43,7 @@ _SOURCES = {
     # data
     "dataset_names": "data.datasets",
     "load_dataset": "data.datasets",
+    "own_images": "data.own_images",
     "check_images": "data.duplicates",
     "image_statistics": "preprocessing.statistics",
     # networks and recipes

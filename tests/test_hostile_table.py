@@ -26,6 +26,7 @@ import test_data
 import test_dicom
 import test_images
 import test_medmnist
+import test_own_images
 import test_predict
 import test_recipe
 import test_train
@@ -43,6 +44,7 @@ from paddle_medcls.data.archives import unpack
 from paddle_medcls.data.datasets import covid, load_index
 from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.download import download
+from paddle_medcls.data.own_images import own_images
 from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.evaluation.predictions import read_predictions
 from paddle_medcls.models.sidecar import Sidecar
@@ -279,6 +281,17 @@ def _labels(folder: Path, content: bytes) -> None:
     load_index("palm", folder, "val")
 
 
+def image_lists() -> Iterator[Case]:
+    read = test_own_images.read_image_list
+    for title in (*test_own_images.HOSTILE_LISTS, *test_own_images.HOSTILE_FACTS, *test_own_images.CUT_FACTS):
+        yield title, lambda folder, title=title: read(test_own_images.hostile_list(folder, title))
+    for content, columns, _ in parameters(test_own_images.test_tables_that_are_refused):
+        yield (
+            f"a table: {text(content)}",
+            lambda folder, a=(content, columns): own_images(folder, test_own_images.table_of(folder, a[0]), a[1]),
+        )
+
+
 def archives() -> Iterator[Case]:
     for member, _ in parameters(test_archives.test_refuses_hostile_members):
         name = member[0] if isinstance(member[0], str) else "a symbolic link"
@@ -401,6 +414,7 @@ def test_the_page_is_what_the_code_does(request: pytest.FixtureRequest, tmp_path
         "MedMNIST files (npz)": arrays(),
         "Split files": split_files(),
         "Tables (CSV)": tables(),
+        "Own images: lists and tables": image_lists(),
         "Archives": archives(),
         "Recipes": recipes(),
         "Downloads": downloads(request.getfixturevalue("server")),

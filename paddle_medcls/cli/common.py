@@ -83,27 +83,39 @@ def add_own_options(p: argparse.ArgumentParser) -> None:
     )
 
 
-def list_own_images(args: argparse.Namespace, labels: str | Path | None, seed: int):
-    """The `ImageList` that the options name; None for other data sets."""
+def list_own_images(args: argparse.Namespace, seed: int | None, again: bool = False):
+    """The `ImageList` that the options name; None for other data sets.
+
+    Args:
+        seed: of the splits; None: all images are for evaluation.
+        again: whether a list in the folder of the images is made again.
+    """
     from paddle_medcls.core.errors import DataError
     from paddle_medcls.data.datasets import default_root, is_own
-    from paddle_medcls.data.datasets.own import open_images
+    from paddle_medcls.data.datasets.own import refuse_two_splits
+    from paddle_medcls.data.image_list import read_image_list
     from paddle_medcls.data.own_images import own_images
 
-    given = [labels, args.columns, args.ordinal, args.patient_pattern]
-    if not is_own(args.dataset):
-        if any(given):
-            raise DataError(
-                "--labels, --columns, --ordinal and --patient-pattern describe own images",
-                fix="give --dataset folder or --dataset table too, or leave them out",
-            )
+    own = bool(args.dataset) and is_own(args.dataset)
+    given = [name for name in ("labels", "columns", "ordinal", "patient_pattern") if getattr(args, name)]
+    root = (args.data_root or default_root(args.dataset)) if own else Path()
+    if own and root.is_file() and not given:
+        return read_image_list(root)
+    if given and (not own or root.is_file()):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise DataError(f"{names}: for a folder of own images", fix="--dataset folder or table, --data-root FOLDER")
+    if not own:
         return None
-    root = args.data_root or default_root(args.dataset)
-    if not any(given) and not seed:
-        return open_images(args.dataset, root)
-    pairs = [text.partition("=") for text in args.columns or ()]
+    if (args.dataset == "table") != ("labels" in given):
+        fix = "--dataset table takes --labels FILE, --dataset folder takes the names of the folders"
+        raise DataError(
+            f"--dataset {args.dataset} {'without' if args.dataset == 'table' else 'with'} --labels", fix=fix
+        )
+    if not again:
+        refuse_two_splits(root)
+    columns = {meaning: name for meaning, _, name in (text.partition("=") for text in args.columns or ())}
     ordinal = [name.strip() for name in (args.ordinal or "").split(",") if name.strip()]
-    return own_images(root, labels, {key: name for key, _, name in pairs}, ordinal, args.patient_pattern, seed)
+    return own_images(root, args.labels, columns, ordinal, args.patient_pattern, seed)
 
 
 def open_predictor(weights: Path, args: argparse.Namespace):

@@ -7,7 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli.common import add_engine_options, named, open_predictor, parser, run
+from paddle_medcls.cli.common import (
+    add_engine_options,
+    add_own_options,
+    list_own_images,
+    named,
+    open_predictor,
+    parser,
+    run,
+)
 
 TEXT = """Evaluates a weight file on a split: loss, accuracy and AUC with 95% intervals, precision, recall and F1
 of each class, and the published results for comparison. The sidecar beside the file says how it was trained;
@@ -26,6 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--weights", type=Path, help="weight file or export")
     what.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two predictions of the same images")
     p.add_argument("--data-root", type=Path, help="folder of the images (default: the run's, else datasets/<dataset>)")
+    p.add_argument(
+        "--dataset",
+        choices=("folder", "table"),
+        help="evaluate on all images of another origin in --data-root: one sub-folder a class, or --labels FILE",
+    )
+    p.add_argument("--labels", type=Path, metavar="FILE", help="table: CSV or Excel file with a row for each image")
+    add_own_options(p)
     p.add_argument("--split", choices=("train", "val", "test"), help="default: test where there is one, else val")
     p.add_argument(
         "--recipe", type=named("recipe"), help="for a file without a sidecar: the recipe it was trained with"
@@ -85,7 +100,8 @@ def _work(args: argparse.Namespace) -> int:
     predictor = open_predictor(args.weights, args)
     for note in [f"weights: {args.weights} ({predictor.engine}, {predictor.precision})", *predictor.notes]:
         print(note, file=sys.stderr)
-    result = evaluate(predictor, args.split, args.data_root, options)
+    images = list_own_images(args, None, again=True)
+    result = evaluate(predictor, args.split, images or args.data_root, options)
     if args.calibrate:
         sidecar = result.sidecar
         print(f"on val: temperature {sidecar.temperature:.4f}, threshold {sidecar.threshold:.4f}; kept in the sidecar")

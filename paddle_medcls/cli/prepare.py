@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli.common import named, parser, run
+from paddle_medcls.cli.common import add_own_options, list_own_images, named, parser, run
 
 TEXT = """Prepares a data set: unpacks its archives, writes split files, computes counts, sizes, mean and
 standard deviation, plots sample images, checks for faults."""
@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="unpack the archives in this folder, or this archive, into the data root",
     )
-    p.add_argument("--split", action="store_true", help="write split files train.txt, val.txt, test.txt (7:2:1)")
+    p.add_argument(
+        "--split", action="store_true", help="write split files: COVID's train.txt, …; of own images images.csv"
+    )
     p.add_argument("--stats", action="store_true", help="counts, sizes, mean and std; writes statistics.json and plots")
     p.add_argument(
         "--check", action="store_true", help="unreadable, unusual and duplicate images; leaks between splits"
@@ -44,11 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--sample", action="store_true", help="generate synthetic sample images in the data root")
     p.add_argument("--seed", type=int, default=0, help="of --split and --sample")
-    p.add_argument("--labels", default="default", help="reading of the labels (palm: three; oct: shipped)")
+    p.add_argument("--labels", help="reading of the labels (palm: three; oct: shipped); table: its CSV or Excel file")
+    add_own_options(p)
     p.add_argument(
         "--output",
         type=Path,
-        help="folder for files (default: the data root for --stats; none for --check and --audit)",
+        help="folder for files (default: the data root for --stats and --split; none for --check and --audit)",
     )
     p.add_argument("--workers", type=int, help="threads (default: all cores)")
     args = p.parse_args(argv)
@@ -59,10 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.core.errors import DataError
-    from paddle_medcls.data.datasets import dataset_module, default_root, fetch
+    from paddle_medcls.data.datasets import dataset_module, default_root, fetch, is_own, load_index, splits_of
 
     module = dataset_module(args.dataset)
     root = args.data_root or default_root(args.dataset)
+    images = list_own_images(args, args.seed, again=args.split) if is_own(args.dataset) else None
     if args.download:
         print(fetch(args.dataset, root))
     if args.archives:
@@ -72,15 +76,50 @@ def _work(args: argparse.Namespace) -> int:
 
         draw(args.dataset, root, args.seed)
         print(f"synthetic sample images written to {root}")
-    if args.split:
+    if images is not None:
+        images = _describe_own(args, images)
+    elif args.split:
         if not hasattr(module, "make_split_files"):
-            raise DataError(f"{args.dataset} has its own splits", expected="covid", fix="leave --split out")
+            raise DataError(
+                f"{args.dataset} has its own splits", expected="covid, or own images", fix="leave --split out"
+            )
         _write_split_files(module, root, args.seed)
+    if not (args.stats or args.audit or args.check):
+        return 0
+    place = images or root
+    indexes = [
+        load_index(args.dataset, place, split, args.labels or "default") for split in splits_of(args.dataset, place)
+    ]
     if args.stats:
-        _statistics(args, module, root)
+        _statistics(args, indexes)
     if args.audit:
-        _audit(args, module, root)
-    return _check(args, module, root) if args.check else 0
+        _audit(args, indexes)
+    return _check(args, indexes) if args.check else 0
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    """Where files are written without --output: the data root; a set in one file gets a folder of its own there."""
+    from paddle_medcls.data.datasets import dataset_module, default_root
+
+    root = args.data_root or default_root(args.dataset)
+    if root.is_file():  # an image list
+        return root.parent
+    return root / args.dataset if hasattr(dataset_module(args.dataset), "file_of") else root
+
+
+def _describe_own(args: argparse.Namespace, images):
+    """Prints what a list of own images holds; with --split writes it. Returns the list, with remarks about copies."""
+    from paddle_medcls.core.hardware import usable_cores
+    from paddle_medcls.data.own_images import compared
+
+    if args.split and not images.compared:
+        images = compared(images, args.workers or usable_cores())
+    print(images.summary())
+    for remark in images.remarks:
+        print(remark)
+    if args.split:
+        print(f"{images.write(args.output or _folder(args))} and images.json written")
+    return images
 
 
 def _unpack_archives(args: argparse.Namespace, module, root: Path) -> None:
@@ -106,14 +145,11 @@ def _write_split_files(module, root: Path, seed: int) -> None:
     print(f"{total} images: {counts}; split files written to {root}")
 
 
-def _statistics(args: argparse.Namespace, module, root: Path) -> None:
+def _statistics(args: argparse.Namespace, indexes: list) -> None:
     from paddle_medcls.core.hardware import usable_cores
-    from paddle_medcls.data.datasets import load_index
     from paddle_medcls.preprocessing.statistics import scan_splits
 
-    shared = hasattr(module, "NAMES")  # several data sets in one folder; each gets a folder for its results
-    output = args.output or (root / args.dataset if shared else root)
-    indexes = [load_index(args.dataset, root, split, args.labels) for split in module.SPLITS]
+    output = args.output or _folder(args)
     scans = scan_splits(indexes, args.workers or usable_cores(), output / "statistics.json")
     print(_table(scans))
     _plot(indexes, scans, output)
@@ -154,14 +190,13 @@ def _plot(indexes: list, scans: dict[str, dict], output: Path) -> None:
     plots.sizes(output / "sizes.png", sizes, f"{index.dataset}: sizes of all images", note)
 
 
-def _audit(args: argparse.Namespace, module, root: Path) -> None:
+def _audit(args: argparse.Namespace, indexes: list) -> None:
     from paddle_medcls.core.files import write_json
     from paddle_medcls.core.hardware import usable_cores
-    from paddle_medcls.data.datasets import load_index
     from paddle_medcls.evaluation.shortcut_audit import audit
     from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE, audit_table
 
-    train, scored = (load_index(args.dataset, root, module.SPLITS[k], args.labels) for k in (0, -1))
+    train, scored = indexes[0], indexes[-1]
     result = audit(train, scored, args.workers or usable_cores())
     if train.synthetic:
         print(SYNTHETIC_NOTICE)
@@ -171,14 +206,12 @@ def _audit(args: argparse.Namespace, module, root: Path) -> None:
     _print_written(args.output, ["audit.json"])
 
 
-def _check(args: argparse.Namespace, module, root: Path) -> int:
+def _check(args: argparse.Namespace, indexes: list) -> int:
     """Prints the report; returns exit code 1 if an image cannot be read."""
     from paddle_medcls.core.files import write_json
     from paddle_medcls.core.hardware import usable_cores
-    from paddle_medcls.data.datasets import load_index
     from paddle_medcls.data.duplicates import check_images
 
-    indexes = [load_index(args.dataset, root, split, args.labels) for split in module.SPLITS]
     report = check_images(indexes, args.workers or usable_cores())
     for title, lines in (("cannot be read", report.unreadable), ("suspicious", report.suspicious)):
         print(f"{len(lines)} of {report.images} images {title}")

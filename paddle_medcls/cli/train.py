@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error("--workers must be 0 or more")
     changes = [args.dataset, args.recipe, args.model, args.epochs, args.batch_size, args.lr, args.seed, args.val]
     changes += [args.cache_views, args.kernels, args.precision]
+    changes += [args.labels, args.columns, args.ordinal, args.patient_pattern, args.split_seed or None]
     changes += [args.pretrained, args.set or None, args.output, args.output_root, args.sample or None]
     if args.resume and any(value is not None for value in changes):
         p.error("--resume takes the run's own recipe and data; leave the other options out")
@@ -218,10 +219,11 @@ def _images(args: argparse.Namespace):
     """The list of own images; None for other data sets."""
     from paddle_medcls.data.datasets import dataset_module
 
-    if not args.dataset:
-        return None
-    dataset_module(args.dataset)  # unknown as a data set, not as a recipe
-    return list_own_images(args, args.labels, args.split_seed)
+    if not args.dataset and args.recipe == "own":
+        args.dataset = "table" if args.labels else "folder"
+    if args.dataset:
+        dataset_module(args.dataset)  # unknown as a data set, not as a recipe
+    return list_own_images(args, args.split_seed)
 
 
 def _recipe(args: argparse.Namespace):

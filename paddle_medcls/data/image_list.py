@@ -115,10 +115,45 @@ class ImageList:
         splits = tuple("test" if split == "test" and "test" not in self.made else "train" for split in self.splits)
         return replace(self, splits=splits, made=())
 
+    def matched(self, classes: Sequence[str], task: str) -> ImageList:
+        """The same images with the classes of a trained model, found by their names.
+
+        Raises:
+            DataError: labels that the model does not know; several labels of one image for a model of single ones.
+        """
+        if tuple(classes) == self.classes and task == self.task:
+            return self
+        unknown = [name for name in self.classes if name not in classes]
+        several = self.task == "multi-label" != task
+        if unknown or several:
+            raise DataError(
+                "the images have several labels each"
+                if several
+                else f"the model does not know {len(unknown)} class(es)",
+                items=unknown,
+                expected=f"{task}: {', '.join(classes)}",
+                fix="name the classes in the table or the folders as the model does",
+            )
+        number = [list(classes).index(name) for name in self.classes]
+        rows = self.labels if self.labels.ndim == 2 else np.eye(len(self.classes), dtype=np.int64)[self.labels]
+        labels = class_numbers([[number[k] for k in np.flatnonzero(row)] for row in rows], len(classes), task)
+        return replace(self, labels=labels, classes=tuple(classes), task=task)
+
     def label_text(self, row: int) -> str:
         """The class of an image, or its labels with ";" between."""
         label = self.labels[row]
         return ";".join(self.classes[k] for k in np.flatnonzero(label)) if label.ndim else self.classes[int(label)]
+
+    def summary(self) -> str:
+        """Number of images and patients of each split and class, and where they come from, as text."""
+        from prettytable import PrettyTable
+
+        table = PrettyTable(["split", "images", "patients", *self.classes])
+        for split in self.names:
+            index = self.index(split)
+            table.add_row([split, len(index), len(set(index.groups)) or "?", *index.counts().values()])
+        origin = "".join(f"\n{name}: {printable(text)}" for name, text in self.origin.items())
+        return f"{table}\n{self.task}, images in {printable(self.folder)}{origin}"
 
     def write(self, folder: str | Path) -> Path:
         """Writes `images.csv`, whose path is returned, and `images.json` beside it."""
@@ -131,23 +166,18 @@ class ImageList:
         return folder / CSV
 
 
-def is_list(path: Path) -> bool:
-    """Whether a data root is an image list: its `images.csv`, or a folder that holds both of its files."""
-    return (path.name == CSV and path.is_file()) or ((path / JSON).is_file() and (path / CSV).is_file())
-
-
 def read_image_list(path: str | Path, folder: str | Path | None = None) -> ImageList:
     """Reads an image list.
 
     Args:
-        path: of `images.csv`, or of the folder that holds it.
+        path: of `images.csv`.
         folder: of the images, where they have been moved.
 
     Raises:
         DataError: faulty values, paths that leave the folder, images that are missing or listed twice; lists them all.
     """
-    path = Path(path) / CSV if Path(path).is_dir() else Path(path)
-    values = _facts(path.with_name(JSON))
+    path = Path(path)
+    values = read_facts(path.with_name(JSON))
     table = read_table(path)
     if table.columns != COLUMNS:
         raise DataError(f"{path.name}: other columns than {', '.join(COLUMNS)}", path=path, fix="restore the columns")
@@ -245,8 +275,12 @@ def check_files(folder: Path, paths: Sequence[str], source: Path) -> None:
         )
 
 
-def _facts(path: Path) -> dict:
-    """The values of `images.json`, checked."""
+def read_facts(path: Path) -> dict:
+    """The values of `images.json`, checked.
+
+    Raises:
+        DataError: missing, or a faulty value.
+    """
     try:
         values = read_json(path)
     except (OSError, ValueError) as error:

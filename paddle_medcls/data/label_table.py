@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,10 @@ def read_table(path: Path) -> Table:
         raise DataError(f"{path.name} holds no rows", path=path, expected="column names, and a row for each image")
     first, *rest = lines
     columns = lines[first]
-    faults = [f"column {name!r} occurs twice" for name in sorted({name for name in columns if columns.count(name) > 1})]
+    faults = [
+        f"column {name!r} occurs twice"
+        for name in sorted({name for name in columns if name and columns.count(name) > 1})
+    ]
     for number, cells in lines.items():
         if len(cells) != len(columns):
             faults.append(f"row {number}: {len(cells)} cells, not {len(columns)}")
@@ -93,11 +97,13 @@ def _decoded(data: bytes) -> tuple[str, str]:
     """The text of a CSV file, and its encoding."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
         return data.decode("utf-16"), "utf-8"
-    for encoding in ("utf-8-sig", "gb2312", "cp1252"):  # single accents of western languages are no GB2312
+    for encoding in ("utf-8-sig", "gb2312", "cp1252"):
         try:
-            return data.decode(encoding), encoding.replace("utf-8-sig", "utf-8")
+            text = data.decode(encoding)
         except UnicodeDecodeError:
-            pass
+            continue  # a single accent of a western language is no GB2312, two are a Chinese character inside a word
+        if encoding != "gb2312" or not re.search(r"[A-Za-z][^\x00-\x7f][A-Za-z]", text):
+            return text, encoding.replace("utf-8-sig", "utf-8")
     raise ValueError("its text is in no known encoding")
 
 
@@ -116,9 +122,8 @@ def _excel(path: Path) -> tuple[dict[int, list[str]], list[str]]:
         rows = {number: [_text(cell) for cell in row] for number, row in enumerate(sheet.iter_rows(), start=1)}
     except Exception as error:  # openpyxl raises many types for broken files
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    width = max((len(row) for row in rows.values() if any(row)), default=0)
-    while width and not any(row[width - 1] for row in rows.values() if len(row) >= width):
-        width -= 1  # formatted but empty columns
+    used = (k for row in rows.values() for k, cell in enumerate(row, start=1) if cell.strip())
+    width = max(used, default=0)  # without formatted but empty columns
     rows = {number: (row + [""] * width)[:width] for number, row in rows.items()}
     names = ", ".join(repr(other.title) for other in others)
     return rows, [f"{path.name}: only its first sheet {sheet.title!r} was read, not {names}"] if others else []

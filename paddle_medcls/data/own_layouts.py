@@ -187,7 +187,7 @@ def read_labels(root: Path, path: Path, columns: Mapping[str, str]) -> Layout:
             f"{path.name}: {len(faults)} faulty row(s)",
             items=faults,
             path=path,
-            expected=f"a label in each row (where rows have several, none may be empty); {', '.join(SPLIT_NAMES)}",
+            expected="a label in each row, empty only in tables with several labels a row (a;b); train, val or test",
         )
     origin = {
         f"{name}s": f"column {table.columns[at[name]]!r} of {path.name}" for name in ("label", "patient") if name in at

@@ -73,8 +73,8 @@ def stratified_parts(labels: np.ndarray, groups: Sequence[str], shares: Sequence
     """Assigns complete groups (patients) to parts, such that each part gets about its share of every class.
 
     Iterative stratification (Sechidis et al. 2011) of groups. The rarest class comes first; its groups are visited in a
-    seeded random order, and each goes to the part that lacks most images of the class. Every part gets an image of each
-    class, if its groups allow it. For folds all shares are equal.
+    seeded random order, and each goes to the part that lacks most images of the class. A part's share of a class counts
+    at least as one group of average size, where there are enough groups. For folds all shares are equal.
 
     Args:
         labels: int (N,) class numbers, or 0 and 1 (N, L) of a multi-label task.
@@ -91,8 +91,9 @@ def stratified_parts(labels: np.ndarray, groups: Sequence[str], shares: Sequence
     counts = np.zeros((len(names), y.shape[1]), np.int64)  # images of each class in each group
     np.add.at(counts, group_of.ravel(), y)
     lacking = np.outer(shares, counts.sum(axis=0))  # (parts, classes)
-    frequent = (counts > 0).sum(axis=0) >= len(shares)
-    more = np.where(frequent, np.maximum(1 - lacking, 0), 0)
+    holders = (counts > 0).sum(axis=0)
+    least = np.where(holders >= len(shares), counts.sum(axis=0) / np.maximum(holders, 1), 0)  # a group of average size
+    more = np.maximum(least - lacking, 0)
     lacking += more
     lacking[np.argmax(shares)] -= more.sum(axis=0)
     order = np.random.default_rng(seed).permutation(len(names))

@@ -27,7 +27,7 @@ from paddle_medcls.core.files import sha256
 from paddle_medcls.core.openvino_setup import import_openvino
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.core.progress import progress
-from paddle_medcls.data.datasets import dataset_names, load_index
+from paddle_medcls.data.datasets import dataset_names, is_own, load_index
 from paddle_medcls.data.sample import draw
 from paddle_medcls.deployment.exported_models import stdout_to_stderr
 from paddle_medcls.deployment.graph import KNOWN, pixels_graph
@@ -166,7 +166,7 @@ def compare(network: Predictor, served: Predictor, images: Sequence[AnyImage]) -
 def synthetic_images(sidecar: Sidecar) -> list[np.ndarray]:
     """Five images of the synthetic sample of the model's data set, or of noise, as `Predictor.decode` gives them."""
     channels = "gray" if sidecar.preprocessing.channels == "gray" else "rgb"
-    if sidecar.dataset not in dataset_names():  # a user's own
+    if sidecar.dataset not in dataset_names() or is_own(sidecar.dataset):
         shape = (5, 256, 256, sidecar.preprocessing.num_channels)
         return list(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     with tempfile.TemporaryDirectory() as folder:

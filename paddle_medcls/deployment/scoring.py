@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.core.errors import DataError, RecipeError, RunError
-from paddle_medcls.data.datasets import dataset_module, default_root, load_index
+from paddle_medcls.data.datasets import default_root, is_own, load_index, splits_of
 from paddle_medcls.data.duplicates import not_leaked
+from paddle_medcls.data.image_list import CSV, ImageList, read_image_list
 from paddle_medcls.data.index import Index
 from paddle_medcls.deployment.predictor import Predictor, load_predictor
 from paddle_medcls.evaluation.calibration import threshold_for
@@ -95,7 +96,7 @@ class Evaluation:
     def table(self) -> str:
         """The metrics as text, beside the published ones."""
         recipe = known_recipe(self.sidecar)
-        targets = recipe.targets if recipe else ()
+        targets = recipe.targets if recipe and self.index.dataset == self.sidecar.dataset else ()
         parts = [SYNTHETIC_NOTICE] if self.index.synthetic or self.sidecar.drawn else []
         parts.append(class_table(self.metrics))
         if "confusion" in self.metrics:
@@ -126,7 +127,7 @@ class Evaluation:
 def evaluate(
     weights: str | Path | Predictor,
     split: str | None = None,
-    data_root: str | Path | None = None,
+    data_root: str | Path | ImageList | None = None,
     options: EvalOptions = EvalOptions(),  # noqa: B008  it is frozen
 ) -> Evaluation:
     """Evaluates a model on a split.
@@ -134,7 +135,8 @@ def evaluate(
     Args:
         weights: a weight file, an export, a folder that holds one, or an opened Predictor.
         split: "train", "val" or "test"; None: test where the data set has one, else val.
-        data_root: folder of the images; None: the one that the run was trained on, else the data set's default.
+        data_root: folder of the images; None: the one that the run was trained on, else the data set's default. For
+            images of another origin what `own_images` gives; their classes are found by name.
 
     Raises:
         RunError: options that do not fit the model; found before any image is read.
@@ -146,11 +148,12 @@ def evaluate(
     check_options(sidecar, options)
     if options.calibrate and path is None:
         raise RunError("a calibration is written beside the weight file", fix="pass the file, not a Predictor")
-    root = Path(data_root) if data_root else (path and _run_data_root(path)) or default_root(sidecar.dataset)
-    split = split or dataset_module(sidecar.dataset).SPLITS[-1]
+    root = _images(data_root, path, sidecar)
+    split = split or (root.names if isinstance(root, ImageList) else splits_of(sidecar.dataset, root))[-1]
     scored = {split} | ({"val"} if options.calibrate else set())
     needed = scored | ({"train"} if options.without_leaks else set())
-    indexes = {name: load_index(sidecar.dataset, root, name, sidecar.labels) for name in sorted(needed)}
+    dataset = "folder" if isinstance(root, ImageList) and not is_own(sidecar.dataset) else sidecar.dataset
+    indexes = {name: load_index(dataset, root, name, sidecar.labels) for name in sorted(needed)}
     if options.sensitivity is not None:
         labels = indexes["val"].labels
         threshold_for(np.zeros(len(labels)), labels, options.sensitivity)  # fails now if there is no positive image
@@ -202,6 +205,24 @@ def _recipe_changes(weights: Path, sidecar: Sidecar) -> list[str]:
     except RecipeError:
         return []
     return overrides(sidecar, recipe, run_file(weights, "environment")) if recipe.name == sidecar.recipe else []
+
+
+def _images(data_root: str | Path | ImageList | None, path: Path | None, sidecar: Sidecar) -> Path | ImageList:
+    """The data root that a model is evaluated on; of own images their list, with the classes of the model."""
+    if not isinstance(data_root, ImageList) and not is_own(sidecar.dataset):
+        return Path(data_root or (path and _run_data_root(path)) or default_root(sidecar.dataset))
+    of_run = path.parent / CSV if path is not None and (path.parent / CSV).is_file() else None
+    if not isinstance(data_root, ImageList):
+        moved = data_root if data_root and Path(data_root).is_dir() else None
+        source = of_run if moved or not data_root else data_root
+        if source is None:
+            raise DataError(
+                "the images and splits of this model are not known: images.csv of its run is not beside it",
+                path=path,
+                fix="--data-root RUN/images.csv; to evaluate all images of a folder: --dataset folder --data-root DIR",
+            )
+        data_root = read_image_list(source, moved)
+    return data_root.matched(sidecar.classes, sidecar.task)
 
 
 def _run_data_root(weights: Path) -> Path | None:

@@ -56,6 +56,9 @@ def card_text(folder: Path, sidecar: Sidecar, form: str, files: Sequence[str], f
     """The model card as Markdown, with the front matter that model hubs read; arguments as of `write_card`."""
     recipe = Recipe.from_json(facts["recipe"]) if "recipe" in facts else known_recipe(sidecar)
     about, faults = ({}, []) if sidecar.drawn else dataset_card(sidecar.dataset)
+    if "images" in facts:
+        faults = [_cell(remark["what"]) for remark in facts["images"]["remarks"]]
+        faults = faults or ["None was found when the images were listed and compared with each other."]
     sections = [
         _front_matter(sidecar, form),
         f"# {sidecar.network.model} trained on {about.get('title', _cell(sidecar.dataset))}",
@@ -206,6 +209,9 @@ def _data(sidecar: Sidecar, about: dict[str, str], facts: dict) -> str:
         lines.append("How many images were used is not known here.")
     if counted.get("note"):
         lines.append(f"**{_cell(counted['note'])}**")
+    origin = facts.get("images", {}).get("origin", {})
+    if origin:
+        lines.append(_table(["own images", "from"], [[_cell(name), _cell(text)] for name, text in origin.items()]))
     rows = [[name, about[name]] for name in _PUBLISHED if name in about]
     if rows:
         lines.append(_table(["the data set", "as published"], rows))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from pathlib import Path
 
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.core.files import MAX_JSON_BYTES, read_bounded, read_json
 from paddle_medcls.data.datasets import dataset_module, medmnist
+from paddle_medcls.data.image_list import JSON, read_facts
 from paddle_medcls.models.sidecar import Sidecar
-from paddle_medcls.recipes import find_recipe, get_recipe
+from paddle_medcls.recipes import find_recipe, get_recipe, own
 from paddle_medcls.recipes.recipe import Recipe
 
 
@@ -21,7 +23,7 @@ def run_facts(weights: Path, sidecar: Sidecar, parameters: int | None = None) ->
 
     Returns:
         `parameters`: number of trainable values of the network; and, where the folder is that of the run and has them,
-        `recipe`, `data`, `environment`, `metrics`: its JSON files; `seconds`: what its epochs took together.
+        `recipe`, `data`, `environment`, `metrics`, `images`: its JSON files; `seconds`: what its epochs took together.
     """
     files = {name: run_file(weights, name) for name in ("recipe", "data", "environment", "metrics")}
     found: dict = {name: values for name, values in files.items() if values}
@@ -30,6 +32,8 @@ def run_facts(weights: Path, sidecar: Sidecar, parameters: int | None = None) ->
         found["seconds"] = sum(float(row["epoch_seconds"]) for row in csv.DictReader(timing.splitlines()))
     except (OSError, ValueError, TypeError, KeyError):
         pass
+    with contextlib.suppress(DataError):  # not of own images, or damaged
+        found["images"] = read_facts(weights.parent / JSON)
     recipe = found.get("recipe", {})
     if (recipe.get("name"), recipe.get("dataset")) != (sidecar.recipe, sidecar.dataset):
         found = {}
@@ -79,6 +83,7 @@ def recipe_changes(sidecar: Sidecar, recipe: Recipe) -> list[str]:
     """Where a run's recipe differs from the project's of the same name: "epochs: 50 → 8"."""
     known = known_recipe(sidecar)
     hidden = {"targets", "pretrained", *(("mean", "std") if recipe.statistics == "train" else ())}
+    hidden |= {*own.ADAPTED} if recipe.name == own.OWN.name else set()
     found = [] if known is None else known.differences(recipe)
     return [line.replace(" -> ", " → ") for line in found if line.partition(":")[0] not in hidden]
 

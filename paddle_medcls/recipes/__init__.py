@@ -12,6 +12,7 @@ import pkgutil
 from paddle_medcls.core.errors import RecipeError, did_you_mean
 from paddle_medcls.data.datasets import own as own_data
 from paddle_medcls.data.datasets.medmnist import NAMES
+from paddle_medcls.data.image_list import ImageList
 from paddle_medcls.recipes.recipe import Recipe
 
 
@@ -53,18 +54,23 @@ def find_recipe(name: str) -> Recipe | None:
     return None
 
 
-def get_recipe(name: str, dataset: str | None = None, model: str | None = None) -> Recipe:
+def get_recipe(name: str, dataset: str | ImageList | None = None, model: str | None = None) -> Recipe:
     """The recipe of this name; a data set's default recipe has the data set's name.
 
     Args:
         name: a recipe or a data set.
         dataset: for a MedMNIST recipe, the data set to adapt it to (default: PathMNIST); "folder" or "table": any
-            recipe for own images.
+            recipe for own images; for the recipe `own` also the images, to adapt it to them.
         model: another network than the recipe's; the published results follow it.
 
     Raises:
         RecipeError: there is no such recipe, or its module cannot be imported.
     """
+    if isinstance(dataset, ImageList):
+        from paddle_medcls.recipes import own
+
+        adapted = get_recipe(name, "folder", model)
+        return own.for_images(adapted, dataset.index("train")) if adapted.name == own.OWN.name else adapted
     if name in NAMES:
         name, dataset = "medmnist", dataset or name
     if name in own_data.NAMES:

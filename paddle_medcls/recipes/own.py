@@ -15,6 +15,9 @@ STEPS = 1500
 UNEVEN = 3
 """Classes weigh the same in the loss where the largest has more than so many times the images of the smallest."""
 
+ADAPTED = ("epochs", "warmup_epochs", "batch_size", "loss", "class_weights")
+"""Fields that `for_images` sets."""
+
 OWN = Recipe(
     name="own",
     source="paddle_medcls: own images, adapted to their number, classes and task",

@@ -82,7 +82,8 @@ def train(
         MedclsError: unusable data, recipe, weights or device; a run directory that is in use or that cannot be
             resumed; a loss that is not finite; interrupted (`Stopped`).
     """
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    if isinstance(recipe, str):
+        recipe = get_recipe(recipe, data_root if isinstance(data_root, ImageList) else None)
     check_recipe(recipe)
     if resume and output is None:
         raise RunError("a run is resumed in its directory, but none is named", fix="pass output=RUN_DIRECTORY")

@@ -15,7 +15,7 @@ from paddle_medcls.core.errors import RecipeError, SetupError, did_you_mean
 from paddle_medcls.core.files import remove_abandoned
 from paddle_medcls.core.paddle_setup import count_gpus, paddle
 from paddle_medcls.data.datasets import dataset_module, default_root, is_own, load_index
-from paddle_medcls.data.image_list import ImageList, is_list, read_image_list
+from paddle_medcls.data.image_list import CSV, ImageList, read_image_list
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.own_images import compared
 from paddle_medcls.evaluation import tables
@@ -83,12 +83,11 @@ def place_images(
 
     def write() -> str:
         if resume:
-            moved = data_root if isinstance(data_root, (str, Path)) and not is_list(Path(data_root)) else None
-            images = read_image_list(run_dir, moved if moved and Path(moved).is_dir() else None)
+            moved = isinstance(data_root, (str, Path)) and Path(data_root).is_dir()
+            images = read_image_list(run_dir / CSV, data_root if moved else None)  # type: ignore[arg-type]
         else:
-            images = dataset_module(recipe.dataset).open_images(
-                recipe.dataset, data_root or default_root(recipe.dataset)
-            )
+            root = data_root or default_root(recipe.dataset)
+            images = dataset_module(recipe.dataset).open_images(recipe.dataset, root)
         images = images if images.compared else compared(images, session.options.workers)
         for remark in () if resume else images.remarks:
             session.say(str(remark))

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddle_medcls.core.errors import DataError
+from paddle_medcls.data.image_list import CSV, JSON, ImageList, read_image_list
 from paddle_medcls.data.image_list import SPLITS as SPLITS
-from paddle_medcls.data.image_list import ImageList, is_list, read_image_list
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.own_images import own_images
 
@@ -28,11 +28,22 @@ def open_images(name: str, root: str | Path | ImageList) -> ImageList:
     """
     if isinstance(root, ImageList):
         return root
-    if is_list(Path(root)) or Path(root).is_file():
+    if Path(root).is_file():
         return read_image_list(root)
     if name == "table":
         raise DataError("a table of labels is needed", fix="--labels FILE.csv, or --data-root RUN/images.csv of a run")
+    refuse_two_splits(Path(root))
     return own_images(root)
+
+
+def refuse_two_splits(root: Path) -> None:
+    """Refuses a folder for which splits were written already: making others there would be an oversight."""
+    if (root / CSV).is_file() and (root / JSON).is_file():
+        raise DataError(
+            f"the folder holds a list of its images, {CSV}, with splits",
+            path=root,
+            fix=f"--data-root {root / CSV} to use them; or remove {CSV} and {JSON}",
+        )
 
 
 def describe(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
