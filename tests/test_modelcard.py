@@ -19,7 +19,7 @@ from toynet import toy
 
 from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.core.paddle_setup import paddle
-from paddle_medcls.data.datasets import dataset_names, load_index
+from paddle_medcls.data.datasets import dataset_names, is_own, load_index
 from paddle_medcls.data.datasets.medmnist_cards import CARDS
 from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.index import Index
@@ -179,8 +179,8 @@ def test_hostile_names_stay_in_their_cells(tmp_path: Path) -> None:
 # --- the data sets' cards ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in dataset_names() if "_" not in name])
-def test_every_data_set_has_a_licence_and_faults(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in dataset_names() if "_" not in name and not is_own(name)])
+def test_every_published_data_set_has_a_licence_and_faults(name: str) -> None:
     rows, faults = dataset_card(name)
     assert rows["licence"] and rows["what"] and rows["title"] and rows["from"]
     if name in CARDS:
