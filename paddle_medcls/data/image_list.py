@@ -170,13 +170,13 @@ def read_image_list(path: str | Path, folder: str | Path | None = None) -> Image
     """Reads an image list.
 
     Args:
-        path: of `images.csv`.
+        path: of `images.csv`, or of the folder that holds it.
         folder: of the images, where they have been moved.
 
     Raises:
         DataError: faulty values, paths that leave the folder, images that are missing or listed twice; lists them all.
     """
-    path = Path(path)
+    path = Path(path) / CSV if Path(path).is_dir() else Path(path)
     values = read_facts(path.with_name(JSON))
     table = read_table(path)
     if table.columns != COLUMNS:
