@@ -14,7 +14,9 @@ import fakes  # noqa: E402
 import pytest  # noqa: E402
 import toynet  # noqa: E402, F401  its networks are the recipes' here
 
+from paddle_medcls.deployment import graph  # noqa: E402
 from paddle_medcls.evaluation import plots  # noqa: E402
+from paddle_medcls.models.network import Network  # noqa: E402
 
 DRAWN = {name: getattr(plots, name) for name in ("curves", "confusion", "roc")}
 
@@ -62,6 +64,23 @@ def drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     if request.node.get_closest_marker("pictures"):
         for name, draw in DRAWN.items():
             monkeypatch.setattr(plots, name, draw)
+
+
+@pytest.fixture
+def narrow_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VGG-16 has 32 hidden units in place of 4096, whose weights are nine tenths of the network."""
+    from paddle_medcls.core.paddle_setup import paddle
+
+    linear, layers_of = paddle.nn.Linear, graph.layers_of
+
+    def narrow(sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(32 if size == 4096 else size for size in sizes)
+
+    def narrow_layers(network: Network) -> list[graph.Layer]:
+        return [layer._replace(shape=narrow(layer.shape)) for layer in layers_of(network)]
+
+    monkeypatch.setattr(paddle.nn, "Linear", lambda *sizes, **options: linear(*narrow(sizes), **options))
+    monkeypatch.setattr(graph, "layers_of", narrow_layers)
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ def batch(count: int = 3, size: int = 64, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(7).normal(0, 1, (count, channels, size, size)).astype(np.float32)
 
 
-def network(name: str = "resnet18", outputs: int = 4, stem: str = "imagenet", channels: int = 3):
+def network(name: str = "toy_resnet", outputs: int = 4, stem: str = "imagenet", channels: int = 3):
     """Random weights; the batch-norm statistics are those of a few batches."""
     paddle.seed(3)
     model = Network(name, outputs, channels, stem).build()
-    if name.startswith("resnet"):
+    if "resnet" in name:
         for _ in range(2):
             model(paddle.to_tensor(batch(4, 64, channels)))
     model.eval()
@@ -68,10 +68,10 @@ def test_one_output_has_two_classes(k: int) -> None:
     x = batch(3, 128)
     model = centred(network(outputs=1), x)
     cam = np.einsum("nchw,c->nhw", features_of(model, x), model.fc.weight.numpy()[:, 0]) * (1 if k else -1)
-    np.testing.assert_allclose(gradcam(model, x, "block.7", k), scaled(cam, 128), atol=1e-5)
+    np.testing.assert_allclose(gradcam(model, x, "block.2", k), scaled(cam, 128), atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", ["block.3", "block.1.conv1.2", "conv.0", "max_pool"])
+@pytest.mark.parametrize("layer", ["block.1", "block.1.conv1.2", "conv.0", "max_pool"])
 def test_equals_finite_differences(layer: str) -> None:
     """A second implementation: a channel's mean gradient is the logit's change when all its cells rise."""
     model, x, k, step = network(), batch(1), 2, 1e-2
@@ -105,7 +105,7 @@ def test_equals_finite_differences(layer: str) -> None:
     )
 
 
-def test_vgg_equals_autograd_image_by_image() -> None:
+def test_vgg_equals_autograd_image_by_image(narrow_vgg: None) -> None:
     """Hidden layers behind the features: no CAM there, so the gradient is taken the long way."""
     model, x = network("vgg16", 3), batch(2, 64)
     maps = []
@@ -164,9 +164,9 @@ def test_gradcam_plus_plus_equals_the_papers_formula() -> None:
             for _ in range(height * width):
                 weights[c] += second / (2 * second + features[c].sum() * third) * max(first, 0)
         slow.append(np.einsum("c,chw->hw", weights * np.exp(logit), features))
-    fast = gradcam(model, x, "block.7", k, "gradcam++")
+    fast = gradcam(model, x, "block.2", k, "gradcam++")
     np.testing.assert_allclose(fast, scaled(np.stack(slow), 128), atol=2e-3)
-    assert np.abs(fast - gradcam(model, x, "block.7", k)).max() > 0.1  # another map than Grad-CAM's
+    assert np.abs(fast - gradcam(model, x, "block.2", k)).max() > 0.1  # another map than Grad-CAM's
 
 
 def test_gradcam_plus_plus_needs_a_layer_after_its_relu() -> None:
@@ -176,14 +176,14 @@ def test_gradcam_plus_plus_needs_a_layer_after_its_relu() -> None:
 
 def test_a_class_for_each_image() -> None:
     model, x = network(), batch(3)
-    alone = [gradcam(model, x[n : n + 1], "block.5", k)[0] for n, k in enumerate((2, 0, 3))]
-    np.testing.assert_allclose(gradcam(model, x, "block.5", [2, 0, 3]), alone, atol=1e-5)
+    alone = [gradcam(model, x[n : n + 1], "block.1", k)[0] for n, k in enumerate((2, 0, 3))]
+    np.testing.assert_allclose(gradcam(model, x, "block.1", [2, 0, 3]), alone, atol=1e-5)
 
 
 def test_nothing_for_the_class_is_a_map_of_zeros() -> None:
     model, x = network(), batch(2)
     model.fc.weight.set_value(-paddle.ones_like(model.fc.weight))
-    heat = gradcam(model, x, "block.7", 0)
+    heat = gradcam(model, x, "block.2", 0)
     assert heat.shape == (2, 64, 64) and not heat.any()
 
 
@@ -193,23 +193,23 @@ def test_nothing_for_the_class_is_a_map_of_zeros() -> None:
 @pytest.mark.parametrize("caller", ["plain", "no_grad", "frozen"])
 def test_callers_make_no_difference_and_nothing_remains(caller: str) -> None:
     model, x = network(), batch(2)
-    expected = gradcam(model, x, "block.5", 1)
+    expected = gradcam(model, x, "block.1", 1)
     freeze(model) if caller == "frozen" else None
     start_training(model, frozen=caller == "frozen")
     model.fc.weight.stop_gradient = False
     modes = [layer.training for layer in model.sublayers(include_self=True)]
     frozen = [parameter.stop_gradient for parameter in model.parameters()]
     assert any(modes)
-    model.fc(paddle.ones([1, 512])).sum().backward()
+    model.fc(paddle.ones([1, 256])).sum().backward()
     gradient = model.fc.weight.grad.numpy().copy()
     values = {name: value.numpy().copy() for name, value in model.state_dict().items()}
 
     def work() -> np.ndarray:
-        found = gradcam(model, x, "block.5", 1)
+        found = gradcam(model, x, "block.1", 1)
         with pytest.raises(RecipeError):
             gradcam(model, x, "fc", 1)
         with pytest.raises(RecipeError):
-            gradcam(model, x, "block.5", 4)
+            gradcam(model, x, "block.1", 4)
         return found
 
     if caller == "no_grad":
@@ -242,10 +242,10 @@ def test_an_interruption_in_the_network_leaves_no_trace() -> None:
 
     handle = model.fc.register_forward_pre_hook(stop)
     with paddle.no_grad(), pytest.raises(KeyboardInterrupt):
-        gradcam(model, x, "block.5", 0)
+        gradcam(model, x, "block.1", 0)
     handle.remove()
     model.train()
-    assert paddle.is_grad_enabled() and not model.block[5]._forward_post_hooks
+    assert paddle.is_grad_enabled() and not model.block[1]._forward_post_hooks
 
 
 def test_memory_does_not_grow_over_40_calls() -> None:
@@ -259,10 +259,10 @@ def test_memory_does_not_grow_over_40_calls() -> None:
         pytest.skip("no /proc")
     model, x = network(), batch(2)
     for _ in range(10):
-        gradcam(model, x, "block.3", 1)
+        gradcam(model, x, "block.0", 1)
     before = resident()
     for _ in range(40):
-        gradcam(model, x, "block.3", 1)
+        gradcam(model, x, "block.0", 1)
     assert resident() - before < 10  # MB; keeping one call's features and gradients would take 40 times 0.5
 
 
@@ -279,7 +279,7 @@ def test_memory_does_not_grow_over_40_calls() -> None:
         ("vgg16", "imagenet", 3, 64, "features.29"),
     ],
 )
-def test_default_layer(name: str, stem: str, channels: int, size: int, layer: str) -> None:
+def test_default_layer(name: str, stem: str, channels: int, size: int, layer: str, narrow_vgg: None) -> None:
     model, x = Network(name, 2, channels, stem).build(), np.zeros((1, channels, size, size), np.float32)
     model.eval()
     assert default_layer(model, x) == layer
@@ -288,10 +288,10 @@ def test_default_layer(name: str, stem: str, channels: int, size: int, layer: st
 
 def test_layers_to_choose_from() -> None:
     shapes = layer_shapes(network(), batch(1))
-    assert shapes["block.3"] == (128, 8, 8) and shapes["conv.0"] == (64, 32, 32)
+    assert shapes["block.1"] == (128, 8, 8) and shapes["conv.0"] == (64, 32, 32)
     assert "fc" not in shapes and "avg_pool" not in shapes
     names = list(shapes)
-    assert names.index("conv.0") < names.index("block.0.conv1.0") < names.index("block.7")
+    assert names.index("conv.0") < names.index("block.0.conv1.0") < names.index("block.2")
 
 
 def test_unknown_layer_is_one_clear_error() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fakes import ROOT, import_openvino_or_skip
+from toynet import without_values
 
 from paddle_medcls.core.errors import SetupError, WeightsError
 from paddle_medcls.core.paddle_setup import paddle
@@ -24,9 +25,12 @@ NETWORKS = {
     **{f"resnet{depth}": Network(f"resnet{depth}", 3) for depth in (18, 34, 50, 101, 152)},
     "small stem": Network("resnet18", 3, 3, "small"),
     "small stem, bottleneck": Network("resnet50", 3, 1, "small"),
-    "grey": Network("resnet18", 1, 1),
+    "small stem, two bottlenecks": Network("toy_bottleneck", 3, 1, "small"),
+    "grey": Network("toy_resnet", 1, 1),
     "PaddleClas": Network("resnet34", 2, 3, project_first=True),
+    "PaddleClas, small": Network("toy_resnet", 2, 3, project_first=True),
     "vgg16": Network("vgg16", 4),
+    "vgg16, narrow": Network("vgg16", 4),
 }
 
 
@@ -131,14 +135,17 @@ def exact_logits(model, x: np.ndarray) -> np.ndarray:
         return model(paddle.to_tensor(x.astype(np.float64))).numpy()
 
 
-REPEATED = ("resnet34", "resnet101", "resnet152")
-"""The same blocks as in the other networks, more or fewer of them."""
+REPEATED = ("resnet34", "resnet101", "resnet152", "small stem, bottleneck", "PaddleClas", "vgg16")
+"""The same blocks as in the other networks, more or fewer of them, or wider ones."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in REPEATED)) for n in NETWORKS])
-def test_every_network_gives_the_logits_of_paddle(name: str) -> None:
+def test_every_network_gives_the_logits_of_paddle(name: str, request: pytest.FixtureRequest) -> None:
     """A hundred layers of float32 round; a graph may be as far from float64 as Paddle's own float32."""
-    network, side = NETWORKS[name], 40
+    if "narrow" in name:
+        request.getfixturevalue("narrow_vgg")
+    network = NETWORKS[name]
+    side = 18 if network.stem == "small" else 40
     model, state = trained(network, side)
     graph = graphs.logits_graph(toy_sidecar(network, side), state, "file")
     x = np.random.default_rng(0).normal(0, 1, (3, network.in_channels, side, side)).astype(np.float32)
@@ -169,7 +176,7 @@ def test_pixels_become_probabilities(task: str, runner: str) -> None:
         "softmax": {"task": "multi-class", "loss": "softmax"},
         "multi-label": {"task": "multi-label", "loss": "sigmoid"},
     }[task]
-    network = Network("resnet18", 1 if task == "binary" else 3, 3, "small")
+    network = Network("toy_resnet", 1 if task == "binary" else 3, 3, "small")
     model, state = trained(network, 8)
     sidecar = toy_sidecar(network, 8, temperature=1.7, flips=("flip", "flip_vertical"), **changes)
     graph = graphs.pixels_graph(sidecar, state, "file")
@@ -197,13 +204,13 @@ def test_the_operations_as_defined(network: Network) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_arrays_that_a_file_must_hold(name: str) -> None:
-    state = NETWORKS[name].build().state_dict()
+    state = without_values(NETWORKS[name]).state_dict()
     shapes = graphs.array_shapes(graphs.layers_of(NETWORKS[name]))
     assert shapes == {key: tuple(value.shape) for key, value in state.items()}
 
 
 def test_other_arrays_are_refused() -> None:
-    network = Network("resnet18", 3, 3, "small")
+    network = Network("toy_resnet", 3, 3, "small")
     _, state = trained(network, 16)
     state["fc.bias"] = state["fc.bias"][:2]
     state["fc.weight"] = state["fc.weight"].astype(np.float64)

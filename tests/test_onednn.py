@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toynet  # noqa: F401  its networks are no ResNets
+import toynet
 from fakes import ROOT, recipe
 
 from paddle_medcls.cli import train as train_command
@@ -57,9 +58,11 @@ def leaf(*shape: int):
     return tensor
 
 
+@functools.cache
 def shapes_of(network: Network, side: int, kind: type) -> list[tuple]:
     """The different (channels, side, then for a convolution outputs, kernel, stride) that a network has."""
-    model, found = network.build(), {}
+    with toynet.constant_values():
+        model, found = network.build(), {}
     for layer in model.sublayers():
         if isinstance(layer, kind):
             layer.register_forward_post_hook(lambda layer, inputs, _: found.setdefault(shape(layer, inputs[0])))
@@ -171,7 +174,15 @@ def step(layer, model, x, labels) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return logits.numpy(), gradients
 
 
-@pytest.mark.parametrize("network, side", [(SMALL, 20), (Network("resnet50", 3), 32)])
+NETS = [
+    (Network("toy_resnet", 3, 1, "small"), 20),
+    (Network("toy_bottleneck", 3), 32),
+    pytest.param(SMALL, 20, marks=pytest.mark.slow),  # more of the same blocks
+    pytest.param(Network("resnet50", 3), 32, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("network, side", NETS)
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network(network: Network, side: int, training: bool, operators: Operators) -> None:
     """Bounds allow for float32: Paddle's gradients differ as much from those in float64."""
@@ -232,19 +243,18 @@ def gradient_errors(network: Network, side: int, training: bool, operators: Oper
     return errors
 
 
-WIRED = [(SMALL, 20), (Network("resnet50", 3), 32)]
 WIRING_BOUND = 0.003
 
 
-@pytest.mark.parametrize("network, side", WIRED)
+@pytest.mark.parametrize("network, side", NETS)
 @pytest.mark.parametrize("training", [True, False])
 def test_the_wiring_of_a_network(network: Network, side: int, training: bool, operators: Operators) -> None:
     """A hundredth of a gradient's norm is three times the bound: the next tests fail it."""
     errors = gradient_errors(network, side, training, operators)
-    assert len(errors) > 60 and max(errors.values()) < WIRING_BOUND, errors
+    assert len(errors) > 28 and max(errors.values()) < WIRING_BOUND, errors
 
 
-@pytest.mark.parametrize("network, side", WIRED)
+@pytest.mark.parametrize("network, side", NETS)
 @pytest.mark.parametrize("fault", ["all 1% too large", "the way round a block 2% too small", "no way round a block"])
 def test_faulty_wiring_fails_the_bound(
     network: Network, side: int, fault: str, operators: Operators, monkeypatch: pytest.MonkeyPatch
@@ -347,7 +357,7 @@ def test_memory_does_not_grow(operators: Operators) -> None:
     for _ in range(2):
         epoch()
     before = resident()
-    for _ in range(5):
+    for _ in range(2):
         epoch()
     assert resident() - before < 20 * 2**20  # weights and gradients of one step are 90 MB
 
@@ -370,7 +380,7 @@ def test_bfloat16_is_near(operators: Operators) -> None:
 
 def go(root: Path, run_dir: Path, resume: bool = False, **options: object) -> list[str]:
     lines: list[str] = []
-    own = recipe(model="resnet18", size_px=16, stem="small", lr=0.01, epochs=1)
+    own = recipe(model="toy_resnet", size_px=16, stem="small", lr=0.01, epochs=1)
     train(own, root, run_dir, Options("cpu", 0, say=lines.append, **options), resume)
     return lines
 

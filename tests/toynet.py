@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -70,14 +71,36 @@ def toy_resnet(network: Network) -> resnet.ResNet:
     return resnet.ResNet((1, 1, 1), resnet.BasicBlock, network)
 
 
-graph.RESNETS["toy_resnet"] = ((1, 1, 1), 1)
-graph.KNOWN.append("toy_resnet")
+def toy_bottleneck(network: Network) -> resnet.ResNet:
+    """Two of ResNet-50's blocks, of 256 and 512 channels."""
+    return resnet.ResNet((1, 1), resnet.BottleneckBlock, network)
 
-for _builder in (toy, toy_plain, toy_resnet):
+
+graph.RESNETS |= {"toy_resnet": ((1, 1, 1), 1), "toy_bottleneck": ((1, 1), 4)}
+graph.KNOWN += ["toy_resnet", "toy_bottleneck"]
+
+for _builder in (toy, toy_plain, toy_resnet, toy_bottleneck):
     if _builder.__name__ not in MODELS:  # how a model is added: see models/__init__.py
         MODELS[_builder.__name__] = "resnet"
         setattr(resnet, _builder.__name__, _builder)
         resnet.__all__.append(_builder.__name__)
+
+
+def without_values(network: Network) -> nn.Layer:
+    """The network for tests of names and shapes: its parameters have no memory, building it takes no time."""
+    with paddle.LazyGuard():
+        return network.build()
+
+
+@contextmanager
+def constant_values() -> Iterator[None]:
+    """Networks that are built here begin with constants: drawing millions of random numbers takes a second."""
+    constant = nn.initializer.Constant
+    nn.initializer.set_global_initializer(constant(0.01), constant(0.0))
+    try:
+        yield
+    finally:
+        nn.initializer.set_global_initializer(None)
 
 
 def kill_at(moment: str, number: int) -> None:
