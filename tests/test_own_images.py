@@ -16,10 +16,11 @@ from fakes import pixels, within, write_image
 
 import paddle_medcls as medcls
 from paddle_medcls.cli import eval, prepare, train
-from paddle_medcls.core.errors import DataError
+from paddle_medcls.core.errors import DataError, WeightsError
 from paddle_medcls.data.image_list import ImageList, Remark, read_image_list
 from paddle_medcls.data.own_images import compared, own_images
 from paddle_medcls.data.splits import stratified_parts
+from paddle_medcls.deployment.trained_models import newest_weights
 from paddle_medcls.recipes import get_recipe, own
 
 TINY = ["--model", "toy", "--set", "size_px=16", "--epochs", "1", "--device", "cpu"]
@@ -432,6 +433,7 @@ def test_the_recipe_follows_the_images() -> None:
     assert own.for_images(own.OWN, index_of([100, 10])).class_weights == "balanced" and few.class_weights == "none"
     several = own.for_images(own.OWN, index_of([100, 10], "multi-label"))
     assert (several.loss, several.class_weights) == ("sigmoid", "none")
+    assert few.monitor == "loss"  # on few images the AUC is 1 at once, and stays
     assert own.OWN.augmentation.flip == own.OWN.augmentation.flip_vertical == 0  # left and right mean something
     palm = get_recipe("palm", "table")
     assert (palm.dataset, palm.targets, palm.size_px if hasattr(palm, "size_px") else 128) == ("table", (), 128)
@@ -549,3 +551,21 @@ def test_a_notebook_does_what_the_commands_do(tmp_path: Path) -> None:
     assert medcls.evaluate(run.weights).index.ids == images.index("test").ids
     other = medcls.own_images(root, seed=None)
     assert medcls.evaluate(run.weights, data_root=other).metrics["n"] == 12
+
+
+def test_two_sets_of_own_images_are_not_taken_for_one(trained: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(trained, tmp_path / name)
+    assert newest_weights(tmp_path).name == "MODEL.pdparams"
+    sidecar = tmp_path / "two" / "MODEL.json"
+    sidecar.write_text(sidecar.read_text().replace('"b"', '"c"'))
+    with pytest.raises(WeightsError, match="trained models of 2 data sets"):
+        newest_weights(tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_list(trained: Path, tmp_path: Path) -> None:
+    """The list is written once, and each process reads it."""
+    arguments = ["--dataset", "folder", "--data-root", trained.parent / "images", "--output", tmp_path / "run"]
+    assert train.main([*map(str, arguments), *TINY, "--model", "resnet18", "--processes", "2"]) == 0
+    assert len(read_image_list(tmp_path / "run" / "images.csv")) == 24

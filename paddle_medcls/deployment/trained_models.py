@@ -24,17 +24,18 @@ def newest_weights(runs: Path) -> Path:
             path=f"{runs}/*/*.pdparams",
             fix=f"train one ({command('train')}), or give --weights",
         )
-    newest: dict[str, Path] = {}  # of each data set
+    newest: dict[str, Path] = {}  # of each data set; two sets of own images have one name, and other classes
     for path in found:
         try:
-            dataset = Sidecar.read(path.with_suffix(".json")).dataset
+            sidecar = Sidecar.read(path.with_suffix(".json"))
+            name = f"{sidecar.dataset} ({', '.join(sidecar.classes)})"
         except WeightsError:
-            dataset = "unknown"  # its error is told where it is opened
-        newest.setdefault(dataset, path)
+            name = "unknown"  # its error is told where it is opened
+        newest.setdefault(name, path)
     if len(newest) > 1:
         raise WeightsError(
             f"there are trained models of {len(newest)} data sets",
-            items=[f"{dataset}: {path}" for dataset, path in newest.items()],
+            items=[f"{name}: {path}" for name, path in newest.items()],
             path=runs,
             fix="give --weights FILE; these are the newest of each data set",
         )

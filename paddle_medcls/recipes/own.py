@@ -15,7 +15,7 @@ STEPS = 1500
 UNEVEN = 3
 """Classes weigh the same in the loss where the largest has more than so many times the images of the smallest."""
 
-ADAPTED = ("epochs", "warmup_epochs", "batch_size", "loss", "class_weights")
+ADAPTED = ("epochs", "warmup_epochs", "batch_size", "patience", "loss", "class_weights")
 """Fields that `for_images` sets."""
 
 OWN = Recipe(
@@ -34,8 +34,7 @@ OWN = Recipe(
     schedule="cosine",
     warmup_epochs=3,
     ema_decay=0.995,
-    monitor="auc",
-    patience=20,
+    monitor="loss",
 )
 
 
@@ -47,6 +46,7 @@ def for_images(recipe: Recipe, train: Index) -> Recipe:
     uneven = train.task != "multi-label" and max(counts) > UNEVEN * min(counts)
     return recipe.with_epochs(epochs).replace(
         batch_size=batch,
+        patience=epochs // 3,
         loss="sigmoid" if train.task == "multi-label" else "softmax",
         class_weights="balanced" if uneven else "none",
     )
