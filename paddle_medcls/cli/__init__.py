@@ -62,6 +62,6 @@ def medcls(argv: Sequence[str] | None = None) -> int:
 
 def _versions() -> str:
     """Versions of the package, of Paddle without importing it, and of Python."""
-    found = [f"paddle_medcls {__version__}"]
-    found += [f"{name} {text}" for name in PADDLES if (text := installed_version(name))]
-    return ", ".join([*found, *(["no Paddle"] if len(found) == 1 else []), f"Python {platform.python_version()}"])
+    parts = [f"paddle_medcls {__version__}"]
+    parts += [f"{name} {text}" for name in PADDLES if (text := installed_version(name))]
+    return ", ".join([*parts, *(["no Paddle"] if len(parts) == 1 else []), f"Python {platform.python_version()}"])

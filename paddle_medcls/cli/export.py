@@ -49,18 +49,18 @@ def _work(args: argparse.Namespace) -> int:
     for note in [f"weights: {predictor.path}", *predictor.notes, *([SYNTHETIC_NOTICE] if sidecar.drawn else [])]:
         print(note, file=sys.stderr)
     images = expand(args.images) if args.images else []
-    found = export(predictor, args.format, args.output, images, args.precision)
+    agreement = export(predictor, args.format, args.output, images, args.precision)
     size = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
     print(f"{args.format}, {args.precision}: {size:.1f} MB written to {args.output}")
     print(
-        f"compared with the network on {found.images} {'' if images else 'synthetic '}images in batches of "
-        f"{' and '.join(map(str, found.batches))}: largest difference of a probability {found.difference:.1e}, "
-        f"same labels {found.same_labels:.0%}"
+        f"compared with the network on {agreement.images} {'' if images else 'synthetic '}images in batches of "
+        f"{' and '.join(map(str, agreement.batches))}: largest difference of a probability {agreement.difference:.1e}, "
+        f"same labels {agreement.same_labels:.0%}"
     )
-    if found.rounding:
+    if agreement.rounding:
         print(
             f"an export takes pixels rounded to whole values, which recipe {sidecar.recipe} does not: "
-            f"that changes a probability by up to {found.rounding:.1e}"
+            f"that changes a probability by up to {agreement.rounding:.1e}"
         )
     print(NOTICE)
     return 0

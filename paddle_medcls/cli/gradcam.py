@@ -66,17 +66,17 @@ def _work(args: argparse.Namespace) -> int:
     weights = args.weights or newest_weights(Path("runs"))
     select_device(args.device)
     predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
-    drawn = [SYNTHETIC_NOTICE] if predictor.sidecar.drawn else []
+    synthetic_note = [SYNTHETIC_NOTICE] if predictor.sidecar.drawn else []
     if args.list_layers:
         return _list_layers(predictor)
-    for note in [f"weights: {weights}", *predictor.notes, *drawn, NOTICE]:
+    for note in [f"weights: {weights}", *predictor.notes, *synthetic_note, NOTICE]:
         print(note, file=sys.stderr)
     names = ("output", "layer", "method", "class_name", "measure", "batch_size", "workers")
     result = heat_maps(predictor, paths, HeatMapOptions(**{name: getattr(args, name) for name in names}))
     if args.output and result.made:
         print(f"{len(result.made)} heat map(s) and contact_sheet.png written to {args.output}")
     if result.measurement and result.measurement.rows:
-        print("\n".join([*drawn, result.measurement.table()]))
+        print("\n".join([*synthetic_note, result.measurement.table()]))
     if result.empty:
         some = ", ".join(path.name for path in result.empty[:5]) + (" …" if len(result.empty) > 5 else "")
         print(
@@ -90,8 +90,8 @@ def _work(args: argparse.Namespace) -> int:
 
 def _without_masks(paths: list[Path], output: Path | None) -> list[Path]:
     """Leaves out masks and the pictures of an earlier call, and reports their number."""
-    own = output.resolve() if output else None
-    images = [path for path in paths if path.parent.name != "masks" and own not in path.resolve().parents]
+    output_folder = output.resolve() if output else None
+    images = [path for path in paths if path.parent.name != "masks" and output_folder not in path.resolve().parents]
     if len(images) < len(paths):
         print(f"left out: {len(paths) - len(images)} file(s) in masks/ and in the output folder", file=sys.stderr)
     if not images:

@@ -15,16 +15,16 @@ def expand(arguments: Sequence[str]) -> list[Path]:
     Raises:
         DataError: an argument that is nothing, or a folder without images.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not inside:
+            images = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not images:
                 raise DataError(f"{path}: no images in this folder", expected=", ".join(SUFFIXES))
-            found += inside
+            files += images
         elif path.exists():
-            found.append(path)
+            files.append(path)
         else:
             try:
                 matches = sorted(Path().glob(argument)) if not path.is_absolute() else _absolute_glob(path)
@@ -34,8 +34,8 @@ def expand(arguments: Sequence[str]) -> list[Path]:
                 ) from None
             if not matches:
                 raise DataError(f"{argument}: no such file or folder")
-            found += [match for match in matches if match.is_file()]
-    return found
+            files += [match for match in matches if match.is_file()]
+    return files
 
 
 def _absolute_glob(path: Path) -> list[Path]:

@@ -47,10 +47,15 @@ def _work(args: argparse.Namespace) -> int:
     weights = args.weights or newest_weights(Path("runs"))
     predictor = open_predictor(weights, args)
     sidecar = predictor.sidecar
-    about = (
+    model_text = (
         f"({predictor.engine}, {predictor.precision}); data set {sidecar.dataset}; classes {', '.join(sidecar.classes)}"
     )
-    notes = [f"weights: {weights} {about}", *predictor.notes, *([SYNTHETIC_NOTICE] if sidecar.drawn else []), NOTICE]
+    notes = [
+        f"weights: {weights} {model_text}",
+        *predictor.notes,
+        *([SYNTHETIC_NOTICE] if sidecar.drawn else []),
+        NOTICE,
+    ]
     print(*map(printable, notes), sep="\n", file=sys.stderr)
     rows, failed, without_map = [], 0, ""
     pictures, heat_maps = picture_names(paths, "prediction"), picture_names(paths, "gradcam")
@@ -139,7 +144,7 @@ def _table(rows: list[dict], k: int) -> str:
 
     table = PrettyTable(["image", "label", "probability", *(["most probable classes"] if k > 1 else [])], align="l")
     for row in rows:
-        others = ", ".join(f"{item['label']} {item['probability']:.4f}" for item in row["topk"])
-        cells = [row["image"], _label_text(row) or "none", f"{row['probability']:.4f}", *([others] if k > 1 else [])]
+        topk_text = ", ".join(f"{item['label']} {item['probability']:.4f}" for item in row["topk"])
+        cells = [row["image"], _label_text(row) or "none", f"{row['probability']:.4f}", *([topk_text] if k > 1 else [])]
         table.add_row([printable(cell) for cell in cells])
     return str(table)

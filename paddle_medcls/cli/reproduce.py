@@ -61,7 +61,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _work(args: argparse.Namespace) -> int:
-    began = time.monotonic()
+    started = time.monotonic()
     from paddle_medcls.data.datasets import fetch
     from paddle_medcls.evaluation.tables import NOTICE
     from paddle_medcls.training.loop import Options
@@ -84,7 +84,7 @@ def _work(args: argparse.Namespace) -> int:
         kernels=args.kernels,
         precision=args.precision,
         image_cache=str(output / "images"),
-        deadline=began + 60 * args.budget_minutes,
+        deadline=started + 60 * args.budget_minutes,
     )
     remaining = run_grid(cells, output, options)
     if args.without_leaks:

@@ -127,7 +127,7 @@ def _tar_members(archive: Path) -> Iterator[_Member]:
         source = _BoundedReader(unpacked, MAX_RATIO * max(archive.stat().st_size, 100_000))
         with tarfile.open(fileobj=source, mode="r|") as file:  # type: ignore[call-overload]  # it only calls read
             while (info := file.next()) is not None:
-                source.header_limit = source.done + info.size + HEADER_BYTES
+                source.header_limit = source.bytes_read + info.size + HEADER_BYTES
                 if info.isdir():
                     continue
                 fault = "is a link" if info.issym() or info.islnk() else ""
@@ -146,13 +146,13 @@ class _BoundedReader:
         self.file = file
         self.limit = limit
         self.header_limit = HEADER_BYTES
-        self.done = 0
+        self.bytes_read = 0
 
     def read(self, size: int) -> bytes:
         data = self.file.read(size)
-        self.done += len(data)
-        if self.done > self.limit:
+        self.bytes_read += len(data)
+        if self.bytes_read > self.limit:
             raise tarfile.ReadError(f"more than {self.limit:,} bytes unpacked, {MAX_RATIO} times the file")
-        if self.done > self.header_limit:
+        if self.bytes_read > self.header_limit:
             raise tarfile.ReadError(f"a header of more than {HEADER_BYTES:,} bytes")
         return data

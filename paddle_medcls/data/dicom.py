@@ -119,11 +119,11 @@ def _faults(ds) -> list[str]:
     def check(attribute: str, allowed: range | tuple) -> None:
         value = ds.get(attribute)
         if value not in allowed:
-            shown = int(value) if isinstance(value, int) else "absent or no number"
+            text = int(value) if isinstance(value, int) else "absent or no number"
             expected = " or ".join(map(str, allowed))
             if isinstance(allowed, range):
                 expected = f"{allowed[0]} to {allowed[-1]}"
-            faults.append(f"{attribute}: {shown}; expected {expected}")
+            faults.append(f"{attribute}: {text}; expected {expected}")
 
     check("Rows", range(1, 65536))
     check("Columns", range(1, 65536))
@@ -191,8 +191,8 @@ def _jpeg(ds) -> np.ndarray | None:
     with Image.open(io.BytesIO(frame)) as image:
         if ds.SamplesPerPixel == 1:
             return np.asarray(image)
-        first = image.layer[0][0]  # type: ignore[attr-defined]  # number of its first component
-        declares_colour = "adobe_transform" in image.info or first == ord("R")
+        component = image.layer[0][0]  # type: ignore[attr-defined]  # number of its first component
+        declares_colour = "adobe_transform" in image.info or component == ord("R")
         if ds.PhotometricInterpretation == "RGB" and not declares_colour:
             image.draft("YCbCr", image.size)  # no conversion: the stored values are RGB already
             return np.asarray(image)

@@ -85,12 +85,12 @@ def _voi_lut(x: np.ndarray, item) -> np.ndarray:
 
     pydicom's function wraps around if a table with 8-bit entries is longer than 256.
     """
-    count, first, bits = item.LUTDescriptor
+    count, first_value, bits = item.LUTDescriptor
     table = item.LUTData
     if isinstance(table, bytes):
         table = np.frombuffer(table, np.uint8 if len(table) <= (count or 65536) + 1 and bits <= 8 else "<u2")
     table = np.asarray(table)[: count or 65536]
-    return table[np.clip(x.astype(np.int64) - first, 0, len(table) - 1)] / (2.0**bits - 1)
+    return table[np.clip(x.astype(np.int64) - first_value, 0, len(table) - 1)] / (2.0**bits - 1)
 
 
 def window(x: np.ndarray, center: float, width: float, function: str, name: str) -> np.ndarray:

@@ -136,12 +136,12 @@ def _copy(response, file, start: int, total: int, name: str) -> None:
     with progress(None, name, total, "B") as bar:
         bar.unit_scale = True
         bar.update(start)
-        done = start
+        received = start
         while block := response.read(BLOCK):
-            done += len(block)
-            if done > limit:
+            received += len(block)
+            if received > limit:
                 raise ValueError(f"the server sends more than {limit:,} bytes")
             file.write(block)
             bar.update(len(block))
-    if total and done < total:
-        raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
+    if total and received < total:
+        raise ConnectionError(f"the connection ended after {received:,} of {total:,} bytes")

@@ -90,14 +90,14 @@ class Index:
 
     def subset(self, rows: Sequence[int]) -> Index:
         """The images of these rows, in this order."""
-        chosen = np.asarray(rows, np.int64)
+        numbers = np.asarray(rows, np.int64)
 
         def of(names: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(names[row] for row in chosen) if names else ()
+            return tuple(names[row] for row in numbers) if names else ()
 
-        images = self.images[chosen] if isinstance(self.images, np.ndarray) else [self.images[int(k)] for k in chosen]
+        images = self.images[numbers] if isinstance(self.images, np.ndarray) else [self.images[int(k)] for k in numbers]
         ids, groups, sources = of(self.ids), of(self.groups), of(self.sources)
-        return replace(self, ids=ids, images=images, labels=self.labels[chosen], groups=groups, sources=sources)
+        return replace(self, ids=ids, images=images, labels=self.labels[numbers], groups=groups, sources=sources)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, int | np.ndarray]:
         """Image `row` and its label: uint8 RGB (H, W, 3), and the class number, or 0/1 (L,) for a multi-label task.
@@ -115,7 +115,10 @@ class Index:
         """Up to `count` rows of each class, by class name, spread evenly over the index."""
         is_member = self.labels if self.labels.ndim == 2 else self.labels[:, None] == np.arange(len(self.classes))
         rows = [np.flatnonzero(column) for column in np.transpose(is_member)]
-        return {name: own[:: max(1, len(own) // count)][:count].tolist() for name, own in zip(self.classes, rows)}
+        return {
+            name: members[:: max(1, len(members) // count)][:count].tolist()
+            for name, members in zip(self.classes, rows)
+        }
 
     def show(self, count: int = 6):
         """A matplotlib figure with up to `count` images of each class, which a notebook displays."""
@@ -170,8 +173,8 @@ def subfolders(root: Path, depth: int = DEPTH, most: int = MAX_FOLDERS) -> list[
     folders, level = [root], [root]
     seen = {_identity(root)}  # a link to a parent folder would be searched without end
     for _ in range(depth):
-        inside = [Path(entry.path) for parent in level for entry in os.scandir(parent) if _is_visible_folder(entry)]
-        level = [folder for folder in sorted(inside) if _identity(folder) not in seen]
+        children = [Path(entry.path) for parent in level for entry in os.scandir(parent) if _is_visible_folder(entry)]
+        level = [folder for folder in sorted(children) if _identity(folder) not in seen]
         seen.update(map(_identity, level))
         folders += level
         if len(folders) > most:
@@ -230,13 +233,13 @@ def only_copy(places: Sequence[Path], files: Callable[[Path], list[Path]] = imag
         DataError: the copies differ; all are listed.
     """
 
-    def same(a: Path, b: Path) -> bool:
+    def equal(a: Path, b: Path) -> bool:
         if a.is_file():
             return filecmp.cmp(a, b, shallow=False)
         contents = ([(str(path.relative_to(at)), path.stat().st_size) for path in files(at)] for at in (a, b))
         return next(contents) == next(contents)
 
-    if not all(same(places[0], place) for place in places[1:]):
+    if not all(equal(places[0], place) for place in places[1:]):
         raise DataError(
             f"{places[0].name} was found {len(places)} times, with different content",
             items=[str(place) for place in places],

@@ -50,17 +50,17 @@ def read_markers(data: bytes) -> Markers | None:
         if marker == 0xFF:  # fill byte
             at += 1
             continue
-        after = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        segment_end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in (0xC0, 0xC1, 0xC2):  # start of frame: baseline, extended, progressive
             components = data[at + 9] if at + 9 < len(data) else 0
         if marker == 0xDA:
-            end = _SCAN_END.search(data, after)
-            scans.append((after, end.start() if end else len(data)))
-            after = scans[-1][1]
+            end = _SCAN_END.search(data, segment_end)
+            scans.append((segment_end, end.start() if end else len(data)))
+            segment_end = scans[-1][1]
             restarts = _RESTART.findall(data, *scans[-1])
             if any(restart[1] != 0xD0 + number % 8 for number, restart in enumerate(restarts)):
                 return None
-        at = after
+        at = segment_end
     return Markers(scans, components) if scans and data[at : at + 2] == b"\xff\xd9" else None
 
 
@@ -93,8 +93,8 @@ def _complete(data: bytes, scans: list[tuple[int, int]]) -> bool:
         start, end = scans[-1]
         if end - start < 64 or np.ptp(image[-16:, -16:]) == 0:
             return True  # a uniform end: libjpeg's grey, or blocks that any bits decode to
-        others = (data[: end - 4] + other[:4] + data[end:] for other in _RANDOM)
-        return any(not np.array_equal(_decode(other), image) for other in others)
+        damaged = (data[: end - 4] + replacement[:4] + data[end:] for replacement in _RANDOM)
+        return any(not np.array_equal(_decode(variant), image) for variant in damaged)
     except OSError:  # Pillow: "broken data stream"
         return False
 

@@ -101,33 +101,33 @@ def export(
     name = sidecar_of(weights).stem
     _earlier_files(folder, name)  # refuses before the work
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         with stdout_to_stderr():
-            _WRITERS[form](predictor, made, name)
-        opener_first = sorted(made.iterdir(), key=lambda path: (path.suffix in (".bin", ".pdiparams"), path.name))
+            _WRITERS[form](predictor, temporary, name)
+        opener_first = sorted(temporary.iterdir(), key=lambda path: (path.suffix in (".bin", ".pdiparams"), path.name))
         files = {path.name: sha256(path) for path in opener_first}
-        empty = [path.name for path in made.iterdir() if path.stat().st_size == 0]
+        empty = [path.name for path in temporary.iterdir() if path.stat().st_size == 0]
         if empty or not files:
             raise RunError(f"the export is empty: {', '.join(empty) or 'no file'}", fix="free some space and try again")
-        outside = pixels_spec(predictor.sidecar.preprocessing)
-        sidecar = replace(predictor.sidecar, preprocessing=outside, flips=())
+        pixels_only = pixels_spec(predictor.sidecar.preprocessing)
+        sidecar = replace(predictor.sidecar, preprocessing=pixels_only, flips=())
         sidecar = replace(sidecar, form=form, precision=precision, files=files, sha256=sha256(weights))
-        sidecar.write(made / f"{name}.json")
-        write_card(made, sidecar, form, list(files), run_facts(weights, predictor.sidecar))
-        agreement = compare(predictor, Predictor.from_weights(made, allow_program=True), images)
+        sidecar.write(temporary / f"{name}.json")
+        write_card(temporary, sidecar, form, list(files), run_facts(weights, predictor.sidecar))
+        agreement = compare(predictor, Predictor.from_weights(temporary, allow_program=True), images)
         if not agreement.difference <= TOLERANCE[precision]:
             raise RunError(
                 f"the exported model disagrees: a probability differs by {agreement.difference:.2g}",
                 expected=f"at most {TOLERANCE[precision]:g}",
                 fix="report this with the versions of the libraries; nothing was kept",
             )
-        _put_in_place(made, folder, name)
+        _put_in_place(temporary, folder, name)
         return agreement
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror or error}", fix="free some space") from None
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def weight_file(path: str | Path) -> Path:
@@ -300,10 +300,10 @@ def _earlier_files(folder: Path, name: str) -> list[Path]:
     if not folder.exists():
         return []
     sidecar = folder / f"{name}.json"
-    inside = list(folder.iterdir()) if folder.is_dir() else [folder]
-    if inside and not _is_export(sidecar):
+    existing = list(folder.iterdir()) if folder.is_dir() else [folder]
+    if existing and not _is_export(sidecar):
         raise RunError(f"{folder} holds other files, not an export of {name}", fix="give --output a new folder")
-    if not inside:
+    if not existing:
         return []
     listed = {folder / Path(file).name: digest for file, digest in Sidecar.read(sidecar).files.items()}
     changed = [path.name for path, digest in listed.items() if path.is_file() and sha256(path) != digest]

@@ -86,12 +86,12 @@ def heat_maps(
     paths = [Path(image) for image in images]
     output = None if options.output is None else Path(options.output)
     sidecar, model = predictor.sidecar, predictor.model
-    chosen = _class_index(options.class_name, sidecar.classes) if options.class_name else None
+    class_index = _class_index(options.class_name, sidecar.classes) if options.class_name else None
     result = HeatMaps(options.layer or default_layer(model, predictor.input_zeros()))
     if options.measure:
         result.measurement = Measurement(model, sidecar, result.layer, method=options.method)
     names = picture_names(paths, "gradcam")
-    shown = {paths[k * len(paths) // SHEET] for k in range(SHEET)} if len(paths) > SHEET else set(paths)
+    sheet_paths = {paths[k * len(paths) // SHEET] for k in range(SHEET)} if len(paths) > SHEET else set(paths)
     sheet = []
     with progress(None, "heat maps", len(paths), "image") as bar:
         for group in predictor.read_files(paths, options.batch_size, options.workers):
@@ -103,7 +103,9 @@ def heat_maps(
                     bar.update()
                 else:
                     readable.append((path, image))
-            for path, image, heat, k, probability in _maps(predictor, readable, chosen, result.layer, options.method):
+            for path, image, heat, k, probability in _maps(
+                predictor, readable, class_index, result.layer, options.method
+            ):
                 result.made.append(path)
                 if not heat.any():
                     result.empty.append(path)
@@ -111,7 +113,7 @@ def heat_maps(
                     rgb = to_channels(image, "rgb")
                     picture = overlay(rgb, heat)
                     write_png(output / names[path], picture)
-                    if path in shown:
+                    if path in sheet_paths:
                         text = f"{path.name}\n{sidecar.classes[k]} {probability:.3f}"
                         sheet.append((_small(rgb), _small(picture), text))
                 if result.measurement:
@@ -125,13 +127,13 @@ def heat_maps(
     return result
 
 
-def _maps(predictor: Predictor, readable: list, chosen: int | None, layer: str, method: str) -> list[tuple]:
+def _maps(predictor: Predictor, readable: list, class_index: int | None, layer: str, method: str) -> list[tuple]:
     """(path, image, map, class, its probability) of each image of a group."""
     if not readable:
         return []
     paths, images = zip(*readable)
     probs = predictor.head.probabilities(predictor.logits(images, paths))
-    classes = predictor.head.explained(probs).tolist() if chosen is None else [chosen] * len(images)
+    classes = predictor.head.explained(probs).tolist() if class_index is None else [class_index] * len(images)
     maps = predictor.heatmaps(images, classes, layer, method)
     return list(zip(paths, images, maps, classes, probs[np.arange(len(images)), classes]))
 

@@ -69,20 +69,20 @@ class InferenceBackend:
             WeightsError: the model gives logits of another shape.
         """
         try:
-            found = self._run(x)
+            outputs = self._run(x)
         except RuntimeError as error:  # an operator that an engine lacks in this precision shows here only
             reason = next((line.strip() for line in str(error).splitlines() if "Error" in line), str(error)[:200])
             raise SetupError(
                 f"{self.engine} cannot compute this model in {self.precision}: {reason}",
                 fix="take another --engine, or --precision f32",
             ) from None
-        if found["logits"].shape != (len(x), self._num_outputs):
+        if outputs["logits"].shape != (len(x), self._num_outputs):
             raise WeightsError(
-                f"the model gives logits of shape {found['logits'].shape} for {len(x)} image(s)",
+                f"the model gives logits of shape {outputs['logits'].shape} for {len(x)} image(s)",
                 expected=str((len(x), self._num_outputs)),
                 fix="do not use this model unless you know who made it; export it again",
             )
-        return found
+        return outputs
 
 
 def installed(engine: str) -> bool:
@@ -135,8 +135,8 @@ def compile_openvino(model, precision: str) -> Run:
     names = [output.any_name for output in model.outputs]
 
     def run(x: np.ndarray) -> dict[str, np.ndarray]:
-        found = compiled(x)
-        return {name: np.array(found[name]) for name in names}
+        results = compiled(x)
+        return {name: np.array(results[name]) for name in names}
 
     return run
 

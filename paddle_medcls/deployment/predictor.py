@@ -244,10 +244,10 @@ class Predictor:
         """Yields (path, decoded image, probabilities (C,)) in order; for an unreadable file (path, None, its error)."""
         for group in self.read_files(paths, batch_size, workers):
             names = [path for path, image in group if not isinstance(image, DataError)]
-            good = [image for _, image in group if not isinstance(image, DataError)]
+            readable = [image for _, image in group if not isinstance(image, DataError)]
             probs = iter(())
-            if good:
-                probs = iter(self.head.probabilities(self.backend.logits(self.input_of(good)), names))
+            if readable:
+                probs = iter(self.head.probabilities(self.backend.logits(self.input_of(readable)), names))
             for path, image in group:
                 yield (path, None, image) if isinstance(image, DataError) else (path, image, next(probs))
 
@@ -284,8 +284,8 @@ def load_predictor(
 
         recipe = get_recipe(recipe)
     say = functools.partial(print, file=sys.stderr)
-    wanted = None if on_gpu and engine == "auto" else engine
-    return Predictor.from_weights(weights, recipe, wanted, precision, say, allow_program)
+    chosen_engine = None if on_gpu and engine == "auto" else engine
+    return Predictor.from_weights(weights, recipe, chosen_engine, precision, say, allow_program)
 
 
 def _checked_pixels(image: np.ndarray, name: str) -> np.ndarray:

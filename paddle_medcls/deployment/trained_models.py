@@ -10,22 +10,22 @@ from paddle_medcls.models.sidecar import Sidecar
 
 def trained_models(runs: Path) -> list[Path]:
     """Weight files with a sidecar in the folders of runs, and one level deeper (`reproduce`), the newest first."""
-    found = [path for pattern in ("*/*.pdparams", "*/*/*.pdparams") for path in runs.glob(pattern)]
-    found = [path for path in found if path.with_suffix(".json").is_file()]
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    files = [path for pattern in ("*/*.pdparams", "*/*/*.pdparams") for path in runs.glob(pattern)]
+    files = [path for path in files if path.with_suffix(".json").is_file()]
+    return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def newest_weights(runs: Path) -> Path:
     """The weight file of the newest run; runs of several data sets are an error that lists them."""
-    found = trained_models(runs)
-    if not found:
+    files = trained_models(runs)
+    if not files:
         raise WeightsError(
             "no trained model yet",
             path=f"{runs}/*/*.pdparams",
             fix=f"train one ({command('train')}), or give --weights",
         )
     newest: dict[str, Path] = {}  # of each data set; two sets of own images have one name, and other classes
-    for path in found:
+    for path in files:
         try:
             sidecar = Sidecar.read(path.with_suffix(".json"))
             name = f"{sidecar.dataset} ({', '.join(sidecar.classes)})"
@@ -39,4 +39,4 @@ def newest_weights(runs: Path) -> Path:
             path=runs,
             fix="give --weights FILE; these are the newest of each data set",
         )
-    return found[0]
+    return files[0]

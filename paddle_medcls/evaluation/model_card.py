@@ -55,25 +55,25 @@ def is_card(path: Path) -> bool:
 def card_text(folder: Path, sidecar: Sidecar, form: str, files: Sequence[str], facts: dict) -> str:
     """The model card as Markdown, with the front matter that model hubs read; arguments as of `write_card`."""
     recipe = Recipe.from_json(facts["recipe"]) if "recipe" in facts else known_recipe(sidecar)
-    about, faults = ({}, []) if sidecar.drawn else dataset_card(sidecar.dataset)
+    about_data, faults = ({}, []) if sidecar.drawn else dataset_card(sidecar.dataset)
     if "images" in facts:
         faults = [_cell(remark["what"]) for remark in facts["images"]["remarks"]]
         faults = faults or ["None was found when the images were listed and compared with each other."]
     sections = [
         _front_matter(sidecar, form),
-        f"# {sidecar.network.model} trained on {about.get('title', _cell(sidecar.dataset))}",
-        _summary(sidecar, about),
+        f"# {sidecar.network.model} trained on {about_data.get('title', _cell(sidecar.dataset))}",
+        _summary(sidecar, about_data),
         f"## How to use it\n\n{_loading(sidecar, form, files)}",
-        f"## Results\n\n{_figures(sidecar, recipe, facts)}",
+        f"## Results\n\n{_results(sidecar, recipe, facts)}",
         f"## Training\n\n{_training(folder, sidecar, recipe, facts)}",
-        f"## Data\n\n{_data(sidecar, about, facts)}",
+        f"## Data\n\n{_data(sidecar, about_data, facts)}",
         f"## Limits\n\n{_limits(sidecar)}",
-        f"## Licence\n\n{_licence(sidecar, about)}",
+        f"## Licence\n\n{_licence(sidecar, about_data)}",
         "## Files\n\n" + _table(["file", "sha256"], [[f"`{name}`", f"`{sha256(folder / name)}`"] for name in files]),
     ]
     if not sidecar.drawn:
-        known = _bullets(faults) or "The data set's own card was not at hand when this was written: look there."
-        sections.insert(7, f"## Known faults of the data\n\n{known}")
+        faults_text = _bullets(faults) or "The data set's own card was not at hand when this was written: look there."
+        sections.insert(7, f"## Known faults of the data\n\n{faults_text}")
     if form != "weights" and sidecar.sha256:
         sections[-1] += f"\n\nExported from weights with sha256 `{_cell(sidecar.sha256)}`."
     return "\n\n".join(sections) + "\n"
@@ -91,52 +91,54 @@ def _front_matter(sidecar: Sidecar, form: str) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _summary(sidecar: Sidecar, about: dict[str, str]) -> str:
+def _summary(sidecar: Sidecar, about_data: dict[str, str]) -> str:
     lines = [f"> **{tables.NOTICE}** Not a medical device, and not tested in a clinic."]
     if sidecar.drawn:
         lines += [">", f"> **{tables.SYNTHETIC_NOTICE}**"]
-    what = f" of {about['what']}" if "what" in about else ""
+    what = f" of {about_data['what']}" if "what" in about_data else ""
     names = ", ".join(f"{k} `{_cell(name)}`" for k, name in enumerate(sidecar.classes))
     kind = {"multi-label": "Findings, each yes or no", "ordinal": "Grades"}.get(sidecar.task, "Classes")
     return "\n".join(lines) + f"\n\nA {sidecar.task} classifier{what}.\n\n{kind}: {names}."
 
 
-def _figures(sidecar: Sidecar, recipe: Recipe | None, facts: dict) -> str:
-    found = sidecar.metrics
-    if not found.get("per_class"):
+def _results(sidecar: Sidecar, recipe: Recipe | None, facts: dict) -> str:
+    metrics = sidecar.metrics
+    if not metrics.get("per_class"):
         return "None: this file was not evaluated by the run that made it."
-    split = found.get("split", "val")
+    split = metrics.get("split", "val")
     published = {} if sidecar.drawn or recipe is None else dict(recipe.targets)
-    ranges = found.get("intervals", {})
+    ranges = metrics.get("intervals", {})
     area = "AUC, mean over the classes" if len(sidecar.classes) > 2 else "AUC"
     rows = [
-        [text, _number(found[name]), _interval(ranges.get(name)), _number(published.get(f"{split}/{name}"))]
+        [text, _number(metrics[name]), _interval(ranges.get(name)), _number(published.get(f"{split}/{name}"))]
         for name, text in (("accuracy", "accuracy"), ("auc", area), ("quadratic_kappa", "quadratic kappa"))
-        if name in found
+        if name in metrics
     ]
-    chosen = ", which also chose the epoch: these results are optimistic" if split == "val" else ""
-    lines = [f"On the {found['n']} images of the split `{split}`{chosen}."]
+    caveat = ", which also chose the epoch: these results are optimistic" if split == "val" else ""
+    lines = [f"On the {metrics['n']} images of the split `{split}`{caveat}."]
     lines.append(_table(["metric", "here", "95% interval", "published"], rows))
     if recipe is not None and published:
-        other = [name for name in published if not name.startswith(f"{split}/")]
+        other_splits = [name for name in published if not name.startswith(f"{split}/")]
         text = f"Published results are those that the recipe is compared with ({recipe.source})."
-        if other:
+        if other_splits:
             text += " Also published, for another split than the results above: "
-            text += ", ".join(f"{name.replace('/', ' ')} {published[name]:.4f}" for name in other)
+            text += ", ".join(f"{name.replace('/', ' ')} {published[name]:.4f}" for name in other_splits)
             text += " (`tools/eval.py` scores the test split)."
         if "recipe" in facts and overrides(sidecar, recipe, facts.get("environment", {})):
             text += " This model was trained with other settings, see Training."
         lines.append(text)
     rows = []
-    for row in found["per_class"]:
-        support, predicted, negatives = row["support"], row.get("predicted"), found["n"] - row["support"]
+    for row in metrics["per_class"]:
+        support, predicted, negatives = row["support"], row.get("predicted"), metrics["n"] - row["support"]
         shares = [(row["recall"], support), (row.get("specificity"), negatives), (row["precision"], predicted)]
         rows.append([f"`{_cell(row['class'])}`", str(support), *(_share(*share) for share in shares)])
         rows[-1].append(_number(row["f1"], 3))
     lines.append(_table(["class", "images", "recall (95%)", "specificity (95%)", "precision (95%)", "F1"], rows))
     scored = facts.get("metrics", {})
-    if scored.get("confusion") and all(scored.get(one) == found.get(one) for one in ("split", "n", "accuracy", "loss")):
-        names = [f"`{_cell(row['class'])}`" for row in found["per_class"]]
+    if scored.get("confusion") and all(
+        scored.get(one) == metrics.get(one) for one in ("split", "n", "accuracy", "loss")
+    ):
+        names = [f"`{_cell(row['class'])}`" for row in metrics["per_class"]]
         counts = [[name, *map(str, row)] for name, row in zip(names, scored["confusion"])]
         lines.append(_table(["true \\ predicted", *names], counts))
     return "\n\n".join([*lines, _calibration(sidecar)])
@@ -157,8 +159,8 @@ def _calibration(sidecar: Sidecar) -> str:
         )
     if sidecar.task == "multi-label":
         lines.append(f"The answer is yes where a finding's probability is above {sidecar.threshold:.4g}.")
-    before = sidecar.metrics.get("temperature", 1.0), sidecar.metrics.get("threshold", 0.5)
-    if before != (sidecar.temperature, sidecar.threshold):
+    metrics_calibration = sidecar.metrics.get("temperature", 1.0), sidecar.metrics.get("threshold", 0.5)
+    if metrics_calibration != (sidecar.temperature, sidecar.threshold):
         lines.append("The results above are from before this calibration.")
     return " ".join(lines)
 
@@ -170,12 +172,12 @@ def _training(folder: Path, sidecar: Sidecar, recipe: Recipe | None, facts: dict
     lines = [f"Network: {network.model}, {network.stem} stem, {channels}{size}."]
     if "recipe" in facts and recipe is not None:
         start = {"": "random weights", "imagenet": "ImageNet weights"}.get(recipe.pretrained, "other weights")
-        kept = f": {sidecar.metrics['epoch']}" if "epoch" in sidecar.metrics else ""
+        epoch = f": {sidecar.metrics['epoch']}" if "epoch" in sidecar.metrics else ""
         augmented = [f"{name} {value:g}" for name, value in asdict(recipe.augmentation).items() if value]
         lines += [
             f"Recipe `{_cell(recipe.name)}` ({recipe.source}), from {start}, seed {recipe.seed}.",
             f"{recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer}, learning rate {recipe.lr:g} "
-            f"({recipe.schedule}); the best epoch by validation {recipe.monitor} is kept{kept}.",
+            f"({recipe.schedule}); the best epoch by validation {recipe.monitor} is kept{epoch}.",
             f"Augmentation: {', '.join(augmented) or 'none'}.",
         ]
         changes = [_cell(line) for line in overrides(sidecar, recipe, place)]
@@ -193,7 +195,7 @@ def _training(folder: Path, sidecar: Sidecar, recipe: Recipe | None, facts: dict
     return _bullets([*lines, *([" ".join(when)] if when else [])]) + picture
 
 
-def _data(sidecar: Sidecar, about: dict[str, str], facts: dict) -> str:
+def _data(sidecar: Sidecar, about_data: dict[str, str], facts: dict) -> str:
     counted = facts.get("data", {})
     splits = [split for split in ("train", "val") if split in counted]
     lines = []
@@ -212,7 +214,7 @@ def _data(sidecar: Sidecar, about: dict[str, str], facts: dict) -> str:
     origin = facts.get("images", {}).get("origin", {})
     if origin:
         lines.append(_table(["own images", "from"], [[_cell(name), _cell(text)] for name, text in origin.items()]))
-    rows = [[name, about[name]] for name in _PUBLISHED if name in about]
+    rows = [[name, about_data[name]] for name in _PUBLISHED if name in about_data]
     if rows:
         lines.append(_table(["the data set", "as published"], rows))
     if sidecar.labels != "default":
@@ -233,8 +235,10 @@ def _limits(sidecar: Sidecar) -> str:
     )
 
 
-def _licence(sidecar: Sidecar, about: dict[str, str]) -> str:
-    data = "synthetic, made by paddle_medcls" if sidecar.drawn else about.get("licence", "ask the data set's makers")
+def _licence(sidecar: Sidecar, about_data: dict[str, str]) -> str:
+    data = (
+        "synthetic, made by paddle_medcls" if sidecar.drawn else about_data.get("licence", "ask the data set's makers")
+    )
     weights = "chosen by those who publish them, within the terms of the data"
     return _bullets([f"Data: {data}.", "Code (paddle_medcls): Apache-2.0.", f"Weights: {weights}."])
 

@@ -26,23 +26,20 @@ def run_facts(weights: Path, sidecar: Sidecar, parameters: int | None = None) ->
         `recipe`, `data`, `environment`, `metrics`, `images`: its JSON files; `seconds`: what its epochs took together.
     """
     files = {name: run_file(weights, name) for name in ("recipe", "data", "environment", "metrics")}
-    found: dict = {name: values for name, values in files.items() if values}
+    facts: dict = {name: values for name, values in files.items() if values}
     try:
         timing = read_bounded(weights.parent / "timing.csv", MAX_JSON_BYTES).decode("utf-8")
-        found["seconds"] = sum(float(row["epoch_seconds"]) for row in csv.DictReader(timing.splitlines()))
+        facts["seconds"] = sum(float(row["epoch_seconds"]) for row in csv.DictReader(timing.splitlines()))
     except (OSError, ValueError, TypeError, KeyError):
         pass
     with contextlib.suppress(DataError):  # not of own images, or damaged
-        found["images"] = read_facts(weights.parent / JSON)
-    recipe = found.get("recipe", {})
+        facts["images"] = read_facts(weights.parent / JSON)
+    recipe = facts.get("recipe", {})
     if (recipe.get("name"), recipe.get("dataset")) != (sidecar.recipe, sidecar.dataset):
-        found = {}
+        facts = {}
     if parameters is None:
-        trainable = [
-            one for one in sidecar.network.build().parameters() if not one.stop_gradient
-        ]  # no running statistics
-        parameters = sum(int(one.size) for one in trainable)
-    return {"parameters": parameters, **found}
+        parameters = sum(int(p.size) for p in sidecar.network.build().parameters() if not p.stop_gradient)
+    return {"parameters": parameters, **facts}
 
 
 def run_file(weights: Path, name: str) -> dict:
@@ -75,8 +72,8 @@ def dataset_card(name: str) -> tuple[dict[str, str], list[str]]:
 
 def overrides(sidecar: Sidecar, recipe: Recipe, environment: dict) -> list[str]:
     """Where a run's recipe differs from the one it names: as the run wrote it; compared now for runs of version 0.1."""
-    written = environment.get("overrides")
-    return [str(line) for line in written] if isinstance(written, list) else recipe_changes(sidecar, recipe)
+    recorded = environment.get("overrides")
+    return [str(line) for line in recorded] if isinstance(recorded, list) else recipe_changes(sidecar, recipe)
 
 
 def recipe_changes(sidecar: Sidecar, recipe: Recipe) -> list[str]:
@@ -84,8 +81,8 @@ def recipe_changes(sidecar: Sidecar, recipe: Recipe) -> list[str]:
     known = known_recipe(sidecar)
     hidden = {"targets", "pretrained", *(("mean", "std") if recipe.statistics == "train" else ())}
     hidden |= {*own.ADAPTED} if recipe.name == own.OWN.name else set()
-    found = [] if known is None else known.differences(recipe)
-    return [line.replace(" -> ", " → ") for line in found if line.partition(":")[0] not in hidden]
+    facts = [] if known is None else known.differences(recipe)
+    return [line.replace(" -> ", " → ") for line in facts if line.partition(":")[0] not in hidden]
 
 
 def known_recipe(sidecar: Sidecar) -> Recipe | None:

@@ -171,9 +171,9 @@ def heat_sheet(path: Path, items: Sequence[tuple[np.ndarray, np.ndarray, str]], 
     figure = Figure(figsize=(2.6 * columns + 1.2, 5.7 * rows + 0.5))
     grid = figure.add_gridspec(2 * rows, columns + 1, width_ratios=[1] * columns + [0.06])
     for k, (image, heat, caption) in enumerate(items):
-        for line, shown in enumerate((image, heat)):
+        for line, picture in enumerate((image, heat)):
             axis = figure.add_subplot(grid[2 * (k // columns) + line, k % columns])
-            axis.imshow(shown)
+            axis.imshow(picture)
             axis.set_axis_off()
             if line == 0:
                 axis.set_title(caption, fontsize=9)
@@ -204,7 +204,7 @@ def sizes(path: Path, widths_heights: Sequence[tuple[int, int, int]], title: str
         axis.bar(values, counts, width=max(1.0, np.ptp(values) / 60), color=COLORS[0])
         x = np.linspace(values[0] - 3 * bandwidth, values[-1] + 3 * bandwidth, 300)
         density = (counts * np.exp(-0.5 * ((x[:, None] - values) / bandwidth) ** 2)).sum(axis=1)
-        beside = axis.twinx()
-        beside.plot(x, density / (counts.sum() * bandwidth * np.sqrt(2 * np.pi)), color=COLORS[1])
-        beside.set(ylabel="density", ylim=(0, None))
+        density_axis = axis.twinx()
+        density_axis.plot(x, density / (counts.sum() * bandwidth * np.sqrt(2 * np.pi)), color=COLORS[1])
+        density_axis.set(ylabel="density", ylim=(0, None))
     _save(figure, path, note, title)

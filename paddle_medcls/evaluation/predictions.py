@@ -60,14 +60,16 @@ def read_predictions(path: Path) -> Predictions:
     if header[:3] != FIXED or len(classes) < 2 or len(set(classes)) < len(classes) or not rows:
         expected = "a header id,label,predicted and a column for each of two or more classes; rows below"
         raise DataError(f"{path}: not predictions (begins with {','.join(header)[:60]!r})", expected=expected)
-    many = all(len(row) > 1 and len(row[1]) == len(classes) for row in rows)  # labels as 0/1 strings
-    faults = [f"line {number}: {fault}" for number, row in enumerate(rows, 2) if (fault := _fault(row, classes, many))]
+    multi_label = all(len(row) > 1 and len(row[1]) == len(classes) for row in rows)  # labels as 0/1 strings
+    faults = [
+        f"line {number}: {fault}" for number, row in enumerate(rows, 2) if (fault := _fault(row, classes, multi_label))
+    ]
     ids = [row[0] for row in rows if row]
     if len(set(ids)) < len(ids):
         faults.append(f"{len(ids) - len(set(ids))} image(s) are named twice")
     if faults:
         raise DataError(f"{path}: {len(faults)} faulty line(s) of {len(rows)}", items=faults)
-    numbers = [[list(map(int, text)) if many else int(text) for text in row[1:3]] for row in rows]
+    numbers = [[list(map(int, text)) if multi_label else int(text) for text in row[1:3]] for row in rows]
     labels, guesses = np.moveaxis(np.array(numbers, np.int64), 1, 0)
     probs = np.array([row[3:] for row in rows], np.float64)
     return Predictions(path, ids, labels, guesses, probs, classes, _read_patients(path, ids))
@@ -85,15 +87,16 @@ def _read_patients(predictions: Path, ids: list[str]) -> tuple[str, ...]:
             raise ValueError("its columns differ")
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}", expected=f"columns {', '.join(PATIENTS)}") from None
-    known = dict(rows)
-    missing = [name for name in ids if not known.get(name)]
-    if missing or len(known) != len(rows):
+    patient_of = dict(rows)
+    missing = [name for name in ids if not patient_of.get(name)]
+    if missing or len(patient_of) != len(rows):
         raise DataError(
-            f"{path}: {len(missing)} image(s) of {len(ids)} without a patient, {len(rows) - len(known)} named twice",
+            f"{path}: {len(missing)} image(s) of {len(ids)} without a patient, "
+            f"{len(rows) - len(patient_of)} named twice",
             items=missing,
             fix="write both files again (eval --output), or remove this one to compare by images",
         )
-    return tuple(known[name] for name in ids)
+    return tuple(patient_of[name] for name in ids)
 
 
 def _file(path: Path) -> Path:
@@ -109,12 +112,12 @@ def _file(path: Path) -> Path:
     return files[0]
 
 
-def _fault(row: list[str], classes: tuple[str, ...], many: bool) -> str | None:
+def _fault(row: list[str], classes: tuple[str, ...], multi_label: bool) -> str | None:
     if len(row) != 3 + len(classes):
         return f"{len(row)} columns, the header has {3 + len(classes)}"
     allowed = {str(number) for number in range(len(classes))}
     for text in row[1:3]:
-        if not (len(text) == len(classes) and set(text) <= {"0", "1"} if many else text in allowed):
+        if not (len(text) == len(classes) and set(text) <= {"0", "1"} if multi_label else text in allowed):
             return f"{text!r} is no class of {len(classes)}"
     for text in row[3:]:
         try:

@@ -56,10 +56,12 @@ def compare(a: Predictions, b: Predictions) -> dict:
         items = [f"{name}: {p} in A, {q} in B" for name, p, q in zip(a.ids, a.patients, patients) if p != q]
         raise DataError(f"{len(items)} of {len(a.ids)} images have another patient in B", items=items, path=b.path)
     b = Predictions(b.path, a.ids, b.labels[rows], b.guesses[rows], b.probs[rows], b.classes)
-    other = np.flatnonzero((a.labels != b.labels).reshape(len(a.ids), -1).any(axis=1))
-    if len(other):
-        items = [f"{a.ids[row]}: {a.labels[row].tolist()} in A, {b.labels[row].tolist()} in B" for row in other[:20]]
-        raise DataError(f"{len(other)} of {len(a.ids)} images have another label in B", items=items, path=b.path)
+    relabelled = np.flatnonzero((a.labels != b.labels).reshape(len(a.ids), -1).any(axis=1))
+    if len(relabelled):
+        items = [
+            f"{a.ids[row]}: {a.labels[row].tolist()} in A, {b.labels[row].tolist()} in B" for row in relabelled[:20]
+        ]
+        raise DataError(f"{len(relabelled)} of {len(a.ids)} images have another label in B", items=items, path=b.path)
     clusters = clusters_of(a.patients or patients)
     result = {"accuracy": _accuracy(a, b, clusters), "auc": _auc(a, b, clusters)}
     if clusters is not None:
@@ -71,16 +73,16 @@ def compare(a: Predictions, b: Predictions) -> dict:
 def _accuracy(a: Predictions, b: Predictions, clusters: np.ndarray | None = None) -> dict:
     hits = [(model.guesses == model.labels).reshape(len(a.ids), -1).mean(axis=1) for model in (a, b)]
     sides = [(float(hit.mean()), accuracy_interval(hit, clusters)) for hit in hits]
-    gain = hits[1] - hits[0]
+    gains = hits[1] - hits[0]
     same = np.array_equal(a.guesses, b.guesses)
     result: dict = {"a": sides[0], "b": sides[1], "difference": sides[1][0] - sides[0][0]}
-    counts = {"only_a": int((gain == -1).sum()), "only_b": int((gain == 1).sum())} if a.task != "multi-label" else {}
+    counts = {"only_a": int((gains == -1).sum()), "only_b": int((gains == 1).sum())} if a.task != "multi-label" else {}
     if clusters is not None:
-        favour = abs(np.bincount(clusters, gain)) > 1e-12  # patients on whom the models differ
-        differing = int(np.count_nonzero(favour))
-        return {**result, **_resampled(bootstrap_means(gain, clusters), differing, same), **counts}
+        differs = abs(np.bincount(clusters, gains)) > 1e-12  # patients on whom the models differ
+        differing = int(np.count_nonzero(differs))
+        return {**result, **_resampled(bootstrap_means(gains, clusters), differing, same), **counts}
     if a.task == "multi-label":  # McNemar's test needs images that are right or wrong; here they can be partly right
-        variance = gain.var(ddof=1) / len(gain) if len(gain) > 1 else float("nan")
+        variance = gains.var(ddof=1) / len(gains) if len(gains) > 1 else float("nan")
         return {**result, **_normal(result["difference"], variance, same), "test": "paired z"}
     only_a, only_b = counts.values()
     interval = paired_interval(only_a, only_b, len(a.ids))
@@ -104,8 +106,8 @@ def _auc(a: Predictions, b: Predictions, clusters: np.ndarray | None = None) -> 
 def _resampled(gains: np.ndarray, units: int, same: bool) -> dict:
     """Interval and p of a difference from its resamples (B,) of `units` images or patients."""
     row = {"interval": percentile_interval(gains), "p": bootstrap_p(gains, units)}
-    known = gains[np.isfinite(gains)]
-    if len(known) and np.ptp(known) < 1e-12 and not same:
+    finite = gains[np.isfinite(gains)]
+    if len(finite) and np.ptp(finite) < 1e-12 and not same:
         row = {"interval": NAN_INTERVAL, "p": float("nan"), "reason": NO_SPREAD}
     return {**row, "test": "paired bootstrap of patients"}
 

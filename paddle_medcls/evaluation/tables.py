@@ -45,13 +45,13 @@ def summary(metrics: dict, targets: Sequence[tuple[str, float]] = (), prevalence
     lines = [f"{metrics['split']}: {metrics['n']} images", f"  loss         {metrics['loss']:.4f}"]
     published = {} if metrics.get("drawn") else dict(targets)  # nothing was published on synthetic images
     for name in ("accuracy", "auc"):
-        lines.append(f"  {name:<12} {metrics[name]:.4f}{_beside(name, metrics, published)}")
+        lines.append(f"  {name:<12} {metrics[name]:.4f}{_interval_text(name, metrics, published)}")
     for name in ("sensitivity", "specificity", "quadratic_kappa", "mean_absolute_error"):
         if name in metrics:
             lines.append(f"  {name:<12} {metrics[name]:.4f}")
     if "calibration_error" in metrics:
-        at = f"  (temperature {metrics['temperature']:.3f})" if metrics["temperature"] != 1 else ""
-        lines.append(f"  calibration error {metrics['calibration_error']:.4f}{at}")
+        temperature_text = f"  (temperature {metrics['temperature']:.3f})" if metrics["temperature"] != 1 else ""
+        lines.append(f"  calibration error {metrics['calibration_error']:.4f}{temperature_text}")
     if metrics.get("threshold", 0.5) != 0.5:
         lines.append(f"  threshold    {metrics['threshold']:.4f}")
     if prevalence is not None and "sensitivity" in metrics:
@@ -65,13 +65,13 @@ def summary(metrics: dict, targets: Sequence[tuple[str, float]] = (), prevalence
     return "\n".join(lines)
 
 
-def _beside(name: str, metrics: dict, published: dict[str, float]) -> str:
+def _interval_text(name: str, metrics: dict, published: dict[str, float]) -> str:
     """Text beside a metric: "(95% a to b, over n patients); published c: inside the interval", as far as known."""
     if name not in metrics.get("intervals", {}):
         return ""
     low, high = metrics["intervals"][name]
-    over = f", over {metrics['patients']} patients" if "patients" in metrics else ""
-    text = f"  (95% {low:.4f} to {high:.4f}{over})"
+    patients_text = f", over {metrics['patients']} patients" if "patients" in metrics else ""
+    text = f"  (95% {low:.4f} to {high:.4f}{patients_text})"
     target = published.get(f"{metrics['split']}/{name}")
     if target is not None:
         inside = low <= target <= high
@@ -106,9 +106,9 @@ def audit_table(result: dict) -> str:
             for metric in ("accuracy", "auc")
         ]
         table.add_row([name, view["pixels"], *cells])
-    over = f", intervals over {result['patients']} patients" if "patients" in result else ""
+    patients_text = f", intervals over {result['patients']} patients" if "patients" in result else ""
     heading = f"{result['dataset']}: trained on {result['train']}, scored on {result['n']} images of {result['scored']}"
-    return f"{heading}{over}\n{table}"
+    return f"{heading}{patients_text}\n{table}"
 
 
 def write_predictions(path: Path, index: Index, probs: np.ndarray, guesses: np.ndarray) -> None:

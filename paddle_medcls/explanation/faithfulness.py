@@ -85,14 +85,14 @@ class Measurement:
         heat = gradcam(self.model, x[None], self.layer, class_index, self.method)[0]
         if not heat.any():  # no positive evidence for the class: nothing to measure
             return
-        order, *chance = random_maps(1 + RANDOM_MAPS, self.grid, spec.size_px, self.rng)
-        maps = [heat + 1e-9 * order.astype(np.float64), *chance]  # pixels of equal heat in random order
+        order, *random = random_maps(1 + RANDOM_MAPS, self.grid, spec.size_px, self.rng)
+        maps = [heat + 1e-9 * order.astype(np.float64), *random]  # pixels of equal heat in random order
         for name, curves in deletion_insertion(self._score(class_index), x, maps).items():
             areas = areas_below(curves)
             row |= {name: float(areas[0]), f"{name}_chance": float(areas[1:].mean())}
-        others = [gradcam(model, x[None], self.layer, class_index, self.method)[0] for model in self.untrained]
-        known = [rank_correlation(heat, other) for other in others if other.any()]
-        row["random_weights"] = float(np.mean(known)) if known else float("nan")
+        untrained_maps = [gradcam(model, x[None], self.layer, class_index, self.method)[0] for model in self.untrained]
+        correlations = [rank_correlation(heat, other) for other in untrained_maps if other.any()]
+        row["random_weights"] = float(np.mean(correlations)) if correlations else float("nan")
         mask_file = mask_of(path)
         if mask_file is not None:
             mask = read_image(mask_file, "gray")
@@ -119,25 +119,25 @@ class Measurement:
         )
         classes = sorted({row["class"] for row in self.rows})
         for name, text, lower in MEASURES:
-            for shown in [*classes, "all"] if len(classes) > 1 else classes:
-                rows = [row for row in self.rows if name in row and shown in ("all", row["class"])]
+            for class_name in [*classes, "all"] if len(classes) > 1 else classes:
+                rows = [row for row in self.rows if name in row and class_name in ("all", row["class"])]
                 if rows:  # else no masks, or only empty maps
-                    table.add_row([text, shown, *_cells(name, lower, rows)])
+                    table.add_row([text, class_name, *_cells(name, lower, rows)])
         return str(table)
 
 
 def _cells(name: str, lower: bool | None, rows: list[dict]) -> list[object]:
     """Cells of the table: mean, mean of the random maps, images, and in how many the map is better."""
     values = np.array([row[name] for row in rows])
-    known = np.isfinite(values)
-    count = int(known.sum())
-    mean = f"{values[known].mean():.3f}" if count else "–"
+    finite = np.isfinite(values)
+    count = int(finite.sum())
+    mean = f"{values[finite].mean():.3f}" if count else "–"
     if lower is None or not count:
         return [mean, "–", count, "–"]
     chances = np.array([row[f"{name}_chance"] for row in rows])
-    wins = int(((values < chances) if lower else (values > chances))[known].sum())
+    wins = int(((values < chances) if lower else (values > chances))[finite].sum())
     low, high = wilson(wins, count)
-    return [mean, f"{chances[known].mean():.3f}", count, f"{wins}  (95% {low:.0%} to {high:.0%})"]
+    return [mean, f"{chances[finite].mean():.3f}", count, f"{wins}  (95% {low:.0%} to {high:.0%})"]
 
 
 def deletion_insertion(
@@ -208,5 +208,5 @@ def energy_inside(heat: np.ndarray, mask: np.ndarray) -> float:
 def mask_of(image: Path) -> Path | None:
     """The mask of an image, where there is one: `<class>/masks/<name>` beside `<class>[/images]/<name>`."""
     folder = image.parent.parent if image.parent.name == "images" else image.parent
-    found = folder / "masks" / image.name
-    return found if found.is_file() else None
+    mask = folder / "masks" / image.name
+    return mask if mask.is_file() else None

@@ -60,11 +60,11 @@ def gradcam(
         Chattopadhay et al., "Grad-CAM++", WACV 2018.
     """
     classes = np.broadcast_to(np.asarray(class_index, np.int64), len(x))
-    known = dict(model.named_sublayers())
+    layers = dict(model.named_sublayers())
     if layer is None:
         layer = default_layer(model, x[:1])
-    if layer not in known:
-        hint = did_you_mean(layer, known, n=3)
+    if layer not in layers:
+        hint = did_you_mean(layer, layers, n=3)
         raise RecipeError(f"unknown layer {layer!r}{hint}", fix="gradcam --list-layers prints the layers")
     outputs: list = []
 
@@ -81,7 +81,7 @@ def gradcam(
         paddle.set_grad_enabled(True)  # until the end of no_grad below
         return leaf
 
-    with _evaluating(model), _hooks([known[layer]], [keep]), paddle.no_grad():
+    with _evaluating(model), _hooks([layers[layer]], [keep]), paddle.no_grad():
         logits = model(paddle.to_tensor(x))
         target = _logits_of(logits, classes).sum()
         (gradient,) = paddle.grad([target], [outputs[-1]])
@@ -89,10 +89,10 @@ def gradcam(
     with paddle.no_grad():
         if method == "gradcam++":
             if float(features.min()) < 0:
-                do = "choose a layer after its ReLU, as the default is, or --method gradcam"
-                raise RecipeError(f"layer {layer!r} has negative outputs, for which Grad-CAM++ is not defined", fix=do)
-            rising = paddle.nn.functional.relu(gradient)
-            gradient = rising / (2 + features.sum(axis=[2, 3], keepdim=True) * rising)
+                fix = "choose a layer after its ReLU, as the default is, or --method gradcam"
+                raise RecipeError(f"layer {layer!r} has negative outputs, for which Grad-CAM++ is not defined", fix=fix)
+            positive = paddle.nn.functional.relu(gradient)
+            gradient = positive / (2 + features.sum(axis=[2, 3], keepdim=True) * positive)
         weights = gradient.mean(axis=[2, 3], keepdim=True)  # (N, channels, 1, 1)
         maps = paddle.nn.functional.relu((weights * features).sum(axis=1, keepdim=True))  # (N, 1, h, w)
         maps = paddle.nn.functional.interpolate(maps, size=list(x.shape[2:]), mode="bilinear", align_corners=False)
@@ -108,8 +108,8 @@ def _logits_of(logits, classes: np.ndarray):
         raise RecipeError(f"class {classes.min()} to {classes.max()} of a network with {outputs} classes")
     if logits.shape[1] == 1:
         return logits[:, 0] * paddle.to_tensor(np.where(classes == 1, 1, -1).astype(np.float32))
-    chosen = np.eye(outputs, dtype=np.float32)[classes]
-    return (logits * paddle.to_tensor(chosen)).sum(axis=1)
+    one_hot = np.eye(outputs, dtype=np.float32)[classes]
+    return (logits * paddle.to_tensor(one_hot)).sum(axis=1)
 
 
 def layer_shapes(model, x: np.ndarray) -> dict[str, tuple[int, int, int]]:
@@ -118,19 +118,19 @@ def layer_shapes(model, x: np.ndarray) -> dict[str, tuple[int, int, int]]:
     Args:
         x: a batch (N, C, H, W) float32; one image of zeros is enough.
     """
-    found: dict[str, tuple[int, int, int]] = {}
+    shapes: dict[str, tuple[int, int, int]] = {}
 
     def remember(name: str):
         def look(_, __, output) -> None:
             if len(output.shape) == 4 and output.shape[2] * output.shape[3] > 1:
-                found[name] = tuple(output.shape[1:])
+                shapes[name] = tuple(output.shape[1:])
 
         return look
 
     names, layers = zip(*model.named_sublayers())
     with _evaluating(model), _hooks(layers, [remember(name) for name in names]), paddle.no_grad():
         model(paddle.to_tensor(x))
-    return {name: found[name] for name in names if name in found}
+    return {name: shapes[name] for name in names if name in shapes}
 
 
 def default_layer(model, x: np.ndarray) -> str:
@@ -144,19 +144,19 @@ def default_layer(model, x: np.ndarray) -> str:
     Raises:
         RecipeError: no layer has such maps.
     """
-    inside = getattr(model, "maps_name", None)
+    parent = getattr(model, "maps_name", None)
     pools = {name for name, layer in model.named_sublayers() if isinstance(layer, paddle.nn.MaxPool2D)}
-    fitting = [
+    names = [
         name
         for name, (_, height, width) in layer_shapes(model, x).items()
-        if name.rpartition(".")[0] == inside and name not in pools and min(height, width) >= MIN_SIDE
+        if name.rpartition(".")[0] == parent and name not in pools and min(height, width) >= MIN_SIDE
     ]
-    if not fitting:
+    if not names:
         raise RecipeError(
             f"no layer of this {type(model).__name__} suits a heat map of {x.shape[3]} x {x.shape[2]} pixels",
             fix="choose one with --layer; --list-layers names them",
         )
-    return fitting[-1]
+    return names[-1]
 
 
 @contextlib.contextmanager

@@ -192,10 +192,10 @@ def _fields(values: object, kind: type, prefix: str) -> dict:
     """Returns the fields of a record, lists as tuples; an unknown or missing field is an error."""
     if not isinstance(values, dict):
         raise ValueError(f"{prefix.strip()}: {reprlib.repr(values)}; expected an object")
-    known = {one.name: one for one in dataclasses.fields(kind)}
-    for name in values.keys() - known.keys():
-        raise ValueError(f"unknown field {prefix}{name[:100]!r}{did_you_mean(name[:100], known)}")
-    for name, one in known.items():
-        if name not in values and one.default is one.default_factory is dataclasses.MISSING:
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    for name in values.keys() - fields.keys():
+        raise ValueError(f"unknown field {prefix}{name[:100]!r}{did_you_mean(name[:100], fields)}")
+    for name, entry in fields.items():
+        if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
             raise ValueError(f"{prefix}{name} is missing")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

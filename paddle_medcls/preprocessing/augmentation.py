@@ -59,7 +59,7 @@ def flip_axes(flips: Sequence[str]) -> list[tuple[int, ...]]:
     """
     axes: list[tuple[int, ...]] = [()]
     for name in flips:
-        axes += [(*known, FLIPS[name]) for known in axes]
+        axes += [(*earlier, FLIPS[name]) for earlier in axes]
     return axes
 
 
@@ -167,25 +167,25 @@ def augment_batch(images: np.ndarray, augmentation: Augmentation, draws: np.ndar
         (N, S, S, C), uint8 or float32 as in `augmentation`.
     """
     if augmentation.flip:
-        chosen = draws[:, 0] < augmentation.flip
-        images = np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+        flipped = draws[:, 0] < augmentation.flip
+        images = np.where(flipped[:, None, None, None], images[:, :, ::-1], images)
     if augmentation.flip_vertical:
-        chosen = draws[:, 1] < augmentation.flip_vertical
-        images = np.where(chosen[:, None, None, None], images[:, ::-1], images)
-    even = 2 * draws[:, 2:] - 1  # in -1..1
+        flipped = draws[:, 1] < augmentation.flip_vertical
+        images = np.where(flipped[:, None, None, None], images[:, ::-1], images)
+    signed = 2 * draws[:, 2:] - 1  # in -1..1
     if augmentation.rotate_degrees or augmentation.zoom or augmentation.shift:
-        images = _warp_batch(images, augmentation, even[:, :4])
+        images = _warp_batch(images, augmentation, signed[:, :4])
     if augmentation.brightness or augmentation.contrast or augmentation.color:
-        images = _intensity_batch(images, augmentation, even[:, 4:])
+        images = _intensity_batch(images, augmentation, signed[:, 4:])
     return images
 
 
-def _warp_batch(images: np.ndarray, augmentation: Augmentation, even: np.ndarray) -> np.ndarray:
-    """Rotation, zoom and shift about the centre, bilinear; pixels from outside are black. `even`: (N, 4) in -1..1."""
+def _warp_batch(images: np.ndarray, augmentation: Augmentation, signed: np.ndarray) -> np.ndarray:
+    """Rotation, zoom and shift about the centre, bilinear; pixels from outside are black. `signed`: (N, 4) in -1..1."""
     count, side = images.shape[:2]
-    angle = np.radians(augmentation.rotate_degrees * even[:, 0])
-    scale = np.exp(math.log1p(augmentation.zoom) * even[:, 1])
-    shift = augmentation.shift * side * even[:, 2:].T
+    angle = np.radians(augmentation.rotate_degrees * signed[:, 0])
+    scale = np.exp(math.log1p(augmentation.zoom) * signed[:, 1])
+    shift = augmentation.shift * side * signed[:, 2:].T
     # For each output pixel: its position in the input, by the inverse rotation and zoom. The input has a black border
     # of one pixel, and positions outside the image are clipped to it.
     centre = (side - 1) / 2
@@ -208,12 +208,13 @@ def _warp_batch(images: np.ndarray, augmentation: Augmentation, even: np.ndarray
     return np.rint(warped).astype(np.uint8) if images.dtype == np.uint8 else warped
 
 
-def _intensity_batch(images: np.ndarray, augmentation: Augmentation, even: np.ndarray) -> np.ndarray:
-    """Brightness, contrast and gain of each channel of each image. `even`: (N, 5) in -1..1."""
-    even = even.astype(np.float32)[:, None, None]
+def _intensity_batch(images: np.ndarray, augmentation: Augmentation, signed: np.ndarray) -> np.ndarray:
+    """Brightness, contrast and gain of each channel of each image. `signed`: (N, 5) in -1..1."""
+    signed = signed.astype(np.float32)[:, None, None]
     x = images.astype(np.float32)
     mean = x.mean(axis=(1, 2, 3), keepdims=True)
-    x = (x - mean) * (1 + augmentation.contrast * even[..., 1:2]) + mean * (1 + augmentation.brightness * even[..., :1])
+    brightness, contrast = 1 + augmentation.brightness * signed[..., :1], 1 + augmentation.contrast * signed[..., 1:2]
+    x = (x - mean) * contrast + mean * brightness
     if augmentation.color:
-        x *= 1 + augmentation.color * even[..., 2 : 2 + images.shape[3]]
+        x *= 1 + augmentation.color * signed[..., 2 : 2 + images.shape[3]]
     return np.clip(x, 0, 255)

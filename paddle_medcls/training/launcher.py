@@ -116,12 +116,12 @@ def _error(logs: Path, count: int, stopped: bool) -> BaseException:
             return getattr(errors, kind).retold(message)
     if stopped:
         return KeyboardInterrupt()
-    found = _FAILED.search((logs / "launcher.log").read_text(errors="replace"))
-    rank, code = (int(found[1]), int(found[2])) if found else (0, 1)
+    match = _FAILED.search((logs / "launcher.log").read_text(errors="replace"))
+    rank, code = (int(match[1]), int(match[2])) if match else (0, 1)
     if messages.get(rank):
         return RunError.retold(f"process {rank} of {count}: {messages[rank]}")
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    lines = _lines(logs / f"workerlog.{rank}" if found else logs / "launcher.log")[-5:]
+    lines = _lines(logs / f"workerlog.{rank}" if match else logs / "launcher.log")[-5:]
     if code == -signal.SIGABRT:
         how, lines = "has lost another one, which ended without a message", []
     return RunError(

@@ -67,7 +67,7 @@ def page(weights: str = "", language: str = "") -> None:
     head, toggle = st.columns([4, 1])
     language = language or ("zh" if str(st.context.locale).startswith("zh") else "en")
     with toggle:
-        chosen = st.segmented_control(
+        picked = st.segmented_control(
             "Language / 语言",
             LANGUAGES,
             default=language,
@@ -75,7 +75,7 @@ def page(weights: str = "", language: str = "") -> None:
             key="language",
             label_visibility="collapsed",
         )
-    t = words(chosen or language)
+    t = words(picked or language)
     with st.sidebar:
         model = _choose_model(t, weights)
     with head:
@@ -98,9 +98,9 @@ def _show_head(t: Words, sidecar: Sidecar | None) -> None:
     """The title, the model, and the notices that every view shows."""
     lines = [f"<h1>{t['title']}</h1>"]
     if sidecar:
-        more = ", …" if len(sidecar.classes) > 8 else ""
-        about = f"{sidecar.dataset} · {sidecar.network.model} · {', '.join(sidecar.classes[:8])}{more}"
-        lines.append(f'<p class="soft">{safe(about)}</p>')
+        ellipsis = ", …" if len(sidecar.classes) > 8 else ""
+        description = f"{sidecar.dataset} · {sidecar.network.model} · {', '.join(sidecar.classes[:8])}{ellipsis}"
+        lines.append(f'<p class="soft">{safe(description)}</p>')
     lines.append(f'<p class="note"><b>{t["notice"]}</b> {t["any_picture"]}</p>')
     if sidecar and sidecar.drawn:
         lines.append(f'<p class="note">{t["synthetic_model"]}</p>')
@@ -236,14 +236,14 @@ def _show_results(t: Words, model: Model, images: Sequence[Image], results: Sequ
         st.error(plain(fault))
     if len(faults) > MAX_FAULTS:
         st.error(t["more_faults"].format(n=len(faults) - MAX_FAULTS))
-    good = _pairs(images, results, np.ndarray)
+    predicted = _pairs(images, results, np.ndarray)
     number = 0
-    if len(good) > 1:
-        show_table(t, model.predictor.sidecar, [(image.name, probs) for image, probs in good])
-        titles = [f"{n}. {image.name}" for n, (image, _) in enumerate(good, start=1)]
-        number = st.selectbox(t["show"], range(len(good)), format_func=lambda n: titles[n], key="shown")
-    if good:
-        _show_image(t, model, *good[min(number, len(good) - 1)])
+    if len(predicted) > 1:
+        show_table(t, model.predictor.sidecar, [(image.name, probs) for image, probs in predicted])
+        titles = [f"{n}. {image.name}" for n, (image, _) in enumerate(predicted, start=1)]
+        number = st.selectbox(t["show"], range(len(predicted)), format_func=lambda n: titles[n], key="shown")
+    if predicted:
+        _show_image(t, model, *predicted[min(number, len(predicted) - 1)])
     elif not faults:
         st.info(t["first"])
 
@@ -265,9 +265,9 @@ def _show_image(t: Words, model: Model, image: Image, probs: np.ndarray) -> None
             f'<p class="soft">{safe(reason)}</p>',
             *bars(t, sidecar, probs, yes),
         )
-        likely = int(model.predictor.head.explained(probs[None])[0])
+        explained = int(model.predictor.head.explained(probs[None])[0])
         key, numbers = f"class {model.key} {image.key}", range(len(probs))
-        k = st.selectbox(t["heat_class"], numbers, likely, format_func=lambda k: sidecar.classes[k], key=key)
+        k = st.selectbox(t["heat_class"], numbers, explained, format_func=lambda k: sidecar.classes[k], key=key)
         opacity = st.slider(t["opacity"], 0, 100, 60, 5, format="%d%%", key="opacity")
     picture, heat = _heat_map(model, image, k)
     with middle:

@@ -30,12 +30,12 @@ from paddle_medcls.data.index import Index
 
 def _modules() -> dict[str, ModuleType]:
     """The module of each data set."""
-    found = {}
+    modules = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"paddle_medcls.data.datasets.{info.name}")
         if hasattr(module, "load"):  # else cards or tables of one
-            found.update(dict.fromkeys(getattr(module, "NAMES", (info.name,)), module))
-    return found
+            modules.update(dict.fromkeys(getattr(module, "NAMES", (info.name,)), module))
+    return modules
 
 
 def dataset_names() -> list[str]:

@@ -107,8 +107,8 @@ def _parse_split_file(text: str, root: Path) -> tuple[list[str], list[int], list
     ids, labels, faults = [], [], []
     seen: set[str] = set()
     for number, line in enumerate(text.splitlines(), start=1):
-        written, _, label = line.rpartition(" ")
-        parts = PurePosixPath(written).parts
+        path_text, _, label = line.rpartition(" ")
+        parts = PurePosixPath(path_text).parts
         name = "/".join(parts)
         folder = next(
             (_LABEL_OF_FOLDER[plain] for plain in map(_plain, parts[-2::-1]) if plain in _LABEL_OF_FOLDER), None
@@ -116,11 +116,11 @@ def _parse_split_file(text: str, root: Path) -> tuple[list[str], list[int], list
         if not name or label not in _NUMBERS:
             faults.append(f"line {number}: {line!r} is not 'relative/path label' with a label of 0 to 3")
         elif parts[0] == "/" or Path(name).is_absolute() or ".." in parts:
-            faults.append(f"line {number}: {written!r} leaves the data root")
+            faults.append(f"line {number}: {path_text!r} leaves the data root")
         elif name in seen:
-            faults.append(f"line {number}: {written!r} is listed twice")
+            faults.append(f"line {number}: {path_text!r} is listed twice")
         elif folder is not None and folder != int(label):
-            faults.append(f"line {number}: {written!r} has label {label}, its folder says {folder}")
+            faults.append(f"line {number}: {path_text!r} has label {label}, its folder says {folder}")
         else:
             ids.append(name)
             labels.append(int(label))
@@ -142,7 +142,7 @@ def find_images(root: Path) -> dict[str, list[str]]:
             folder = folder / "images" if (folder / "images").is_dir() else folder
             if image_files(folder):
                 folders[CLASSES[label]].append(folder)
-    missing = [name for name, found in folders.items() if not found]
+    missing = [name for name, places in folders.items() if not places]
     if missing:
         raise DataError(
             f"covid: no images of {', '.join(missing)}",
@@ -150,16 +150,16 @@ def find_images(root: Path) -> dict[str, list[str]]:
             expected="COVID, Lung_Opacity (or LungOpacity), Normal, Viral Pneumonia (or ViralPneumonia)",
             fix=f"unpack the archive: {command('prepare')} --dataset covid --archives DIR, or pass --data-root",
         )
-    for name, found in folders.items():
-        if len(found) > 1:
+    for name, places in folders.items():
+        if len(places) > 1:
             raise DataError(
                 f"covid: two folders hold the class {name}",
                 path=root,
-                items=[str(folder) for folder in found],
+                items=[str(folder) for folder in places],
                 fix="point --data-root at one of them, or remove the other",
             )
     return {
-        name: [path.relative_to(root).as_posix() for path in image_files(found[0])] for name, found in folders.items()
+        name: [path.relative_to(root).as_posix() for path in image_files(places[0])] for name, places in folders.items()
     }
 
 

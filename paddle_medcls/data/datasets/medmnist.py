@@ -226,9 +226,9 @@ def _shape_text(shape: tuple[int, ...]) -> str:
     return " x ".join(str(side) for side in shape) or "a single number"
 
 
-def _fault(path: Path, key: str, found: str, expected: str) -> DataError:
+def _fault(path: Path, key: str, actual: str, expected: str) -> DataError:
     return DataError(
-        f"{path.name}: {key}: {found}",
+        f"{path.name}: {key}: {actual}",
         path=path,
         expected=expected,
         fix="download it again; for generated files of your own, with fewer images, "

@@ -95,11 +95,11 @@ def _scans(root: Path, split: str) -> tuple[list[Path], list[int]]:
         )
     folder = only_copy(folders, lambda folder: [path for name in CLASSES for path in _images(folder / name)])
     by_class = [_images(folder / name) for name in CLASSES]
-    empty = [name for name, found in zip(CLASSES, by_class) if not found]
+    empty = [name for name, paths in zip(CLASSES, by_class) if not paths]
     if empty:
         raise DataError(f"oct: no scans of {', '.join(empty)}", path=folder, expected=", ".join(CLASSES))
-    numbers = [label for label, found in enumerate(by_class) for _ in found]
-    return [path for found in by_class for path in found], numbers
+    numbers = [label for label, paths in enumerate(by_class) for _ in paths]
+    return [path for paths in by_class for path in paths], numbers
 
 
 def _images(folder: Path) -> list[Path]:

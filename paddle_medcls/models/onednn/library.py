@@ -179,7 +179,7 @@ class Prepared:
 
     def __init__(self, engine: Engine, description: c_void_p, layouts: Mapping[int, c_void_p | None]) -> None:
         self.library, self.stream, self.description = engine.library, engine.stream, description
-        self.layouts = {index: layout or self._chosen(index) for index, layout in layouts.items()}
+        self.layouts = {index: layout or self._chosen_layout(index) for index, layout in layouts.items()}
         self.primitive = c_void_p()
         engine.create("primitive", "dnnl_primitive_create", self.primitive, description)
         self.memories = {}
@@ -189,7 +189,7 @@ class Prepared:
         pairs = [_Argument(index, memory) for index, memory in self.memories.items()]
         self.arguments = (_Argument * len(pairs))(*pairs)
 
-    def _chosen(self, index: int) -> c_void_p:
+    def _chosen_layout(self, index: int) -> c_void_p:
         query = 255  # dnnl_query_exec_arg_md
         return c_void_p(self.library.dnnl_primitive_desc_query_md(self.description, c_int(query), c_int(index)))
 

@@ -121,9 +121,9 @@ class _Pass:
         """The stem's max-pool; the small stem has none."""
         if isinstance(layer, paddle.nn.Sequential):
             return x, lambda dy: dy
-        y, chosen = self.operators.max_pool(x, 3, 2, 1)
+        y, workspace = self.operators.max_pool(x, 3, 2, 1)
         shape = x.shape
-        return y, lambda dy: self.operators.max_pool_backward(dy, shape, 3, 2, 1, chosen)
+        return y, lambda dy: self.operators.max_pool_backward(dy, shape, 3, 2, 1, workspace)
 
     def block(self, layer, x: np.ndarray) -> tuple[np.ndarray, Backward]:
         """BasicBlock or BottleneckBlock."""

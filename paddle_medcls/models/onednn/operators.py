@@ -61,13 +61,13 @@ class Operators(Engine):
     def mean_backward(self, dy: np.ndarray, shape: Shape) -> np.ndarray:
         """Gradient of `mean`: (N, C) float32 -> (N, H, W, C)."""
         n, h, w, c = shape
-        even = np.ascontiguousarray(np.broadcast_to((dy / (h * w))[:, None, None], shape), np.float32)
-        return self._reorder(even, self._nhwc(shape, F32), self._array(shape), self._nhwc(shape))
+        spread = np.ascontiguousarray(np.broadcast_to((dy / (h * w))[:, None, None], shape), np.float32)
+        return self._reorder(spread, self._nhwc(shape, F32), self._array(shape), self._nhwc(shape))
 
     def conv(self, x: np.ndarray, weight, stride: int, padding: int) -> np.ndarray:
         """Convolution of x (N, H, W, C) with weight (O, C, K, K) -> (N, H', W', O)."""
         operator = self._conv("forward", x.shape, tuple(weight.shape), stride, padding)
-        y = self._array(_after(x.shape, weight.shape[0], weight.shape[2], stride, padding))
+        y = self._array(_output_shape(x.shape, weight.shape[0], weight.shape[2], stride, padding))
         operator({SRC: x, WEIGHTS: self._blocked(weight, operator), DST: y})
         return y
 
@@ -130,20 +130,20 @@ class Operators(Engine):
         return dy
 
     def max_pool(self, x: np.ndarray, kernel: int, stride: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pooled activation, and the argument `chosen` of `max_pool_backward`."""
+        """The pooled activation, and the argument `workspace` of `max_pool_backward`."""
         operator = self._max_pool("forward", x.shape, kernel, stride, padding)
-        y = self._array(_after(x.shape, x.shape[3], kernel, stride, padding))
-        chosen = self._bytes(operator.size(WORKSPACE))
-        operator({SRC: x, DST: y, WORKSPACE: chosen})
-        return y, chosen
+        y = self._array(_output_shape(x.shape, x.shape[3], kernel, stride, padding))
+        workspace = self._bytes(operator.size(WORKSPACE))
+        operator({SRC: x, DST: y, WORKSPACE: workspace})
+        return y, workspace
 
     def max_pool_backward(
-        self, dy: np.ndarray, shape: Shape, kernel: int, stride: int, padding: int, chosen: np.ndarray
+        self, dy: np.ndarray, shape: Shape, kernel: int, stride: int, padding: int, workspace: np.ndarray
     ) -> np.ndarray:
         """The gradient of x, which has this shape."""
         operator = self._max_pool("backward", shape, kernel, stride, padding)
         dx = self._array(shape)
-        operator({DIFF_DST: dy, DIFF_SRC: dx, WORKSPACE: chosen})
+        operator({DIFF_DST: dy, DIFF_SRC: dx, WORKSPACE: workspace})
         return dx
 
     # --- operators prepared for a shape ----------------------------------------------------------
@@ -152,7 +152,7 @@ class Operators(Engine):
         key = ("conv", part, shape, weight, stride, padding)
         if key in self._prepared:
             return self._prepared[key]
-        x, y = self._nhwc(shape), self._nhwc(_after(shape, weight[0], weight[2], stride, padding))
+        x, y = self._nhwc(shape), self._nhwc(_output_shape(shape, weight[0], weight[2], stride, padding))
         w = self._layout(weight, self.type)
         sizes = dims(stride, stride), dims(), dims(padding, padding), dims(padding, padding)
         name = "dnnl_convolution_{}_primitive_desc_create".format
@@ -193,12 +193,12 @@ class Operators(Engine):
     def _add(self, shape: Shape, relu: bool) -> Prepared:
         key = ("add", shape, relu)
         if key not in self._prepared:
-            x, attributes, after = self._nhwc(shape), c_void_p(), c_void_p()
+            x, attributes, post_ops = self._nhwc(shape), c_void_p(), c_void_p()
             self.create("primitive_attr", "dnnl_primitive_attr_create", attributes)
-            self.create("post_ops", "dnnl_post_ops_create", after)
+            self.create("post_ops", "dnnl_post_ops_create", post_ops)
             if relu:
-                self.call("dnnl_post_ops_append_eltwise", after, c_int(RELU), c_float(0), c_float(0))
-            self.call("dnnl_primitive_attr_set_post_ops", attributes, after)
+                self.call("dnnl_post_ops_append_eltwise", post_ops, c_int(RELU), c_float(0), c_float(0))
+            self.call("dnnl_primitive_attr_set_post_ops", attributes, post_ops)
             desc = self._describe("dnnl_binary_primitive_desc_create", c_int(ADD), x, x, x, attributes)
             self._prepared[key] = Prepared(self, desc, {SRC: x, SRC_1: x, DST: x})
         return self._prepared[key]
@@ -223,7 +223,7 @@ class Operators(Engine):
         key = ("max_pool", part, shape, kernel, stride, padding)
         if key in self._prepared:
             return self._prepared[key]
-        x, y = self._nhwc(shape), self._nhwc(_after(shape, shape[3], kernel, stride, padding))
+        x, y = self._nhwc(shape), self._nhwc(_output_shape(shape, shape[3], kernel, stride, padding))
         pads = dims(padding, padding)
         sizes = dims(stride, stride), dims(kernel, kernel), dims(), pads, pads
         name = "dnnl_pooling_{}_primitive_desc_create".format
@@ -243,7 +243,7 @@ class Operators(Engine):
         return self._reorder(weight, self._oihw(tuple(weight.shape)), blocked, operator.layouts[WEIGHTS])
 
 
-def _after(shape: Shape, channels: int, kernel: int, stride: int, padding: int) -> Shape:
+def _output_shape(shape: Shape, channels: int, kernel: int, stride: int, padding: int) -> Shape:
     """Output shape (N, H', W', channels) of a sliding window over (N, H, W, C)."""
     n, h, w, _ = shape
     return (n, *((side + 2 * padding - kernel) // stride + 1 for side in (h, w)), channels)
