@@ -452,6 +452,19 @@ def test_bfloat16_needs_a_processor_that_has_it(weights: Path, monkeypatch) -> N
         Predictor.from_weights(weights, engine="openvino", precision="bf16")
 
 
+def test_the_automatic_precision_is_the_processors(weights: Path, monkeypatch) -> None:
+    """Its own bfloat16, which only some engines use, or float32."""
+    count_of("openvino")
+
+    def precision_of(engine: str) -> str:
+        return Predictor.from_weights(weights, engine=engine, precision="auto").precision
+
+    assert precision_of("auto") == ("bf16" if hardware.has_bfloat16() else "f32")
+    assert precision_of("paddle") == "f32"
+    monkeypatch.setattr("paddle_medcls.deployment.inference_engines.has_bfloat16", lambda: False)
+    assert precision_of("openvino") == precision_of("auto") == "f32"
+
+
 def test_bfloat16_is_close(weights: Path, images) -> None:
     count_of("openvino")
     if not hardware.has_bfloat16():

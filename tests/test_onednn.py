@@ -24,9 +24,12 @@ from paddle_medcls.models.network import Network
 from paddle_medcls.models.onednn import library, network
 from paddle_medcls.models.onednn.network import Accelerated, obstacle
 from paddle_medcls.models.onednn.operators import Operators
+from paddle_medcls.models.onednn.speed import bf16_speedup
 from paddle_medcls.models.weights import read_weights
-from paddle_medcls.training import run_directory
+from paddle_medcls.training import loop, run_directory
 from paddle_medcls.training.loop import Options, train
+from paddle_medcls.training.session import start_session
+from paddle_medcls.training.setup import choose_kernels
 
 SMALL = Network("resnet18", 3, 1, "small")
 missing = obstacle(SMALL.build(), "cpu")
@@ -378,9 +381,9 @@ def test_bfloat16_is_near(operators: Operators) -> None:
 # --- runs ------------------------------------------------------------------------------------------
 
 
-def go(root: Path, run_dir: Path, resume: bool = False, **options: object) -> list[str]:
+def go(root: Path, run_dir: Path, resume: bool = False, epochs: int = 1, **options: object) -> list[str]:
     lines: list[str] = []
-    own = recipe(model="toy_resnet", size_px=16, stem="small", lr=0.01, epochs=1)
+    own = recipe(model="toy_resnet", size_px=16, stem="small", lr=0.01, epochs=epochs)
     train(own, root, run_dir, Options("cpu", 0, say=lines.append, **options), resume)
     return lines
 
@@ -427,6 +430,56 @@ def test_bfloat16_needs_its_instructions(palm_root: Path, tmp_path: Path, monkey
     monkeypatch.setattr("paddle_medcls.training.session.has_bfloat16", lambda: False)
     with pytest.raises(SetupError, match="no instructions for bfloat16"):
         go(palm_root, tmp_path / "run", kernels="auto", precision="bf16")
+
+
+def kernels_of(run_dir: Path) -> str:
+    return json.loads((run_dir / "environment.json").read_text())["kernels"]
+
+
+def test_the_automatic_precision_is_the_processors_and_stays(palm_root: Path, tmp_path: Path, monkeypatch) -> None:
+    """bf16 where processor and kernels have it; what was chosen is written, and a resume keeps it."""
+    monkeypatch.setattr("paddle_medcls.training.setup.has_bfloat16", lambda: False)
+    go(palm_root, tmp_path / "f32", precision="auto")
+    assert kernels_of(tmp_path / "f32") == "onednn f32"
+    go(palm_root, tmp_path / "paddle", precision="auto", kernels="paddle")
+    assert kernels_of(tmp_path / "paddle") == "paddle"
+
+    monkeypatch.setattr("paddle_medcls.training.setup.has_bfloat16", lambda: True)
+    lines = go(palm_root, tmp_path / "f32", resume=True, precision="auto")
+    assert "kernels: oneDNN's, in float32" in lines
+    model = SMALL.build()
+    for precision, expected in (("auto", "onednn bf16"), ("f32", "onednn f32")):
+        session = start_session(Options("cpu", precision=precision, say=lambda line: None))
+        assert choose_kernels(model, session, resume=False) == expected
+    toy = Network("toy", 2).build()  # no ResNet: oneDNN's kernels cannot compute it
+    session = start_session(Options("cpu", precision="auto", say=lambda line: None))
+    assert choose_kernels(toy, session, resume=False) == "paddle"
+
+
+@needs_bf16
+def test_bfloat16_is_measured() -> None:
+    assert 0.1 < bf16_speedup() < 50
+
+
+@pytest.mark.parametrize(
+    ("minutes", "speedup", "options", "told"),
+    [
+        (0.0, 2.0, {}, True),
+        (10.0, 2.0, {}, False),
+        (0.0, 1.1, {}, False),
+        (0.0, 2.0, {"kernels": "paddle"}, False),
+        pytest.param(0.0, 2.0, {"precision": "bf16"}, False, marks=needs_bf16),
+    ],
+)
+def test_a_long_run_in_float32_is_told_of_bfloat16_once(
+    minutes: float, speedup: float, options: dict, told: bool, palm_root: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(loop, "LONG_MINUTES", minutes)
+    monkeypatch.setattr(loop, "bf16_speedup", lambda: speedup)
+    monkeypatch.setattr("paddle_medcls.training.run.has_bfloat16", lambda: True)
+    lines = [line for line in go(palm_root, tmp_path / "run", epochs=2, **options) if "--precision bf16" in line]
+    assert len(lines) == told
+    assert not told or "convolutions 2.0 times as fast" in lines[0]
 
 
 def test_other_networks_and_devices() -> None:

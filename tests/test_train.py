@@ -920,6 +920,7 @@ def test_a_disk_that_is_really_full(palm_root: Path, tmp_path: Path) -> None:
         ({}, {"precision": "bf16"}, SetupError, "no instructions for bfloat16"),
         ({}, {"kernels": "paddle", "precision": "bf16"}, SetupError, "needs --kernels onednn"),
         ({}, {"amp": True}, SetupError, "--amp needs a GPU"),
+        ({}, {"precision": "bf61"}, SetupError, "unknown precision 'bf61'; did you mean 'bf16'?"),
     ],
 )
 def test_options_are_checked_before_an_image_is_decoded(

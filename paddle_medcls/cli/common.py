@@ -63,7 +63,10 @@ def add_engine_options(p: argparse.ArgumentParser) -> None:
         help="inference backend; auto: OpenVINO, else ONNX Runtime, else Paddle",
     )
     p.add_argument(
-        "--precision", choices=("f32", "bf16"), default="f32", help="bf16: faster and less exact; not in every engine"
+        "--precision",
+        choices=("f32", "bf16", "auto"),
+        default="f32",
+        help="bf16: faster and less exact; not in every engine; auto: bf16 where engine and processor have it",
     )
     p.add_argument(
         "--allow-program",

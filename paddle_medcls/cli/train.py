@@ -103,7 +103,11 @@ def _options() -> argparse.ArgumentParser:
         help="keep the decoded, scaled images for later epochs and runs (default: the folder images beside the run)",
     )
     p.add_argument("--kernels", choices=("auto", "paddle", "onednn"), help="CPU kernels to use (default: auto)")
-    p.add_argument("--precision", choices=("f32", "bf16"), help="of oneDNN's kernels (default: f32)")
+    p.add_argument(
+        "--precision",
+        choices=("f32", "bf16", "auto"),
+        help="of oneDNN's kernels (default: f32); auto: bf16 where they and the processor have it",
+    )
     p.add_argument("--amp", action="store_true", default=None, help="mixed precision, on a GPU")
     p.add_argument("--deterministic", action="store_true", default=None, help="deterministic algorithms, on a GPU")
     p.add_argument("--visualdl", action="store_true", help="also log to <run>/visualdl")

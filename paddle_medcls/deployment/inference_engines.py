@@ -101,6 +101,13 @@ def require(engine: str, precision: str = "f32") -> None:
         raise SetupError("this processor has no bfloat16 (avx512_bf16 or amx_bf16)", fix="use --precision f32")
 
 
+def resolve_precision(engine: str, precision: str) -> str:
+    """ "auto" as the fastest precision that the engine has on this processor; others as they are."""
+    if precision != "auto":
+        return precision
+    return "bf16" if engine not in _WITHOUT_BFLOAT16 and has_bfloat16() else "f32"
+
+
 def compile_graph(graph: Graph, engine: str, precision: str, num_outputs: int) -> InferenceBackend:
     """Compiles an inference graph in memory, for all usable cores.
 

@@ -24,6 +24,7 @@ from paddle_medcls.deployment.inference_engines import (
     InferenceBackend,
     compile_graph,
     require,
+    resolve_precision,
 )
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.models.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
@@ -110,14 +111,14 @@ def _open_weights(
         sidecar, state, notes = _infer_sidecar(path, read_weights(path), recipe)
     for name in _candidates(sidecar.network.model, engine, precision):
         try:
-            outputs = sidecar.network.num_outputs
-            backend = compile_graph(logits_graph(sidecar, state, path), name, precision, outputs)
+            graph, outputs = logits_graph(sidecar, state, path), sidecar.network.num_outputs
+            backend = compile_graph(graph, name, resolve_precision(name, precision), outputs)
             return Opened(sidecar, backend, notes, lambda: _reload(path, sidecar), path)
         except SetupError as error:  # of the engine; faults of the weights are the same everywhere
             if engine != "auto":
                 raise
             say(f"{name} cannot be used: {error.what}")
-    require("paddle", precision)
+    require("paddle", resolve_precision("paddle", precision))
     return Opened(sidecar, _paddle_network(sidecar, state, path), notes, path=path)
 
 
@@ -141,7 +142,7 @@ def _candidates(model: str, engine: str | None, precision: str) -> list[str]:
         candidates = []
         for name in FASTEST_FIRST if model in KNOWN else ():
             try:
-                require(name, precision)
+                require(name, resolve_precision(name, precision))
                 candidates.append(name)
             except SetupError:
                 continue
@@ -193,6 +194,7 @@ def _open_export(
             f"{path} is a Paddle program, and operators of a program can write any file",
             fix="give --allow-program if you exported it yourself; else ask for a weight file or an ONNX export",
         )
+    precision = resolve_precision(engine_of_form, precision)
     precision = "bf16" if "bf16" in (precision, sidecar.precision) else "f32"
     sidecar.check(path)
     backend = open_model(path.parent, sidecar_path.stem, form, precision, sidecar.network.num_outputs)

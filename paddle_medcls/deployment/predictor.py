@@ -78,7 +78,7 @@ class Predictor:
                 works for the two notebooks' own files.
             engine: None: the network in Paddle, or for an export the engine of its form. For a weight file one of
                 `inference_engines.ENGINES`, or "auto": the fastest that is installed and knows the network.
-            precision: "f32" or "bf16".
+            precision: "f32", "bf16", or "auto": bf16 where engine and processor have it.
             say: takes a line about an engine that cannot be used.
             allow_program: also open an export in Paddle's format, which is a program that can write files.
 
@@ -266,7 +266,7 @@ def load_predictor(
         weights: a weight file, an export, or a folder that holds one.
         recipe: for a weight file without a sidecar: how it was trained, a recipe or its name.
         engine: "auto" (on a CPU the fastest that is installed, on a GPU Paddle), "paddle", "openvino" or "onnxruntime".
-        precision: "f32", or "bf16" where engine and processor have it.
+        precision: "f32", "bf16", or "auto": bf16 where engine and processor have it.
         device: "auto" (a GPU if Paddle has one), "cpu" or "gpu".
         allow_program: see `Predictor.from_weights`.
 

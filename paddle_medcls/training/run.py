@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_medcls.core.hardware import has_bfloat16
 from paddle_medcls.core.paddle_setup import environment, paddle
 from paddle_medcls.data.datasets import weights_name
 from paddle_medcls.evaluation import model_facts
@@ -36,6 +37,7 @@ class Training:
     inference_kernels: Operators | None  # oneDNN's, for validation in float32; None: Paddle's
     state: State
     board: Any  # VisualDL's writer, or None
+    suggest_bf16: bool = False  # tell the user what bfloat16 would gain, if the run turns out to be long
     drawn_at: float = -math.inf  # when the curves were drawn
     epoch_started_at: float = 0.0
     seconds: float = 0.0  # training time of the epoch
@@ -94,7 +96,8 @@ def open_run(run_dir: Path, recipe: Recipe, data: Data, session: Session, resume
         run_environment["overrides"] = model_facts.recipe_changes(learner.sidecar, recipe)
         run_directory.describe(run_dir, recipe, data.facts, run_environment)
     board = _open_board(run_dir, session)
-    return Training(run_dir, weights, recipe, data, learner, network, inference_kernels, state, board)
+    suggest_bf16 = session.first and not resume and kernels == "onednn f32" and has_bfloat16()
+    return Training(run_dir, weights, recipe, data, learner, network, inference_kernels, state, board, suggest_bf16)
 
 
 def _open_board(run_dir: Path, session: Session):

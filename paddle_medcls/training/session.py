@@ -9,10 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paddle_medcls.core.errors import RunError, SetupError
+from paddle_medcls.core.errors import RunError, SetupError, did_you_mean
 from paddle_medcls.core.hardware import has_bfloat16
 from paddle_medcls.core.paddle_setup import configure_gpu, require_gpu, select_device
 from paddle_medcls.training.distributed import join
+
+_CHOICES = {
+    "device": ("auto", "cpu", "gpu"),
+    "kernels": ("auto", "paddle", "onednn"),
+    "precision": ("f32", "bf16", "auto"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Options:
             each epoch decodes them again.
         force: resume although code, data or settings have changed.
         kernels: CPU kernels: "paddle", "onednn", or "auto": oneDNN's where they are available.
-        precision: of oneDNN's kernels, "f32" or "bf16".
+        precision: of oneDNN's kernels: "f32", "bf16", or "auto": bf16 where they and the processor have it.
         deadline: value of time.monotonic() at which the run stops, with its state saved.
         say: takes a line for the user.
     """
@@ -86,6 +92,11 @@ def start_session(options: Options, environment: dict | None = None) -> Session:
         SetupError: this machine lacks a device, library or instruction that the options or the resumed run need.
         RunError: other settings than those of the resumed run.
     """
+    for name, choices in _CHOICES.items():
+        value = getattr(options, name)
+        if value not in choices:
+            near = did_you_mean(str(value), choices)
+            raise SetupError(f"unknown {name} {value!r}{near}", expected=", ".join(choices))
     options = _settings(options, environment)
     if options.visualdl:
         _require_visualdl()
@@ -118,8 +129,8 @@ def _settings(options: Options, environment: dict | None) -> Options:
             fix="leave these options out, or pass --force",
         )
     options = replace(options, **settings)
-    if options.precision != "f32" and options.kernels == "paddle":
-        raise SetupError(f"--precision {options.precision} needs --kernels onednn; Paddle's own compute in float32")
+    if options.precision == "bf16" and options.kernels == "paddle":
+        raise SetupError("--precision bf16 needs --kernels onednn; Paddle's own compute in float32")
     if options.precision == "bf16" and not has_bfloat16():
         if not (environment and options.force):
             raise SetupError("--precision bf16: this processor has no instructions for bfloat16", fix="leave it out")

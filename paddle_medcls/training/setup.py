@@ -13,6 +13,7 @@ import numpy as np
 from paddle_medcls import __version__
 from paddle_medcls.core.errors import RecipeError, SetupError, did_you_mean
 from paddle_medcls.core.files import remove_abandoned
+from paddle_medcls.core.hardware import has_bfloat16
 from paddle_medcls.core.paddle_setup import count_gpus, paddle
 from paddle_medcls.data.datasets import dataset_module, default_root, is_own, load_index
 from paddle_medcls.data.image_list import CSV, ImageList, read_image_list
@@ -218,6 +219,8 @@ def choose_kernels(trained, session: Session, resume: bool) -> str:
         return "paddle"
     fault = obstacle(trained, session.device)
     if not fault:
+        if precision == "auto":
+            precision = "bf16" if has_bfloat16() else "f32"
         precise = "float32" if precision == "f32" else "bfloat16; validation in float32"
         session.say(f"kernels: oneDNN's, in {precise}")
         return f"onednn {precision}"

@@ -11,6 +11,7 @@ Source: oneDNN 3.x, include/oneapi/dnnl/dnnl.h and dnnl_types.h, for the names a
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections import defaultdict
 from collections.abc import Mapping
@@ -103,8 +104,8 @@ class Engine:
 
     def _array(self, shape: Shape) -> np.ndarray:
         """An uninitialised activation."""
-        kind = np.dtype(np.float32 if self.type == F32 else np.uint16)
-        return self._bytes(int(np.prod(shape)) * kind.itemsize).view(kind).reshape(shape)
+        kind = np.float32 if self.type == F32 else np.uint16
+        return np.ndarray(shape, kind, self._bytes(math.prod(shape) * (4 if self.type == F32 else 2)))
 
     def _bytes(self, size: int) -> np.ndarray:
         """Uninitialised memory; when nothing refers to it any more, it is reused for the next array of its size.
