@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # what an editor completes
     from paddle_medcls.recipes import all_recipes as all_recipes
     from paddle_medcls.recipes import get_recipe as get_recipe
     from paddle_medcls.recipes.recipe import Recipe as Recipe
+    from paddle_medcls.training.folds import train_folds as train_folds
     from paddle_medcls.training.loop import train as train
     from paddle_medcls.training.session import Options as Options
 
@@ -54,6 +55,7 @@ _SOURCES = {
     "Recipe": "recipes.recipe",
     # training and evaluation
     "train": "training.loop",
+    "train_folds": "training.folds",
     "Options": "training.session",
     "evaluate": "deployment.scoring",
     "EvalOptions": "deployment.scoring",

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     changes = [args.dataset, args.recipe, args.model, args.epochs, args.batch_size, args.lr, args.seed, args.val]
     changes += [args.cache_views, args.kernels, args.precision]
     changes += [args.labels, args.columns, args.ordinal, args.patient_pattern, args.split_seed or None]
-    changes += [args.pretrained, args.set or None, args.output, args.output_root, args.sample or None]
+    changes += [args.pretrained, args.set or None, args.output, args.output_root, args.sample or None, args.folds]
     if args.resume and any(value is not None for value in changes):
         p.error("--resume takes the run's own recipe and data; leave the other options out")
     if args.output and args.output_root:
@@ -66,6 +66,12 @@ def _options() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=int)
     p.add_argument("--lr", type=float, help="peak learning rate")
     p.add_argument("--seed", type=int)
+    p.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="cross-validation of the training images: K models, in DIR/fold1, …; the same command continues it",
+    )
     p.add_argument("--pretrained", metavar="FILE|imagenet", help="start from these weights; imagenet: Paddle's own")
     p.add_argument("--cache-views", type=int, metavar="K", help="frozen features: versions of each image to keep")
     p.add_argument("--val", choices=("shipped",), help="oct: validate on the shipped folder, as the tutorial does")
@@ -119,7 +125,12 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.recipes.recipe import Recipe
 
     args.images = None if args.resume else _images(args)
-    recipe = Recipe.from_file(args.resume / "recipe.json") if args.resume else _recipe(args)
+    first = args.resume and args.resume / "fold1" / "recipe.json"
+    if first and first.is_file():
+        recipe = Recipe.from_file(first)
+        _resume_folds(args, recipe)
+    else:
+        recipe = Recipe.from_file(args.resume / "recipe.json") if args.resume else _recipe(args)
     if args.summary:
         return _summary(args, recipe)
     environ = dict(os.environ)  # before it is made ready for a process that has all cores
@@ -128,13 +139,26 @@ def _work(args: argparse.Namespace) -> int:
         run_dir, metrics = _launch(args, recipe, count, environ)
     else:
         run_dir, metrics = _train(args, recipe)
-    from paddle_medcls.evaluation.tables import NOTICE, class_table, summary
+    from paddle_medcls.evaluation.tables import NOTICE, choice_of_epoch, class_table, fold_table, summary
 
     if metrics and HANDED_OVER not in os.environ:  # the first process, or the command that started it
         print(class_table(metrics))
-        print(summary(metrics, recipe.targets))
-        print(f"best epoch {metrics['epoch']}; written to {run_dir}\n{NOTICE}")
+        print(summary(metrics, () if recipe.folds else recipe.targets))
+        if args.folds:
+            print(fold_table(metrics))
+        print(f"{choice_of_epoch(metrics)}; written to {run_dir}\n{NOTICE}")
     return 0
+
+
+def _resume_folds(args: argparse.Namespace, recipe) -> None:
+    """Takes the settings of an interrupted cross-validation from its first fold, for folds that are not begun too."""
+    from paddle_medcls.training.resume import read_environment
+    from paddle_medcls.training.session import run_settings
+
+    args.folds = recipe.folds
+    for name, value in run_settings(read_environment(args.resume / "fold1")).items():
+        if getattr(args, name) in (None, "auto"):
+            setattr(args, name, value)
 
 
 def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
@@ -153,6 +177,11 @@ def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
     names = ("device", "workers", "amp", "deterministic", "visualdl", "force", "image_cache")
     options = {name: getattr(args, name) for name in names}
     options |= {"kernels": args.kernels or "auto", "precision": args.precision or "f32"}
+    if args.folds:
+        from paddle_medcls.training.folds import train_folds
+
+        result = train_folds(recipe, args.folds, args.images or data_root, run_dir, Options(**options))
+        return run_dir, result.metrics
     run = train(recipe, args.images or data_root, run_dir, Options(**options), resume=bool(args.resume))
     return run_dir, run.metrics
 
@@ -160,11 +189,11 @@ def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
 def _launch(args: argparse.Namespace, recipe, count: int, environ: dict[str, str]) -> tuple[Path, dict]:
     """Trains in several processes, which get this command's own arguments; the run directory and the metrics."""
     from paddle_medcls.core.errors import SetupError, Stopped
-    from paddle_medcls.core.files import read_json
     from paddle_medcls.core.paddle_setup import count_gpus
     from paddle_medcls.training.interruption import interrupted
     from paddle_medcls.training.launcher import launch
     from paddle_medcls.training.loop import check_recipe
+    from paddle_medcls.training.run_directory import read_metrics
 
     check_recipe(recipe)
     gpus = 0 if args.device == "cpu" else count_gpus()
@@ -183,16 +212,7 @@ def _launch(args: argparse.Namespace, recipe, count: int, environ: dict[str, str
         launch([*args.given, *place], count, {**environ, HANDED_OVER: "1"}, on_cpu=not gpus)
     except Stopped:
         raise interrupted(run_dir) from None  # with this command's name
-    return run_dir, _nan_for_null(read_json(run_dir / "metrics.json"))
-
-
-def _nan_for_null(value):
-    """The metrics as they were before JSON, which has no nan."""
-    if isinstance(value, dict):
-        return {name: _nan_for_null(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_nan_for_null(item) for item in value]
-    return float("nan") if value is None else value
+    return run_dir, read_metrics(run_dir)
 
 
 def _processes(text: str) -> int | str:
@@ -211,7 +231,7 @@ def _count(args: argparse.Namespace) -> int:
     if args.processes is None and args.resume:
         from paddle_medcls.training.resume import read_environment
 
-        return read_environment(args.resume).get("processes", 1)
+        return read_environment(args.resume / "fold1" if args.folds else args.resume).get("processes", 1)
     if args.processes == "auto":
         from paddle_medcls.core.paddle_setup import count_gpus
 
@@ -240,7 +260,8 @@ def _recipe(args: argparse.Namespace):
     if args.dataset and recipe.dataset != args.dataset:
         raise RecipeError(f"recipe {recipe.name} is for {recipe.dataset}, not for --dataset {args.dataset}")
     if args.images is not None and recipe.name == own.OWN.name:
-        recipe = own.for_images(recipe, args.images.index("train"))
+        images = args.images.fold(args.folds, 1) if args.folds else args.images
+        recipe = own.for_images(recipe, images.index("train"))
     options = {name: getattr(args, name) for name in ("model", "batch_size", "lr", "seed", "cache_views", "pretrained")}
     options["labels"] = args.val
     assignments = [f"{field}={value}" for field, value in options.items() if value is not None]
@@ -268,11 +289,13 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
     if args.resume:
         from paddle_medcls.training.resume import read_facts
 
-        return args.resume, args.data_root or Path(read_facts(args.resume)["data_root"])
+        facts = read_facts(args.resume / "fold1" if args.folds else args.resume)
+        return args.resume, args.data_root or Path(facts["data_root"])
     from paddle_medcls.training.resume import refuse_taken
 
     run_dir = _run_dir(args, recipe)
-    refuse_taken(run_dir)
+    if not args.folds:  # else the same command continues
+        refuse_taken(run_dir)
     if args.images is not None:
         return run_dir, args.images.folder
     if not args.sample:

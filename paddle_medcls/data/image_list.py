@@ -18,6 +18,7 @@ from paddle_medcls.core.errors import DataError, printable
 from paddle_medcls.core.files import read_json, write_csv, write_json
 from paddle_medcls.data.index import Index, is_synthetic
 from paddle_medcls.data.label_table import Table, cell_fault, read_table
+from paddle_medcls.data.splits import fold_of
 
 COLUMNS = ("path", "label", "patient", "split")
 SPLITS = ("train", "val", "test")
@@ -114,6 +115,14 @@ class ImageList:
         """The same images for a cross-validation: all are for training but those of a given test split."""
         splits = tuple("test" if split == "test" and "test" not in self.made else "train" for split in self.splits)
         return replace(self, splits=splits, made=())
+
+    def fold(self, count: int, number: int) -> ImageList:
+        """The same images with the splits of one fold of a cross-validation, see `splits.fold_of`."""
+        images = self.for_folds()
+        val = set(fold_of(images.index("train"), count, number)[1].ids)
+        splits = tuple("val" if path in val else split for path, split in zip(self.paths, images.splits))
+        remarks = () if self.compared else self.remarks  # those of a comparison are about other splits
+        return replace(images, splits=splits, remarks=remarks, compared=False)
 
     def matched(self, classes: Sequence[str], task: str) -> ImageList:
         """The same images with the classes of a trained model, found by their names.

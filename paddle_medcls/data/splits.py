@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from paddle_medcls.core.errors import DataError
+from paddle_medcls.data.index import Index
+
+FOLD_SEED = 5  # not the recipe's seed: runs with other seeds have the same folds
 CUTS = (0.0, 0.7, 0.9, 1.0)
 """Cut points of the COVID-19 radiography tutorial, 7:2:1: of n images, part k has int(cut[k] n) to int(cut[k+1] n)."""
 
@@ -106,3 +111,33 @@ def stratified_parts(labels: np.ndarray, groups: Sequence[str], shares: Sequence
             part[group] = max(range(len(wish)), key=lambda k: tuple(wish[k]))
             lacking[part[group]] -= counts[group]
     return part[group_of.ravel()]
+
+
+def fold_of(index: Index, count: int, fold: int) -> tuple[Index, Index]:
+    """The training and validation images of one fold of a cross-validation; patients stay together.
+
+    Args:
+        index: all images of the cross-validation.
+        count: number of folds.
+        fold: 1 to `count`: its images are for validation, all others for training.
+
+    Raises:
+        DataError: a fold has no image of a class.
+    """
+    groups = index.groups or index.ids
+    parts = stratified_parts(index.labels, groups, [1 / count] * count, FOLD_SEED)
+    faults = []
+    for k, name in enumerate(index.classes):
+        rows = np.flatnonzero(index.labels[:, k] if index.labels.ndim == 2 else index.labels == k)
+        if len(set(parts[rows])) < count:
+            patients = f" of {len({groups[row] for row in rows})} patient(s)" if index.groups else ""
+            faults.append(f"{name}: {len(rows)} image(s){patients}")
+    if faults:
+        raise DataError(
+            f"{index.dataset}: not each of {count} folds has images of every class",
+            items=faults,
+            expected=f"images of {count} or more patients in each class" if index.groups else f"{count} or more images",
+            fix="take fewer folds, or leave these classes out",
+        )
+    train, val = (index.subset(np.flatnonzero(rows).tolist()) for rows in (parts != fold - 1, parts == fold - 1))
+    return replace(train, split="train"), replace(val, split="val")

@@ -19,7 +19,7 @@ from paddle_medcls.evaluation.error_report import write_error_page
 from paddle_medcls.evaluation.model_facts import known_recipe, overrides, run_file
 from paddle_medcls.evaluation.outputs import calibrate, score_split, write_outputs
 from paddle_medcls.evaluation.predictions import Predictions
-from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE, class_table, confusion_table, summary
+from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE, choice_of_epoch, class_table, confusion_table, summary
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.preprocessing.statistics import image_statistics
 from paddle_medcls.recipes.recipe import Recipe
@@ -102,6 +102,8 @@ class Evaluation:
         if "confusion" in self.metrics:
             parts.append(confusion_table(self.metrics))
         parts.append(summary(self.metrics, targets, self.prevalence))
+        if "monitor" in self.sidecar.metrics:
+            parts.append(choice_of_epoch(self.sidecar.metrics))
         if self.weights and (changes := _recipe_changes(self.weights, self.sidecar)):
             parts.append(f"differs from recipe {self.sidecar.recipe}: {'; '.join(changes)}")
         if self.clean_rows is not None and self.metrics_without_leaks is not None:

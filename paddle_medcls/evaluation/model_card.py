@@ -105,8 +105,8 @@ def _results(sidecar: Sidecar, recipe: Recipe | None, facts: dict) -> str:
     metrics = sidecar.metrics
     if not metrics.get("per_class"):
         return "None: this file was not evaluated by the run that made it."
-    split = metrics.get("split", "val")
-    published = {} if sidecar.drawn or recipe is None else dict(recipe.targets)
+    split, fold = metrics.get("split", "val"), metrics.get("fold")
+    published = {} if sidecar.drawn or recipe is None or fold else dict(recipe.targets)
     ranges = metrics.get("intervals", {})
     area = "AUC, mean over the classes" if len(sidecar.classes) > 2 else "AUC"
     rows = [
@@ -114,8 +114,10 @@ def _results(sidecar: Sidecar, recipe: Recipe | None, facts: dict) -> str:
         for name, text in (("accuracy", "accuracy"), ("auc", area), ("quadratic_kappa", "quadratic kappa"))
         if name in metrics
     ]
-    caveat = ", which also chose the epoch: these results are optimistic" if split == "val" else ""
-    lines = [f"On the {metrics['n']} images of the split `{split}`{caveat}."]
+    chosen_here = split == "val" and metrics.get("monitor") != "last"
+    caveat = ", which also chose the epoch: these results are optimistic" if chosen_here else ""
+    images = f"fold {fold} of the training images" if fold else f"the split `{split}`"
+    lines = [f"On the {metrics['n']} images of {images}{caveat}."]
     lines.append(_table(["metric", "here", "95% interval", "published"], rows))
     if recipe is not None and published:
         other_splits = [name for name in published if not name.startswith(f"{split}/")]
@@ -173,11 +175,13 @@ def _training(folder: Path, sidecar: Sidecar, recipe: Recipe | None, facts: dict
     if "recipe" in facts and recipe is not None:
         start = {"": "random weights", "imagenet": "ImageNet weights"}.get(recipe.pretrained, "other weights")
         epoch = f": {sidecar.metrics['epoch']}" if "epoch" in sidecar.metrics else ""
+        last = recipe.monitor == "last"
+        choice = "the last epoch, chosen on no images," if last else f"the best epoch by validation {recipe.monitor}"
         augmented = [f"{name} {value:g}" for name, value in asdict(recipe.augmentation).items() if value]
         lines += [
             f"Recipe `{_cell(recipe.name)}` ({recipe.source}), from {start}, seed {recipe.seed}.",
             f"{recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer}, learning rate {recipe.lr:g} "
-            f"({recipe.schedule}); the best epoch by validation {recipe.monitor} is kept{epoch}.",
+            f"({recipe.schedule}); {choice} is kept{epoch}.",
             f"Augmentation: {', '.join(augmented) or 'none'}.",
         ]
         changes = [_cell(line) for line in overrides(sidecar, recipe, place)]

@@ -63,6 +63,29 @@ def curves(path: Path, steps: np.ndarray, history: Sequence[dict], note: str = "
     _save(figure, path, note)
 
 
+def fold_curves(path: Path, histories: Sequence[Sequence[dict]], note: str = "") -> None:
+    """Loss and accuracy by epoch of the folds of a cross-validation: training and validation.
+
+    Args:
+        histories: rows of history.csv, of each fold.
+    """
+    figure = Figure(figsize=(11, 7.5))
+    axes = figure.subplots(2, 2)
+    for axis, name in zip(axes.flat, ("train_loss", "train_accuracy", "val_loss", "val_accuracy")):
+        split, metric = name.split("_")
+        for number, history in enumerate(histories):
+            style = ("-", "--", ":")[number // len(COLORS) % 3]
+            x, y = [row["epoch"] for row in history], [row[name] for row in history]
+            axis.plot(x, y, style, color=COLORS[number % len(COLORS)], linewidth=1.2, label=f"fold {number + 1}")
+        title = f"{'training' if split == 'train' else 'validation'} {metric}"
+        axis.set(title=title, xlabel="epoch", ylabel=metric)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.grid(alpha=0.3)
+    if len(histories) <= 10:
+        axes[0, 0].legend(frameon=False)
+    _save(figure, path, note)
+
+
 def confusion(path: Path, table: Sequence[Sequence[int]], classes: Sequence[str], title: str, note: str = "") -> None:
     """Confusion matrix: counts, coloured by the share of each true class."""
     counts = np.asarray(table)

@@ -56,6 +56,8 @@ def read_predictions(path: Path) -> Predictions:
     except (OSError, ValueError, csv.Error) as error:
         reason = error if isinstance(error, (OSError, UnicodeDecodeError, csv.Error)) else "it is empty"
         raise DataError(f"{path}: cannot be read: {reason}", expected="a predictions_<split>.csv") from None
+    if header[-1:] == ["fold"] and all(row[-1:] and row[-1].isdigit() for row in rows):  # of a cross-validation
+        header, rows = header[:-1], [row[:-1] for row in rows]
     classes = tuple(header[3:])
     if header[:3] != FIXED or len(classes) < 2 or len(set(classes)) < len(classes) or not rows:
         expected = "a header id,label,predicted and a column for each of two or more classes; rows below"

@@ -14,6 +14,7 @@ from paddle_medcls.evaluation.calibration import predictive_values
 
 NOTICE = "For research and teaching; not for diagnosis."
 SYNTHETIC_NOTICE = "SYNTHETIC SAMPLE: these images are synthetic; the results say nothing about patients."
+SUMMARY = ("accuracy", "auc", "sensitivity", "specificity", "quadratic_kappa", "mean_absolute_error")
 
 
 def class_table(metrics: dict) -> str:
@@ -44,9 +45,9 @@ def summary(metrics: dict, targets: Sequence[tuple[str, float]] = (), prevalence
     """
     lines = [f"{metrics['split']}: {metrics['n']} images", f"  loss         {metrics['loss']:.4f}"]
     published = {} if metrics.get("drawn") else dict(targets)  # nothing was published on synthetic images
-    for name in ("accuracy", "auc"):
+    for name in SUMMARY[:2]:
         lines.append(f"  {name:<12} {metrics[name]:.4f}{_interval_text(name, metrics, published)}")
-    for name in ("sensitivity", "specificity", "quadratic_kappa", "mean_absolute_error"):
+    for name in SUMMARY[2:]:
         if name in metrics:
             lines.append(f"  {name:<12} {metrics[name]:.4f}")
     if "calibration_error" in metrics:
@@ -77,6 +78,36 @@ def _interval_text(name: str, metrics: dict, published: dict[str, float]) -> str
         inside = low <= target <= high
         text += f"; published {target:.4f}: {'inside' if inside else 'outside'} the interval"
     return text
+
+
+def fold_table(metrics: dict) -> str:
+    """A cross-validation: each fold, mean ± standard deviation, and all images together with 95% intervals.
+
+    Args:
+        metrics: see `folds.CrossValidation`.
+    """
+    names = [name for name in ("loss", *SUMMARY) if name in metrics["mean"]]
+    table = PrettyTable(["fold", "images", "epoch", *names])
+    for row in metrics["folds"]:
+        cells = [row["fold"], row["n"], row["epoch"], *(f"{row[name]:.4f}" for name in names)]
+        table.add_row(cells, divider=row is metrics["folds"][-1])
+    spread = [f"{metrics['mean'][name]:.4f} ± {metrics['sd'][name]:.4f}" for name in names]
+    table.add_row(["mean ± sd", "", "", *spread])
+    between = [f"\n({low:.4f} to {high:.4f})" for low, high in map(metrics["intervals"].get, SUMMARY[:2])]
+    pooled = [f"{metrics[name]:.4f}{text}" for name, text in zip(names, ["", *between, *[""] * len(names)])]
+    over = f" of {metrics['patients']} patients" if "patients" in metrics else ""
+    table.add_row(["all (95%)", f"{metrics['n']}{over}", "", *pooled])
+    return str(table)
+
+
+def choice_of_epoch(metrics: dict) -> str:
+    """How the epoch of the weights was chosen and on what, from the metrics of a run."""
+    monitor = metrics["monitor"]
+    epoch = "each fold's epoch" if "folds" in metrics else f"epoch {metrics.get('epoch')}"
+    if monitor == "last":
+        return f"{epoch}: the last one, chosen on no images"
+    images = "the fold's own images" if "fold" in metrics or "folds" in metrics else "the validation images"
+    return f"{epoch}: the best {monitor} on {images}; results on these images are optimistic"
 
 
 def comparison_table(result: dict) -> str:
@@ -111,7 +142,9 @@ def audit_table(result: dict) -> str:
     return f"{heading}{patients_text}\n{table}"
 
 
-def write_predictions(path: Path, index: Index, probs: np.ndarray, guesses: np.ndarray) -> None:
+def write_predictions(
+    path: Path, index: Index, probs: np.ndarray, guesses: np.ndarray, folds: np.ndarray | None = None
+) -> None:
     """Writes `id`, `label`, `predicted`, then one probability a class; multi-label: labels as 0/1 strings.
 
     Where the data set names patients, `patients_<split>.csv` beside it holds the patient of each image.
@@ -120,16 +153,20 @@ def write_predictions(path: Path, index: Index, probs: np.ndarray, guesses: np.n
         path: `predictions_<split>.csv`.
         probs: (N, C).
         guesses: (N,) class numbers, or (N, C) of 0 and 1.
+        folds: (N,) of a cross-validation: the fold of each image, a last column `fold`.
     """
 
     def text(values: np.ndarray) -> object:
         return int(values) if np.ndim(values) == 0 else "".join(str(int(value)) for value in values)
 
-    rows = (
+    rows = [
         [name, text(label), text(guess), *(f"{p:.8f}" for p in row)]
         for name, label, guess, row in zip(index.ids, index.labels, guesses, probs)
-    )
-    write_csv(path, ["id", "label", "predicted", *index.classes], rows)
+    ]
+    header = ["id", "label", "predicted", *index.classes]
+    if folds is not None:
+        header, rows = [*header, "fold"], [[*row, int(fold)] for row, fold in zip(rows, folds)]
+    write_csv(path, header, rows)
     if index.groups:
         patients = path.with_name(f"patients_{index.split}.csv")
         write_csv(patients, ["id", "patient"], list(zip(index.ids, index.groups)))

@@ -9,6 +9,8 @@ import numpy as np
 
 from paddle_medcls.core.errors import WeightsError
 
+TINY = 1e-30  # a float32 too
+
 
 @dataclass(frozen=True)
 class OutputHead:
@@ -68,6 +70,18 @@ class OutputHead:
             return softmax(z)
         p = sigmoid(z)
         return p if self.task == "multi-label" else np.concatenate([1 - p, p], axis=1)
+
+    def logits_of(self, probs: np.ndarray) -> np.ndarray:
+        """Logits (N, outputs) float64 whose probabilities, at temperature 1, are these (N, C).
+
+        A probability of 0 counts as 1e-30, so that its logit is finite.
+        """
+        logs = np.log(probs + TINY)
+        if self.loss == "softmax":
+            return logs
+        if self.task == "multi-label":
+            return logs - np.log(1 - probs + TINY)
+        return logs[:, 1:] - logs[:, :1]
 
     def decide(self, probs: np.ndarray) -> np.ndarray:
         """Probabilities (N, C) -> class numbers (N,), or 0/1 (N, C) for a multi-label task.

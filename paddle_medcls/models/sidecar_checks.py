@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FORMS = ("paddle", "onnx", "openvino")  # of an export, see `export`
 PRECISIONS = ("f32", "bf16")
+MONITORS = ("accuracy", "auc", "loss", "last")  # of `recipe.Recipe`: what the epoch was chosen by
 MAX_CLASSES = 1000
 
 
@@ -99,7 +100,7 @@ _CLASS_METRICS: dict[str, tuple[float, float] | None] = {
     **dict.fromkeys(("support", "predicted")),
 }
 _METRICS: dict[str, tuple[float, float] | None] = {
-    **dict.fromkeys(("n", "patients", "epoch")),
+    **dict.fromkeys(("n", "patients", "epoch", "fold")),
     **dict.fromkeys(("accuracy", "auc", "sensitivity", "specificity", "calibration_error", "threshold"), _SHARE),
     **dict.fromkeys(("loss", "mean_absolute_error", "temperature"), _POSITIVE),
     "quadratic_kappa": (-math.inf, 1.0),
@@ -118,6 +119,8 @@ def _fits(name: str, value: object) -> bool:
         return value == "" or _is_text(value, 1000)
     if name == "drawn":
         return isinstance(value, bool)
+    if name == "monitor":
+        return value in MONITORS
     if name == "intervals":
         pairs = list(value.values()) if isinstance(value, dict) and value.keys() <= {"accuracy", "auc"} else [None]
         return all(

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from paddle_medcls.core.errors import RecipeError, did_you_mean
 from paddle_medcls.core.files import NAME, NAME_RULE, read_json
 from paddle_medcls.models.network import STEMS
+from paddle_medcls.models.sidecar_checks import MONITORS
 from paddle_medcls.preprocessing.augmentation import FLIPS, Augmentation
 from paddle_medcls.preprocessing.transforms import CHOICES as PREPROCESSING_CHOICES
 from paddle_medcls.preprocessing.transforms import MAX_SIDE_PX, MEAN_RANGE, STD_RANGE, Preprocessing
@@ -29,10 +30,11 @@ CHOICES = {
     "optimizer": ("momentum", "adam"),
     "schedule": ("cosine", "polynomial", "step", "constant"),
     "class_weights": ("none", "balanced"),
-    "monitor": ("accuracy", "auc", "loss"),
+    "monitor": MONITORS,
 }
 """Allowed values of the fields that are words."""
 
+MAX_FOLDS = 100
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, pixel values; 0.485, 0.456, 0.406 of 255
 IMAGENET_STD = (58.395, 57.12, 57.375)  # 0.229, 0.224, 0.225 of 255
@@ -86,8 +88,12 @@ class Recipe:
     ema_decay: float = 0.0  # > 0: an exponential moving average of the weights is evaluated and kept
     seed: int = 0
 
+    # cross-validation, of the training images alone
+    folds: int = 0  # number of folds; 0: the data set's own validation images
+    fold: int = 0  # 1 to folds: the one for validation
+
     # selection and evaluation
-    monitor: str = "accuracy"  # on validation; picks the weights that are kept
+    monitor: str = "accuracy"  # on validation; picks the epoch whose weights are kept; "last": the last epoch's
     patience: int = 0  # epochs without improvement before stopping; 0: never stop early
     test_flips: bool = False  # average the logits of the image and its flips (those of the augmentation)
     targets: tuple[tuple[str, float], ...] = ()  # published figures: ("test/accuracy", 0.9651)
@@ -281,6 +287,9 @@ def _faults(values: dict) -> list[str]:
         check(0 <= getattr(recipe, field) <= 1, field, "a probability, 0 to 1")
     for field in ("weight_decay", "rotate_degrees", "zoom", "patience", "cache_views"):
         check(getattr(recipe, field) >= 0, field, "0 or more")
+    check(recipe.monitor != "last" or not recipe.patience, "patience", "0 with monitor=last")
+    check(recipe.folds == 0 or 2 <= recipe.folds <= MAX_FOLDS, "folds", f"0, or 2 to {MAX_FOLDS}")
+    check(min(1, recipe.folds) <= recipe.fold <= recipe.folds, "fold", f"{min(1, recipe.folds)} to {recipe.folds}")
     check(0 <= recipe.seed < 2**64, "seed", "0 to 2**64 - 1")
     for field in ("mean", "std"):
         check(len(getattr(recipe, field)) == channels, field, f"{channels} number(s), as channels={recipe.channels}")

@@ -204,7 +204,7 @@ def keep_epoch(training: Training, session: Session, logits: np.ndarray) -> None
     result = metrics.evaluate_logits(logits, data.val.labels, sidecar.head, intervals=False)
     row = run_directory.history_row(state, [len(rows) for rows in training.batches], result)
     state.history.append(row)
-    score = -result["loss"] if recipe.monitor == "loss" else result[recipe.monitor]
+    score = {**result, "loss": -result["loss"], "last": state.epoch}[recipe.monitor]
     if not math.isfinite(score):
         raise RunError(
             f"{recipe.monitor} is not defined on the validation split after epoch {state.epoch + 1}: {score}",
@@ -239,7 +239,8 @@ def finish(training: Training, session: Session) -> Run:
     if not session.first:
         return Run(training.directory, weights, {}, state.history)
     result = outputs.score_split(logits, data.val, learner.sidecar.head)
-    result |= {"epoch": state.best_epoch, "drawn": data.train.synthetic}
+    result |= {"epoch": state.best_epoch, "monitor": recipe.monitor, "drawn": data.train.synthetic}
+    result |= {"fold": recipe.fold} if recipe.fold else {}
     outputs.write_outputs(training.directory, logits, data.val, learner.sidecar, result)
     sidecar = run_directory.write_sidecar(weights, learner.sidecar, result)
     facts = model_facts.run_facts(weights, sidecar, _count_parameters(learner.model))

@@ -35,8 +35,7 @@ from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.training.checkpoint import FILE
 from paddle_medcls.training.loop import Options, train
 from paddle_medcls.training.reproduction_table import Row, table
-from paddle_medcls.training.resume import read_environment
-from paddle_medcls.training.session import run_settings
+from paddle_medcls.training.resume import refuse_other_recipe
 
 SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "medmnist": (("medmnist",), tuple(CARDS), ("resnet18", "resnet50")),
@@ -164,7 +163,7 @@ def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell
         MedclsError: data, a recipe or a run that cannot be used; interrupted (`Stopped`).
     """
     for cell in cells:
-        _refuse_other_recipe(cell, options)
+        refuse_other_recipe(cell.folder, cell.recipe, options)
     remaining = [cell for cell in cells if cell.result() is None]
     for root, dataset in dict.fromkeys((cell.data_root, cell.recipe.dataset) for cell in remaining):
         load_index(dataset, root, dataset_module(dataset).SPLITS[-1])  # unreadable data stop the grid at once
@@ -227,29 +226,6 @@ def _run_cell(cell: Cell, options: Options) -> None:
         "note": "synthetic images" if index.synthetic else index.note,
     }
     write_json(folder / "cell.json", row)
-
-
-def _refuse_other_recipe(cell: Cell, options: Options) -> None:
-    """Refuses a cell that was begun or finished with another recipe or precision."""
-    if not (cell.folder / "recipe.json").exists():
-        return
-    earlier = Recipe.from_file(cell.folder / "recipe.json")
-    recipe = cell.recipe
-    if recipe.statistics == "train":  # the run's recipe.json has the computed mean and std
-        recipe = recipe.replace(mean=earlier.preprocessing.mean, std=earlier.preprocessing.std)
-    changes = earlier.differences(recipe)
-    if (cell.folder / "environment.json").exists():
-        settings = run_settings(read_environment(cell.folder))
-        kernels, precision = settings["kernels"], settings["precision"]
-        if precision != options.precision or options.kernels not in ("auto", kernels):
-            changes = [*changes, f"operators: {kernels} {precision} then, {options.kernels} {options.precision} now"]
-    if changes:
-        raise RunError(
-            f"{cell.name} was run with another recipe",
-            items=changes,
-            path=cell.folder,
-            fix="use the original options, or choose another --output",
-        )
 
 
 def _minutes(folder: Path) -> float:

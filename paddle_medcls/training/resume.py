@@ -22,7 +22,7 @@ from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.training.checkpoint import FILE, load_state
 from paddle_medcls.training.run_directory import HISTORY, STEP_LOG, State, read_timing
-from paddle_medcls.training.session import Session
+from paddle_medcls.training.session import Options, Session, run_settings
 
 _RUN_FILES = ("recipe.json", "data.json", "environment.json", "history.csv", "steps.csv", "timing.csv", "metrics.json")
 
@@ -176,6 +176,32 @@ def refuse_changes(run_dir: Path, recipe: Recipe, facts: dict, session: Session)
         session.say(
             f"threads: {old_threads} then, {threads} now: sums round differently, so the last digits of an "
             f"uninterrupted run are not repeated; OMP_NUM_THREADS={old_threads} keeps them"
+        )
+
+
+def refuse_other_recipe(run_dir: Path, recipe: Recipe, options: Options) -> None:
+    """Refuses a directory whose run was begun or finished with another recipe or precision.
+
+    Raises:
+        RunError: lists the differences.
+    """
+    if not (run_dir / "recipe.json").exists():
+        return
+    earlier = Recipe.from_file(run_dir / "recipe.json")
+    if recipe.statistics == "train":  # the run's recipe.json has the computed mean and std
+        recipe = recipe.replace(mean=earlier.preprocessing.mean, std=earlier.preprocessing.std)
+    changes = earlier.differences(recipe)
+    if (run_dir / "environment.json").exists():
+        settings = run_settings(read_environment(run_dir))
+        kernels, precision = settings["kernels"], settings["precision"]
+        if precision != options.precision or options.kernels not in ("auto", kernels):
+            changes = [*changes, f"operators: {kernels} {precision} then, {options.kernels} {options.precision} now"]
+    if changes:
+        raise RunError(
+            f"{run_dir.name} was run with another recipe",
+            items=changes,
+            path=run_dir,
+            fix="use the original options, or choose another --output",
         )
 
 

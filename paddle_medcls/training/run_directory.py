@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.core.files import sha256, write_csv, write_json
+from paddle_medcls.core.errors import RunError
+from paddle_medcls.core.files import read_json, sha256, write_csv, write_json
 from paddle_medcls.evaluation import plots
+from paddle_medcls.evaluation.model_card import is_card
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import save_weights
 from paddle_medcls.recipes.recipe import Recipe
@@ -82,6 +84,42 @@ def write_history(run_dir: Path, state: State, note: str, picture: bool) -> None
     write_csv(run_dir / "steps.csv", STEP_LOG, [[int(row[0]), *row[1:]] for row in state.steps])
     if picture:
         plots.curves(run_dir / "curves.png", np.array(state.steps), state.history, note)
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run is finished: the model card is the last file that a training writes."""
+    return any(is_card(run_dir / name) for name in ("README.md", "MODEL_CARD.md"))
+
+
+def read_history(run_dir: Path) -> list[dict]:
+    """The rows of `history.csv`; a damaged one is a RunError."""
+    path = run_dir / "history.csv"
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [{name: float(row[name]) for name in HISTORY} for row in rows]
+    except (OSError, csv.Error, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"history.csv cannot be read: {error}", path=path, fix="restore it from a copy") from None
+
+
+def read_metrics(run_dir: Path) -> dict:
+    """`metrics.json`, with nan where JSON has null; a damaged one is a RunError."""
+    path = run_dir / "metrics.json"
+    try:
+        found = _nan_for_null(read_json(path))
+        if not isinstance(found, dict) or not {"n", "loss", "accuracy", "auc"} <= found.keys():
+            raise ValueError("n, loss, accuracy and auc are expected")
+        return found
+    except (OSError, ValueError) as error:
+        raise RunError(f"metrics.json cannot be read: {error}", path=path, fix="restore it from a copy") from None
+
+
+def _nan_for_null(value):
+    if isinstance(value, dict):
+        return {name: _nan_for_null(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_nan_for_null(item) for item in value]
+    return float("nan") if value is None else value
 
 
 def read_timing(run_dir: Path) -> list[list[float]]:

@@ -19,6 +19,7 @@ from paddle_medcls.data.datasets import dataset_module, default_root, is_own, lo
 from paddle_medcls.data.image_list import CSV, ImageList, read_image_list
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.own_images import compared
+from paddle_medcls.data.splits import fold_of
 from paddle_medcls.evaluation import tables
 from paddle_medcls.models.network import LOSSES, Network, model_names
 from paddle_medcls.models.onednn.network import obstacle
@@ -89,6 +90,7 @@ def place_images(
         else:
             root = data_root or default_root(recipe.dataset)
             images = dataset_module(recipe.dataset).open_images(recipe.dataset, root)
+            images = images.fold(recipe.folds, recipe.fold) if recipe.folds else images
         images = images if images.compared else compared(images, session.options.workers)
         for remark in () if resume else images.remarks:
             session.say(str(remark))
@@ -103,7 +105,11 @@ def read_data(recipe: Recipe, data_root: Path, cache: Path | None, session: Sess
     Args:
         cache: folder that the decoded and scaled images are kept in; None: nowhere.
     """
-    train, val = (load_index(recipe.dataset, data_root, split, recipe.labels) for split in ("train", "val"))
+    train = load_index(recipe.dataset, data_root, "train", recipe.labels)
+    if recipe.folds and not is_own(recipe.dataset):  # own images: the run's list has the fold as its splits
+        train, val = fold_of(train, recipe.folds, recipe.fold)
+    else:
+        val = load_index(recipe.dataset, data_root, "val", recipe.labels)
     network_for(recipe, len(train.classes), train.task)  # whether the loss fits, before anything is decoded
 
     def scan() -> tuple[dict, dict[str, str]]:
