@@ -23,7 +23,7 @@ from paddle_medcls.core.errors import RunError, SetupError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.deployment import export as exporting
-from paddle_medcls.deployment import exported_models, inference_engines
+from paddle_medcls.deployment import export_writers, exported_models, inference_engines
 from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.sidecar import Sidecar, find_model, sidecar_of
@@ -184,7 +184,7 @@ def test_pixels_in_probabilities_out(task: str, form: str, flips: tuple, tmp_pat
         size_px=16 if form != "paddle" else 32, channels=channels, mean=(99.5,) * count, std=(41.0,) * count
     )
     sidecar = Sidecar("covid", "covid", tuple("abc"[: max(2, outputs)]), kind, loss, network, spec, flips, 0.7)
-    exporting._WRITERS[form](Predictor(sidecar, PaddleNetwork(model, flips)), tmp_path, "NET")
+    export_writers.WRITERS[form](Predictor(sidecar, PaddleNetwork(model, flips)), tmp_path, "NET")
     backend = exported_models.open_model(tmp_path, "NET", form, "f32", outputs)
     pixels = np.random.default_rng(4).integers(0, 256, (3, spec.size_px, spec.size_px, count), np.uint8)
     found = backend.outputs(pixels.transpose(0, 3, 1, 2).astype(np.float32))
@@ -272,11 +272,11 @@ def test_a_faulty_export_is_not_kept(fault: str, tmp_path: Path, images, monkeyp
         if fault == "differs":
             predictor = Predictor.from_weights(make_weights(tmp_path / "other", 1))
         if fault != "nothing":
-            exporting._write_paddle(predictor, where, name)
+            export_writers._write_paddle(predictor, where, name)
         if fault == "empty":
             (where / f"{name}.inference.pdiparams").write_bytes(b"")
 
-    monkeypatch.setitem(exporting._WRITERS, "paddle", write)
+    monkeypatch.setitem(export_writers.WRITERS, "paddle", write)
     message = {"differs": "a probability differs", "full disk": "No space left"}.get(fault, "the export is empty")
     with pytest.raises(RunError, match=message):
         exporting.export(predictor, "paddle", folder, images)

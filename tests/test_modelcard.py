@@ -23,7 +23,7 @@ from paddle_medcls.data.datasets import dataset_names, is_own, load_index
 from paddle_medcls.data.datasets.medmnist_cards import CARDS
 from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.index import Index
-from paddle_medcls.deployment import export
+from paddle_medcls.deployment.export_writers import WRITERS
 from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor, load_predictor
 from paddle_medcls.evaluation import outputs
 from paddle_medcls.evaluation.metrics import wilson
@@ -342,7 +342,7 @@ def test_the_code_runs_a_real_export_alone(form, name, tmp_path) -> None:
         )
     paddle.seed(1)
     network = Predictor(sidecar, PaddleNetwork(sidecar.network.build()))
-    export._WRITERS[form](network, tmp_path, "M")
+    WRITERS[form](network, tmp_path, "M")
     opener = {"onnx": [".onnx"], "openvino": [".xml"], "paddle": [".inference.json", ".inference.pdmodel"]}[form]
     files = [f"M{suffix}" for suffix in opener if (tmp_path / f"M{suffix}").exists()] + ["M.inference.pdiparams"]
     sidecar = dataclasses.replace(sidecar, preprocessing=pixels_spec(sidecar.preprocessing))

@@ -53,6 +53,12 @@ def boolean(text: str) -> bool:
     return known[text.lower()]
 
 
+def add_recipe_option(p: argparse.ArgumentParser) -> None:
+    """--recipe of the commands that use a trained model."""
+    text = "for a file without a sidecar: the recipe it was trained with"
+    p.add_argument("--recipe", type=named("recipe"), metavar="NAME", help=text)
+
+
 def add_engine_options(p: argparse.ArgumentParser) -> None:
     """--device, --engine and --precision of the commands that use a trained model."""
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU if there is one")

@@ -10,8 +10,8 @@ from pathlib import Path
 from paddle_medcls.cli.common import (
     add_engine_options,
     add_own_options,
+    add_recipe_option,
     list_own_images,
-    named,
     open_predictor,
     parser,
     run,
@@ -42,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--labels", type=Path, metavar="FILE", help="table: CSV or Excel file with a row for each image")
     add_own_options(p)
     p.add_argument("--split", choices=("train", "val", "test"), help="default: test where there is one, else val")
-    p.add_argument(
-        "--recipe", type=named("recipe"), help="for a file without a sidecar: the recipe it was trained with"
-    )
+    add_recipe_option(p)
     p.add_argument("--without-leaks", action="store_true", help="also evaluate without images that training has too")
     p.add_argument("--calibrate", action="store_true", help="fit temperature (and threshold) on validation first")
     p.add_argument("--sensitivity", type=float, metavar="S", help="with --calibrate, two classes: sensitivity to reach")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli.common import named, parser, run
+from paddle_medcls.cli.common import add_recipe_option, parser, run
 
 TEXT = """Exports a trained model with its sidecar and a model card, opens it again, and compares its
 probabilities with the network's; an export that differs is not kept. predict.py, eval.py and the web
@@ -17,9 +17,7 @@ page take the folder in place of a weight file."""
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("export", TEXT)
     p.add_argument("--weights", type=Path, help="default: the newest run's")
-    p.add_argument(
-        "--recipe", type=named("recipe"), help="for a file without a sidecar: the recipe it was trained with"
-    )
+    add_recipe_option(p)
     p.add_argument("--format", choices=("paddle", "onnx", "openvino"), required=True)
     p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="precision at inference")
     p.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or an earlier export")

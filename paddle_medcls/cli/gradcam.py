@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli.common import named, parser, run
+from paddle_medcls.cli.common import add_recipe_option, parser, run
 
 TEXT = """Shows by Grad-CAM which parts of an image are evidence for a class. Writes each image under its heat map, at
 its own size, and contact_sheet.png, eight images above their maps. An unreadable file is reported, the
@@ -22,12 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser("gradcam", TEXT)
     p.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders (searched below) or globs")
     p.add_argument("--weights", type=Path, metavar="FILE", help="default: the newest run's")
-    p.add_argument(
-        "--recipe",
-        type=named("recipe"),
-        metavar="NAME",
-        help="for a file without a sidecar: the recipe it was trained with",
-    )
+    add_recipe_option(p)
     p.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the pictures; with --measure also measures.csv"
     )

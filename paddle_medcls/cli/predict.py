@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli.common import add_engine_options, named, open_predictor, parser, run
+from paddle_medcls.cli.common import add_engine_options, add_recipe_option, open_predictor, parser, run
 
 TEXT = """Predicts images with a trained model. Standard output holds the table, or one JSON object a
 line, and nothing else. An unreadable file is reported, the others are predicted, and the exit code is 1."""
@@ -18,9 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser("predict", TEXT)
     p.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (searched below) or globs")
     p.add_argument("--weights", type=Path, help="weight file or export (default: the newest run's)")
-    p.add_argument(
-        "--recipe", type=named("recipe"), help="for a file without a sidecar: the recipe it was trained with"
-    )
+    add_recipe_option(p)
     p.add_argument("--topk", type=int, default=1, metavar="K", help="show the K most probable classes")
     p.add_argument("--json", action="store_true", help="one JSON object a line: image, label, probability, topk")
     p.add_argument("--csv", type=Path, metavar="FILE", help="also write image, label and all probabilities")

@@ -59,22 +59,6 @@ MEDMNIST_STUDY = {
 """MedMNIST study (ResNet-18 and ResNet-50), (data set, network) -> (AUC, accuracy), 28 pixels. Its rows ChestMNIST
 ResNet-50 (.988/.871) and OrganMNIST_C ResNet-50 (.975/.746) are left out: they look like rows of other data sets."""
 
-MEDVIT_V2 = {
-    "pathmnist": 0.977,
-    "chestmnist": 0.967,
-    "dermamnist": 0.817,
-    "octmnist": 0.952,
-    "pneumoniamnist": 0.973,
-    "retinamnist": 0.578,
-    "breastmnist": 0.910,
-    "bloodmnist": 0.987,
-    "tissuemnist": 0.716,
-    "organamnist": 0.973,
-    "organcmnist": 0.961,
-    "organsmnist": 0.851,
-}
-"""Accuracy of MedViTV2-large, arXiv 2502.13693; its input size and pretraining were not confirmed."""
-
 SEED_NOISE = {
     "breastmnist": (0.014, 0.015),
     "pneumoniamnist": (0.014, 0.054),
