@@ -531,13 +531,17 @@ def test_prepare_writes_a_list_that_train_takes(tmp_path: Path, capsys) -> None:
     [
         (["--dataset", "folder"], "pass --data-root with the folder of your images"),
         (["--dataset", "folder", "--data-root", "gone"], "the folder of the images does not exist"),
-        (["--dataset", "table", "--data-root", "."], "--dataset table takes --labels FILE"),
-        (["--dataset", "folder", "--data-root", ".", "--labels", "x.csv"], "--dataset folder takes the names"),
+        (["--dataset", "table", "--data-root", "IMAGES"], "--dataset table takes --labels FILE"),
+        (["--dataset", "folder", "--data-root", "IMAGES", "--labels", "x.csv"], "--dataset folder takes the names"),
         (["--dataset", "palm", "--labels", "x.csv"], "--labels: for a folder of own images"),
+        (["--dataset", "folder", "--data-root", "IMAGES", "--download"], "are for published data sets"),
+        (["--dataset", "folder", "--data-root", "IMAGES", "--recipe", "palm"], "fix        --set loss=softmax"),
         (["--recipe", "own", "--data-root", "gone"], "the folder of the images does not exist"),
     ],
 )
-def test_options_that_do_not_fit(arguments: list[str], message: str, capsys) -> None:
+def test_options_that_do_not_fit(arguments: list[str], message: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    class_folders(tmp_path / "IMAGES", {"a": 4, "b": 4, "c": 4})
     assert train.main(arguments) == 1
     assert message in capsys.readouterr().err
 

@@ -241,13 +241,17 @@ def _count(args: argparse.Namespace) -> int:
 
 def _images(args: argparse.Namespace):
     """The list of own images; None for other data sets."""
+    from paddle_medcls.core.errors import DataError
     from paddle_medcls.data.datasets import dataset_module
 
     if not args.dataset and args.recipe == "own":
         args.dataset = "table" if args.labels else "folder"
     if args.dataset:
         dataset_module(args.dataset)  # unknown as a data set, not as a recipe
-    return list_own_images(args, args.split_seed)
+    images = list_own_images(args, args.split_seed)
+    if images is not None and (args.sample or args.download):
+        raise DataError("--sample and --download are for published data sets", fix="leave them out")
+    return images
 
 
 def _recipe(args: argparse.Namespace):

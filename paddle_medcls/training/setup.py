@@ -261,6 +261,10 @@ def network_for(recipe: Recipe, num_classes: int, task: str) -> Network:
     """
     losses = LOSSES[task]
     if recipe.loss not in losses:
-        raise RecipeError(f"{recipe.name}: loss={recipe.loss} does not fit a {task} task", expected=" or ".join(losses))
+        raise RecipeError(
+            f"{recipe.name}: loss={recipe.loss} does not fit a {task} task",
+            expected=" or ".join(losses),
+            fix=f"--set loss={losses[0]}",
+        )
     single_output = recipe.loss == "sigmoid" and task == "binary"
     return Network(recipe.model, 1 if single_output else num_classes, recipe.preprocessing.num_channels, recipe.stem)
