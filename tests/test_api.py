@@ -50,7 +50,12 @@ def test_the_types_that_an_editor_completes_are_the_names() -> None:
 def test_the_documented_lines_run_outside_the_repository(palm_root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (lines,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
-    names = {"DATA": str(palm_root), "OUTPUT": tmp_path, "EYE": str(next(palm_root.rglob("V0001.jpg")))}
+    names = {
+        "DATA": str(palm_root),
+        "IMAGES": fakes.covid_images(tmp_path / "images"),
+        "OUTPUT": tmp_path,
+        "EYE": str(next(palm_root.rglob("V0001.jpg"))),
+    }
     lines = lines.replace('"resnet18"', '"toy_resnet"')
     lines += "print(len(images), pixels.shape, label, images.counts(), images.show())\n"
     exec(compile(lines, "docs/python-api.md", "exec"), names)
