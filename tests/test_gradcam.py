@@ -277,6 +277,10 @@ def test_memory_does_not_grow_over_40_calls() -> None:
         ("resnet18", "small", 1, 28, "block.7"),
         ("resnet18", "imagenet", 3, 28, "block.3"),  # 1 x 1 in the last stage, 2 x 2 before
         ("vgg16", "imagenet", 3, 64, "features.29"),
+        ("shufflenet_v2_x0_25", "imagenet", 3, 64, "backbone.3_8"),  # `4_1` halves the maps: its inside does not count
+        ("squeezenet1_1", "imagenet", 1, 96, "backbone._conv8"),  # not the Identity or dropout that follow
+        ("mobilenet_v3_small", "imagenet", 3, 128, "backbone.lastconv.2"),
+        ("googlenet", "imagenet", 3, 64, "backbone._ince3b"),  # a block's outputs together, not one branch
     ],
 )
 def test_default_layer(name: str, stem: str, channels: int, size: int, layer: str, narrow_vgg: None) -> None:
@@ -302,8 +306,6 @@ def test_unknown_layer_is_one_clear_error() -> None:
         gradcam(network(), batch(1), "fc", 0)
 
 
-def test_a_network_without_a_known_layer_asks_for_one() -> None:
-    from toynet import toy
-
-    with pytest.raises(RecipeError, match="no layer of this Toy"):
-        gradcam(toy(Network("toy", 2)), batch(1), None, 0)
+def test_a_network_without_maps_of_four_cells_asks_for_a_layer() -> None:
+    with pytest.raises(RecipeError, match="no layer of this ResNet suits a heat map of 6 x 6"):
+        gradcam(network(), batch(1)[:, :, :6, :6], None, 0)

@@ -13,16 +13,24 @@ from toynet import constant_values, without_values
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models import architectures
-from paddle_medcls.models.network import MODELS, Network, model_names
+from paddle_medcls.models.network import MODELS, PARAMETERS, Network, model_names
 from paddle_medcls.models.weights import load_strict, recognise
 
-# Trainable parameters at 1000 outputs; 18, 34 and 50 equal torchvision's published num_params.
+# Trainable parameters at 1000 outputs: torchvision's published num_params.
 COUNTS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "alexnet": 61_100_840,
+    "densenet121": 7_978_856,
+    "mobilenet_v2": 3_504_872,
+    "mobilenet_v3_small": 2_542_856,
+    "resnext50_32x4d": 25_028_904,
+    "shufflenet_v2_x1_0": 2_278_604,
+    "squeezenet1_1": 1_235_496,
+    "wide_resnet50_2": 68_883_240,
 }
 
 
@@ -30,10 +38,10 @@ def trainable(model: paddle.nn.Layer) -> int:
     return sum(int(np.prod(p.shape)) for p in model.parameters() if p.trainable)
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_trainable_parameters(name: str) -> None:
     assert name in model_names()
-    assert trainable(without_values(Network(name, 1000))) == COUNTS[name]
+    assert trainable(without_values(Network(name, 1000))) == PARAMETERS[name] == COUNTS.get(name, PARAMETERS[name])
 
 
 def test_covid_network_has_the_tutorials_size() -> None:
@@ -63,7 +71,9 @@ def test_the_list_of_names_is_what_the_architectures_offer() -> None:
     for info in pkgutil.iter_modules(architectures.__path__):
         module = importlib.import_module(f"paddle_medcls.models.architectures.{info.name}")
         offered |= {name: info.name for name in getattr(module, "__all__", ())}
-    assert offered == MODELS
+    theirs = [name for name in paddle.vision.models.__all__ if name.islower()]  # the rest are classes
+    assert {**dict.fromkeys(theirs, "vision"), **offered} == MODELS
+    assert PARAMETERS.keys() == {name for name in MODELS if not name.startswith("toy")}
     assert all(without_values(Network(name, 2)).head_name for name in ("resnet18", "vgg16"))
 
 

@@ -74,8 +74,6 @@ def test_masks_of_both_layouts(tmp_path: Path) -> None:
 class Bright(nn.Layer):
     """Class 1 where 4 x 4 pixels are bright; a `mirrored` one looks at the image turned by 180 degrees."""
 
-    maps_name = "cells"
-
     def __init__(self, network: Network, mirrored: bool = False) -> None:
         super().__init__()
         # a cell counts from half brightness on: the mean colour that deletion paints is no evidence

@@ -33,9 +33,13 @@ def _recipes() -> list[tuple[str, str]]:
 
 
 def _models() -> list[tuple[str, str]]:
-    from paddle_medcls.models.network import builder, model_names
+    from paddle_medcls.models.network import MODELS, PARAMETERS
 
-    return [(name, _first_line(builder(name))) for name in model_names()]
+    origin = {"vision": "paddle.vision"}
+    return [
+        (name, f"{count / 1e6:5.1f} million parameters, {origin.get(MODELS[name], 'this package')}")
+        for name, count in PARAMETERS.items()
+    ]
 
 
 def _datasets() -> list[tuple[str, str]]:

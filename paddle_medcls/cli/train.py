@@ -61,7 +61,7 @@ def _options() -> argparse.ArgumentParser:
         help="fetch the set first, if it is not there (MedMNIST)",
     )
     p.add_argument("--sample", action="store_true", help="train on synthetic sample images")
-    p.add_argument("--model", type=named("model"), help="resnet18, 34, 50, 101, 152 or vgg16; list: names them")
+    p.add_argument("--model", type=named("model"), help="resnet18, densenet121, …; list: names them")
     p.add_argument("--epochs", "--num_epoch", type=int, help="warm-up and decay points keep their share of the run")
     p.add_argument("--batch-size", type=int)
     p.add_argument("--lr", type=float, help="peak learning rate")

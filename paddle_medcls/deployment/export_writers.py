@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -46,7 +47,9 @@ class _Served(paddle.nn.Layer):
         else:
             if self.sidecar.task == "binary":  # class 0 has the logit -z
                 z = paddle.concat([-z, z], axis=1)
-            probabilities = paddle.nn.functional.sigmoid(z)
+            # The sigmoid, as a softmax of two: Paddle 3.3 cannot write its own in the format of Paddle 2.
+            pairs = paddle.stack([z / 2, -z / 2], axis=2)
+            probabilities = paddle.nn.functional.softmax(pairs, axis=2)[:, :, 0]
         return probabilities, logits
 
 
@@ -56,6 +59,11 @@ def _write_paddle(predictor: Predictor, folder: Path, name: str) -> None:
     traced = paddle.jit.to_static(_Served(predictor), input_spec=[image], full_graph=True)
     paddle.jit.save(traced, str(folder / f"{name}.inference"))
     (folder / f"{name}.inference.pdiparams.info").unlink(missing_ok=True)  # of Paddle 2, for training alone
+
+
+def _format_of_paddle_2() -> contextlib.AbstractContextManager:
+    """Lets Paddle 3 write programs in the format of Paddle 2, the only one that OpenVINO reads."""
+    return contextlib.nullcontext() if paddle.__version__.startswith("2.") else paddle.pir_utils.DygraphOldIrGuard()
 
 
 def _write_onnx(predictor: Predictor, folder: Path, name: str) -> None:
@@ -75,8 +83,11 @@ def _write_openvino(predictor: Predictor, folder: Path, name: str) -> None:
         model = to_openvino(_graph(predictor))
     else:
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            _write_onnx(predictor, Path(scratch), name)
-            model = openvino.Core().read_model(str(Path(scratch) / f"{name}.onnx"))
+            with _format_of_paddle_2():
+                _write_paddle(predictor, Path(scratch), name)
+            model = openvino.Core().read_model(str(Path(scratch) / f"{name}.inference.pdmodel"))
+        for output, end in zip(model.outputs, ("probabilities", "logits")):
+            output.get_tensor().set_names({end})
     openvino.save_model(model, str(folder / f"{name}.xml"), compress_to_fp16=False)
 
 
@@ -100,7 +111,7 @@ def _through_paddle2onnx(predictor: Predictor, folder: Path, name: str):
     except ImportError as error:
         raise SetupError(
             f"exporting the network {predictor.sidecar.network.model} needs paddle2onnx: {error}",
-            fix="pip install paddle2onnx (with Paddle 2.6: 'paddle2onnx<2'; Python 3.13 has none yet)",
+            fix="--format openvino, or pip install paddle2onnx (Paddle 2.6: 'paddle2onnx<2'; Python 3.13 has none yet)",
         ) from None
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         _write_paddle(predictor, Path(scratch), name)

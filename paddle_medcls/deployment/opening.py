@@ -26,6 +26,7 @@ from paddle_medcls.deployment.inference_engines import (
     require,
     resolve_precision,
 )
+from paddle_medcls.models.network import MODELS
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.models.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
 from paddle_medcls.models.weight_layouts import recognise
@@ -164,6 +165,10 @@ def _candidates(model: str, engine: str | None, precision: str) -> list[str]:
 def _paddle_network(sidecar: Sidecar, state: dict, path: Path) -> PaddleNetwork:
     model = sidecar.network.build()
     load_strict(model, state, path)
+    if MODELS[sidecar.network.model] == "vision":
+        from paddle_medcls.models.architectures.vision import refuse_size
+
+        refuse_size(model, sidecar.network, sidecar.preprocessing.size_px, "restore the sidecar of the weights")
     return PaddleNetwork(model, sidecar.flips)
 
 

@@ -26,10 +26,14 @@ import numpy as np
 from paddle_medcls.core.errors import RecipeError, did_you_mean
 from paddle_medcls.core.paddle_setup import paddle
 
+nn = paddle.nn
+
 METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
 """Methods: value of the option -> name in the literature."""
 MIN_SIDE = 4
 """The default layer's map has at least this many cells a side; at 224 pixels it has 7."""
+_PASSING = (nn.MaxPool2D, nn.AvgPool2D, nn.AdaptiveAvgPool2D, nn.Dropout, nn.Identity, nn.Sequential)
+"""Layers that are never the default: they pass on or pool the maps of another."""
 
 
 def gradcam(
@@ -69,9 +73,10 @@ def gradcam(
     outputs: list = []
 
     def keep(_, __, output):
-        if len(output.shape) != 4:
+        shape = tuple(getattr(output, "shape", ()))
+        if len(shape) != 4:
             raise RecipeError(
-                f"layer {layer!r} gives the shape {tuple(output.shape)}, which is no map",
+                f"layer {layer!r} gives the shape {shape}, which is no map",
                 expected="(images, channels, height, width)",
                 fix="gradcam --list-layers prints the layers",
             )
@@ -91,11 +96,11 @@ def gradcam(
             if float(features.min()) < 0:
                 fix = "choose a layer after its ReLU, as the default is, or --method gradcam"
                 raise RecipeError(f"layer {layer!r} has negative outputs, for which Grad-CAM++ is not defined", fix=fix)
-            positive = paddle.nn.functional.relu(gradient)
+            positive = nn.functional.relu(gradient)
             gradient = positive / (2 + features.sum(axis=[2, 3], keepdim=True) * positive)
         weights = gradient.mean(axis=[2, 3], keepdim=True)  # (N, channels, 1, 1)
-        maps = paddle.nn.functional.relu((weights * features).sum(axis=1, keepdim=True))  # (N, 1, h, w)
-        maps = paddle.nn.functional.interpolate(maps, size=list(x.shape[2:]), mode="bilinear", align_corners=False)
+        maps = nn.functional.relu((weights * features).sum(axis=1, keepdim=True))  # (N, 1, h, w)
+        maps = nn.functional.interpolate(maps, size=list(x.shape[2:]), mode="bilinear", align_corners=False)
         heat = maps.squeeze(1).astype("float32").numpy()
     largest = heat.max(axis=(1, 2), keepdims=True)
     return np.divide(heat, largest, out=np.zeros_like(heat), where=largest > 0)
@@ -118,25 +123,33 @@ def layer_shapes(model, x: np.ndarray) -> dict[str, tuple[int, int, int]]:
     Args:
         x: a batch (N, C, H, W) float32; one image of zeros is enough.
     """
-    shapes: dict[str, tuple[int, int, int]] = {}
+    found = _map_shapes(model, x)
+    return {name: found[name] for name, _ in model.named_sublayers() if name in found and found[name][1:] != (1, 1)}
+
+
+def _map_shapes(model, x: np.ndarray) -> dict[str, tuple[int, int, int]]:
+    """Layers whose output is a map: name -> (channels, h, w), in the order in which they are computed."""
+    found: dict[str, tuple[int, int, int]] = {}
 
     def remember(name: str):
         def look(_, __, output) -> None:
-            if len(output.shape) == 4 and output.shape[2] * output.shape[3] > 1:
-                shapes[name] = tuple(output.shape[1:])
+            shape = tuple(getattr(output, "shape", ()))  # GoogLeNet gives several tensors
+            found.pop(name, None)  # a layer that is used twice counts where it is used last
+            if len(shape) == 4:
+                found[name] = shape[1:]
 
         return look
 
     names, layers = zip(*model.named_sublayers())
     with _evaluating(model), _hooks(layers, [remember(name) for name in names]), paddle.no_grad():
         model(paddle.to_tensor(x))
-    return {name: shapes[name] for name in names if name in shapes}
+    return found
 
 
 def default_layer(model, x: np.ndarray) -> str:
-    """The last residual block (VGG: the last convolution, after its ReLU) with maps of 4 x 4 or more.
+    """The layer or block that computes the last maps of 4 x 4 cells or more, pooling left out.
 
-    At 224 pixels that is `block.15` of ResNet-50 and `features.29` of VGG-16.
+    At 224 pixels that is `block.15` of ResNet-50, `features.29` of VGG-16, `backbone.batch_norm` of DenseNet-121.
 
     Args:
         x: a batch (N, C, H, W) float32 of the size that the network is used with.
@@ -144,12 +157,12 @@ def default_layer(model, x: np.ndarray) -> str:
     Raises:
         RecipeError: no layer has such maps.
     """
-    parent = getattr(model, "maps_name", None)
-    pools = {name for name, layer in model.named_sublayers() if isinstance(layer, paddle.nn.MaxPool2D)}
+    layers, shapes = dict(model.named_sublayers()), _map_shapes(model, x)
+    fine = {name: min(height, width) >= MIN_SIDE for name, (_, height, width) in shapes.items()}
+    # What is inside a block that makes maps smaller is not the end of anything.
+    coarse = tuple(f"{name}." for name in fine if not fine[name] and not isinstance(layers[name], nn.Sequential))
     names = [
-        name
-        for name, (_, height, width) in layer_shapes(model, x).items()
-        if name.rpartition(".")[0] == parent and name not in pools and min(height, width) >= MIN_SIDE
+        name for name in fine if fine[name] and not name.startswith(coarse) and not isinstance(layers[name], _PASSING)
     ]
     if not names:
         raise RecipeError(

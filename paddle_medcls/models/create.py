@@ -19,12 +19,12 @@ def create_model(
     """Builds a network: x (N, in_channels, H, W) float32 -> logits (N, num_classes).
 
     Args:
-        name: "resnet18", "resnet34", "resnet50", "resnet101", "resnet152" or "vgg16".
+        name: "resnet18", "vgg16", "densenet121", …; `model_names()` has them all.
         num_classes: number of logits.
         pretrained: True: the ImageNet weights that Paddle publishes (they want RGB with ImageNet's mean and
             standard deviation); a path: a weight file; the last layer may differ. False: random weights.
         in_channels: 1 or 3.
-        stem: "imagenet" (7x7, stride 2, max-pool) or "small" (3x3, stride 1, for images of 28 pixels).
+        stem: "imagenet" (the network's own) or, of a ResNet, "small" (3x3, stride 1, for images of 28 pixels).
 
     Raises:
         WeightsError: an unknown name, a value out of range, or weights that do not fit.

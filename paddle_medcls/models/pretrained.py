@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.data.download import download
 
-URL = "https://paddle-hapi.bj.bcebos.com/models/{model}.pdparams"
-MD5 = {
-    "resnet18": "cf548f46534aa3560945be4b95cd11c4",
-    "resnet34": "8d2275cf8706028345f78ac0e1d31969",
-    "resnet50": "ca6f485ee1ab0492d38f323885b0ad80",
-    "vgg16": "89bbffc0f87d260be9b8cdc169c991c4",
-}
 FOLDER = Path.home() / ".cache/paddle/hapi/weights"
 """The cache of paddle.vision, so that its downloads are used too."""
 
@@ -30,6 +24,17 @@ def pretrained_file(source: str, model: str) -> Path:
     """
     if source != "imagenet":
         return Path(source)
-    if model not in MD5:
-        raise WeightsError(f"no ImageNet weights are published for {model}", expected=", ".join(MD5))
-    return download(URL.format(model=model), FOLDER / f"{model}.pdparams", md5=MD5[model])
+    url, md5 = published(model)
+    return download(url, FOLDER / url.rpartition("/")[2], md5=md5)
+
+
+def published(model: str) -> tuple[str, str]:
+    """URL and MD5 of a network's ImageNet weights, from the tables of the installed paddle.vision."""
+    from paddle_medcls.core.paddle_setup import paddle
+
+    table = sys.modules[getattr(paddle.vision.models, model).__module__].model_urls
+    plain = model.replace("_", "")
+    for name, entry in table.items():  # "mobilenet_v2" is "mobilenetv2_1.0" there: with the width of its layers
+        if name.replace("_", "") in (plain, f"{plain}1.0", f"{plain}x1.0"):
+            return entry
+    raise WeightsError(f"no ImageNet weights are published for {model}", expected=", ".join(table))

@@ -10,7 +10,7 @@ import numpy as np
 
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.files import MAX_JSON_BYTES, atomic_write, parse_json, read_bounded
-from paddle_medcls.models.network import Network
+from paddle_medcls.models.network import MODELS, Network
 from paddle_medcls.models.safe_pickle import read_pickle
 from paddle_medcls.models.weight_layouts import recognise
 
@@ -124,16 +124,16 @@ def load_pretrained(model, network: Network, path: str | Path) -> str:
     Raises:
         WeightsError: the file holds another network, or does not fit it.
     """
-    source, state, layout = recognise(read_weights(path), path)
-    if (source.model, source.in_channels, source.stem) != (
-        network.model,
-        network.in_channels,
-        network.stem,
-    ):
-        raise WeightsError(
-            f"{path}: holds {source.model}, {source.in_channels} channel(s), {source.stem} stem",
-            expected=f"{network.model}, {network.in_channels} channel(s), {network.stem} stem",
-        )
+    state = read_weights(path)
+    if MODELS[network.model] == "vision":
+        state, layout = model.own_names(state)
+    else:
+        source, state, layout = recognise(state, path)
+        if (source.model, source.in_channels, source.stem) != (network.model, network.in_channels, network.stem):
+            raise WeightsError(
+                f"{path}: holds {source.model}, {source.in_channels} channel(s), {source.stem} stem",
+                expected=f"{network.model}, {network.in_channels} channel(s), {network.stem} stem",
+            )
     network_state = model.state_dict()
     head = {key for key in (*network_state, *state) if key.startswith(model.head_name + ".")}
     extent = "with its head"
@@ -141,11 +141,12 @@ def load_pretrained(model, network: Network, path: str | Path) -> str:
         key not in state or key not in network_state or list(state[key].shape) != list(network_state[key].shape)
         for key in head
     ):
+        outputs = [len(value) for key, value in state.items() if key in head and value.ndim == 1][-1:]
         state = {key: value for key, value in state.items() if key not in head}
         state |= {key: network_state[key].numpy() for key in network_state if key in head}
-        extent = f"without its head ({source.num_outputs} outputs; expected {network.num_outputs})"
+        extent = f"without its head ({outputs[0] if outputs else 'no'} outputs; expected {network.num_outputs})"
     load_strict(model, state, path)
-    return f"pretrained: {source.model} ({layout} names) from {path}, {extent}"
+    return f"pretrained: {network.model} ({layout} names) from {path}, {extent}"
 
 
 def save_weights(model, path: str | Path) -> None:

@@ -38,7 +38,7 @@ from paddle_medcls.training.resume import locked, read_environment
 from paddle_medcls.training.run import Training, open_run
 from paddle_medcls.training.run_directory import HISTORY, STEP_LOG, State
 from paddle_medcls.training.session import Options, Session, start_session
-from paddle_medcls.training.setup import amp_type, check_recipe, place_images, read_data
+from paddle_medcls.training.setup import amp_type, check_network, check_recipe, place_images, read_data
 
 CURVE_SECONDS = 30  # the curves are drawn at most this often
 HINT_STEPS = 10  # after which the length of a run is estimated
@@ -96,6 +96,7 @@ def train(
     # Paddle numbers parameter names with a global counter; without the guard a second run in one process
     # could not read the first one's optimizer state.
     with locked(run_dir, resume, session.first), paddle.utils.unique_name.guard():
+        check_network(recipe, session, resume)
         root = place_images(recipe, data_root, run_dir, session, resume)
         data = read_data(recipe, root, options.cache_folder(run_dir), session)
         training = open_run(run_dir, recipe, data, session, resume)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.data.own_images import compared
 from paddle_medcls.data.splits import fold_of
 from paddle_medcls.evaluation import tables
-from paddle_medcls.models.network import LOSSES, Network, model_names
+from paddle_medcls.models.architectures.vision import refuse_size
+from paddle_medcls.models.network import LOSSES, MODEL_RULE, Network, model_names
 from paddle_medcls.models.onednn.network import obstacle
 from paddle_medcls.models.pretrained import pretrained_file
 from paddle_medcls.models.sidecar import Sidecar
@@ -68,8 +69,17 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.model not in model_names():
         raise RecipeError(
             f"unknown model {recipe.model!r}{did_you_mean(recipe.model, model_names())}",
-            expected=", ".join(model_names()),
+            expected=MODEL_RULE,
         )
+
+
+def check_network(recipe: Recipe, session: Session, resume: bool) -> None:
+    """Refuses a size of images or kernels that the network does not support, before images are decoded."""
+    network = Network(recipe.model, 1, recipe.preprocessing.num_channels, recipe.stem)
+    with paddle.utils.unique_name.guard():  # the run's own parameters keep their numbers
+        model = network.build()
+    choose_kernels(model.head if recipe.cache_views else model, replace(session, say=lambda line: None), resume)
+    refuse_size(model, network, recipe.preprocessing.size_px, "--set size_px=NUMBER, or another --model")
 
 
 def place_images(

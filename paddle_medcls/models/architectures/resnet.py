@@ -76,7 +76,6 @@ class ResNet(nn.Layer):
     """
 
     head_name = "fc"
-    maps_name = "block"  # its sublayers give the feature maps of Grad-CAM
 
     def __init__(self, depths: tuple[int, ...], block: type[BasicBlock] | type[BottleneckBlock], network: Network):
         super().__init__()

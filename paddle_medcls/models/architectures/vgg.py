@@ -26,7 +26,6 @@ class VGG(nn.Layer):
     """
 
     head_name = "classifier.6"
-    maps_name = "features"  # its sublayers give the feature maps of Grad-CAM
 
     def __init__(self, network: Network):
         super().__init__()
