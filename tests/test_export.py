@@ -23,7 +23,7 @@ from paddle_medcls.core.errors import RunError, SetupError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.deployment import export as exporting
-from paddle_medcls.deployment import export_writers, exported_models, inference_engines
+from paddle_medcls.deployment import export_writers, exported_models, inference_engines, opening, parity
 from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.sidecar import Sidecar, find_model, sidecar_of
@@ -584,3 +584,42 @@ def test_too_few_images_to_compare_on(weights: Path, tmp_path: Path, images, cap
     arguments = ["--weights", str(weights), "--format", "paddle", "--output", str(tmp_path / "out")]
     assert export.main([*arguments, "--images", str(image)]) == 1
     assert "1 image(s) to compare on" in capsys.readouterr().err
+
+
+def test_the_table_of_all_ways_to_run_a_model(weights: Path, images, monkeypatch, capsys) -> None:
+    """Weights in each engine and exports, in each precision; a way that is wrong shows its difference."""
+    count_of("openvino")
+    monkeypatch.setattr(parity, "FORMS", {"openvino": "openvino"})
+    monkeypatch.setattr(parity, "FASTEST_FIRST", ("openvino",))
+    monkeypatch.setattr("paddle_medcls.deployment.inference_engines.has_bfloat16", lambda: False)
+    ways = list(parity.all_ways(weights, images))
+    assert [(way.name, way.precision) for way in ways] == [
+        *(("weights in openvino", "f32"), ("openvino export in openvino", "f32")),
+        *(("weights in openvino", "bf16"), ("openvino export in openvino", "bf16")),
+    ]
+    for way in ways[:2]:
+        assert way.difference < 1e-5 and way.same_labels == 1 and not way.reason
+    assert all("no bfloat16" in way.reason for way in ways[2:])
+
+    compiled = opening.compile_graph
+
+    def wrong(graph, *rest):
+        backend = compiled(graph, *rest)
+        run = backend._run
+        backend._run = lambda x: {"logits": -run(x)["logits"]}
+        return backend
+
+    monkeypatch.setattr(opening, "compile_graph", wrong)
+    monkeypatch.setattr(parity, "PRECISIONS", ("f32",))
+    monkeypatch.setattr(parity, "FORMS", {})
+    (way,) = parity.all_ways(weights, images)
+    assert way.difference > 0.01 and way.same_labels < 1
+    assert export.main(["--parity", "--weights", str(weights)]) == 0
+    assert "weights in openvino" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["--format", "onnx"], ["--output", "x"], ["--parity", "--format", "onnx"]])
+def test_an_export_has_a_format_and_a_folder_or_the_table_neither(words: list[str], capsys) -> None:
+    with pytest.raises(SystemExit):
+        export.main(words)
+    assert "--parity" in capsys.readouterr().err

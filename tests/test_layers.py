@@ -17,7 +17,15 @@ FOLDERS = "core data preprocessing models recipes evaluation explanation trainin
 """A module may import from its own folder and those before it, without circles."""
 NEEDS_PADDLE = (
     *("core.paddle_setup", "preprocessing.loader", "models.architectures.", "models.onednn."),
-    *("evaluation.evaluate", "explanation.", "training.", "deployment.export", "deployment.heatmaps", "web.page"),
+    *(
+        "evaluation.evaluate",
+        "explanation.",
+        "training.",
+        "deployment.export",
+        "deployment.heatmaps",
+        "deployment.parity",
+        "web.page",
+    ),
 )
 """Modules, and folders of them, that import Paddle when they are imported; no other does."""
 

@@ -18,9 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser("export", TEXT)
     p.add_argument("--weights", type=Path, help="default: the newest run's")
     add_recipe_option(p)
-    p.add_argument("--format", choices=("paddle", "onnx", "openvino"), required=True)
+    p.add_argument("--format", choices=("paddle", "onnx", "openvino"))
     p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="precision at inference")
-    p.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or an earlier export")
+    p.add_argument("--output", type=Path, metavar="DIR", help="new, or an earlier export")
+    p.add_argument(
+        "--parity", action="store_true", help="keep no export; print how all engines and exports agree on the images"
+    )
     p.add_argument(
         "--images",
         nargs="+",
@@ -28,7 +31,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="IMAGE",
         help="compare on these, not on synthetic images; five or more",
     )
-    return run(_work, p.parse_args(argv))
+    args = p.parse_args(argv)
+    if args.parity and (args.format or args.output):
+        p.error("--parity compares all formats and keeps none: leave --format and --output out")
+    if not args.parity and not (args.format and args.output):
+        p.error("--format and --output are needed, or --parity")
+    return run(_parity if args.parity else _work, args)
+
+
+def _parity(args: argparse.Namespace) -> int:
+    from prettytable import PrettyTable
+
+    from paddle_medcls.cli.image_arguments import expand
+    from paddle_medcls.core.paddle_setup import select_device
+    from paddle_medcls.deployment.parity import all_ways
+    from paddle_medcls.deployment.trained_models import newest_weights
+    from paddle_medcls.evaluation.tables import NOTICE
+    from paddle_medcls.recipes import get_recipe
+
+    select_device("cpu")
+    weights, images = args.weights or newest_weights(Path("runs")), expand(args.images) if args.images else []
+    table = PrettyTable(["way", "precision", "largest difference of a probability", "same labels"], align="l")
+    recipe = get_recipe(args.recipe) if args.recipe else None
+    for way in all_ways(weights, images, recipe):
+        print(f"{way.name}, {way.precision}: {way.reason or 'done'}", file=sys.stderr)
+        values = ["not here", ""] if way.reason else [f"{way.difference:.1e}", f"{way.same_labels:.0%}"]
+        table.add_row([way.name, way.precision, *values])
+    print(table)
+    count = f"{len(images)} images" if images else "synthetic images"
+    print(f"{weights}, {count}, compared with the network in Paddle, float32\n{NOTICE}")
+    return 0
 
 
 def _work(args: argparse.Namespace) -> int:

@@ -90,9 +90,7 @@ def export(
     if predictor.path is None:
         raise WeightsError("a network in memory cannot be exported", fix="export from the weight file (.pdparams)")
     weights = weight_file(predictor.path)
-    if 0 < len(images) < 5:
-        raise DataError(f"{len(images)} image(s) to compare on", expected="five or more")
-    images = images or synthetic_images(predictor.sidecar)
+    images = comparison_images(predictor.sidecar, images)
     folder = Path(folder).absolute()
     name = sidecar_of(weights).stem
     _earlier_files(folder, name)  # refuses before the work
@@ -157,6 +155,13 @@ def compare(network: Predictor, served: Predictor, images: Sequence[AnyImage]) -
                     rounding = max(rounding, float(np.abs(exact - expected).max()))
                 bar.update(len(group))
     return Agreement(len(images), BATCHES, difference, same / total, rounding)
+
+
+def comparison_images(sidecar: Sidecar, images: Sequence[AnyImage]) -> Sequence[AnyImage]:
+    """The images to compare on, five or more; synthetic ones where there are none."""
+    if 0 < len(images) < 5:
+        raise DataError(f"{len(images)} image(s) to compare on", expected="five or more")
+    return images or synthetic_images(sidecar)
 
 
 def synthetic_images(sidecar: Sidecar) -> list[np.ndarray]:

@@ -30,7 +30,7 @@ FORMS = {"paddle": "onednn", "onnx": "onnxruntime", "openvino": "openvino"}
 ENGINES = ("paddle", *FORMS.values())
 FASTEST_FIRST = ("openvino", "onnxruntime")
 """Engines that run the inference graph of a weight file."""
-_WITHOUT_BFLOAT16 = ("paddle", "onnxruntime")
+WITHOUT_BFLOAT16 = ("paddle", "onnxruntime")
 _MODULES = {
     "paddle": ("paddle",),
     "openvino": ("openvino",),
@@ -94,8 +94,8 @@ def require(engine: str, precision: str = "f32") -> None:
     """Refuses an engine that is not installed, or that cannot compute in this precision here."""
     if not installed(engine):
         raise SetupError(f"the engine {engine} is not installed", fix=f"pip install {' '.join(_MODULES[engine])}")
-    if precision != "f32" and engine in _WITHOUT_BFLOAT16:
-        able = ", ".join(name for name in ENGINES if name not in _WITHOUT_BFLOAT16)
+    if precision != "f32" and engine in WITHOUT_BFLOAT16:
+        able = ", ".join(name for name in ENGINES if name not in WITHOUT_BFLOAT16)
         raise SetupError(f"the engine {engine} has no {precision} on a CPU", expected=f"one of {able}")
     if precision == "bf16" and not has_bfloat16():
         raise SetupError("this processor has no bfloat16 (avx512_bf16 or amx_bf16)", fix="use --precision f32")
@@ -105,7 +105,7 @@ def resolve_precision(engine: str, precision: str) -> str:
     """ "auto" as the fastest precision that the engine has on this processor; others as they are."""
     if precision != "auto":
         return precision
-    return "bf16" if engine not in _WITHOUT_BFLOAT16 and has_bfloat16() else "f32"
+    return "bf16" if engine not in WITHOUT_BFLOAT16 and has_bfloat16() else "f32"
 
 
 def compile_graph(graph: Graph, engine: str, precision: str, num_outputs: int) -> InferenceBackend:
