@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ import toynet  # noqa: F401  adds its small networks
 from fakes import ROOT, pixels, write_image
 
 from paddle_medcls.cli import eval, export, predict
-from paddle_medcls.core import hardware
+from paddle_medcls.core import hardware, openvino_setup
 from paddle_medcls.core.errors import RunError, SetupError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
@@ -472,6 +473,22 @@ def test_bfloat16_is_close(weights: Path, images) -> None:
     exact, fast = (Predictor.from_weights(weights, engine="openvino", precision=one) for one in ("f32", "bf16"))
     p, q = (served.head.probabilities(served.logits(images)) for served in (exact, fast))
     assert fast.precision == "bf16" and 0 < np.abs(p - q).max() < 0.05
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the structure is that of Linux")
+def test_ctrl_c_after_openvino_has_been_used_is_no_crash(weights: Path, images) -> None:
+    """On a processor with AMX the signal stack was left pointing to memory that OpenVINO frees with the model."""
+    count_of("openvino")
+
+    def signal_stack() -> tuple:
+        stack = openvino_setup._SignalStack()
+        ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+        return stack.address, stack.flags, stack.size
+
+    before = signal_stack()
+    for precision in ("f32", "bf16")[: 1 + hardware.has_bfloat16()]:
+        Predictor.from_weights(weights, engine="openvino", precision=precision).logits(images)
+        assert signal_stack() == before
 
 
 def test_an_operator_that_an_engine_lacks_is_one_message(exports, images, monkeypatch) -> None:

@@ -12,6 +12,7 @@ from fakes import ROOT, import_openvino_or_skip
 from toynet import without_values
 
 from paddle_medcls.core.errors import SetupError, WeightsError
+from paddle_medcls.core.openvino_setup import signal_stack_kept
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.deployment import graph as graphs
 from paddle_medcls.deployment.graph import Graph, Operation
@@ -62,7 +63,8 @@ def trained(network: Network, side: int) -> tuple[object, dict[str, np.ndarray]]
 def run_openvino(graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
     openvino = import_openvino_or_skip()
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    found = openvino.Core().compile_model(to_openvino(graph), "CPU", settings)(x)
+    with signal_stack_kept():
+        found = openvino.Core().compile_model(to_openvino(graph), "CPU", settings)(x)
     return {name: found[name] for name in graph.outputs}
 
 

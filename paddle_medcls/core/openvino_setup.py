@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 _CONVERTER = "openvino.tools.ovc"
@@ -25,3 +28,27 @@ def import_openvino() -> Any:
         if blocked:
             del sys.modules[_CONVERTER]
     return openvino
+
+
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of Linux."""
+
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+@contextlib.contextmanager
+def signal_stack_kept() -> Iterator[None]:
+    """Restores this thread's alternate signal stack, which OpenVINO replaces when it compiles for AMX.
+
+    It frees the new one with the compiled model. Python runs signal handlers on that stack: the next Ctrl-C would
+    end the process with a segmentation fault.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)

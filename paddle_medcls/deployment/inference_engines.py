@@ -20,7 +20,7 @@ import numpy as np
 
 from paddle_medcls.core.errors import SetupError, WeightsError
 from paddle_medcls.core.hardware import has_bfloat16, usable_cores
-from paddle_medcls.core.openvino_setup import import_openvino
+from paddle_medcls.core.openvino_setup import import_openvino, signal_stack_kept
 from paddle_medcls.deployment.graph import Graph
 from paddle_medcls.deployment.graph_models import to_onnx, to_openvino
 
@@ -138,7 +138,8 @@ def compile_openvino(model, precision: str) -> Run:
         "INFERENCE_NUM_THREADS": usable_cores(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    with signal_stack_kept():
+        compiled = openvino.Core().compile_model(model, "CPU", settings)
     names = [output.any_name for output in model.outputs]
 
     def run(x: np.ndarray) -> dict[str, np.ndarray]:
