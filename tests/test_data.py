@@ -441,7 +441,7 @@ def test_covid_windows_line_ends(covid_root: Path) -> None:
     assert len(load_index("covid", covid_root, "train")) == 8
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     st.one_of(
         st.binary(max_size=200), st.text(max_size=200).map(lambda text: f"COVID/{text} 0".encode("utf-8", "replace"))
@@ -454,7 +454,7 @@ def test_fuzzed_split_files(tmp_path_factory: pytest.TempPathFactory, content: b
         covid.read_split_file(path)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.one_of(
         st.binary(max_size=200),

@@ -138,6 +138,7 @@ def test_interrupted_and_resumed_it_is_the_same_run(whole, number: int) -> None:
         assert (run / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
 
 
+@pytest.mark.slow  # the choice of the message is tested above
 def test_a_damaged_image_is_told_once(whole) -> None:
     folder, _ = whole
     root = fakes.palm_tree(folder / "damaged")
@@ -186,6 +187,7 @@ def test_a_frozen_network_trains_as_in_one_process(whole, tmp_path) -> None:
     assert names[0] == names[1] and len(names[0]) == 2
 
 
+@pytest.mark.slow  # `test_distributed` launches another program by hand, and tests `from_first`
 def test_launched_by_hand_all_processes_use_one_run_directory(whole, tmp_path: Path) -> None:
     """Without --output process 0 names it, by the clock; the others, started later, get its name."""
     folder, _ = whole

@@ -963,7 +963,7 @@ def programs(draw: st.DrawFn) -> bytes:
     return b"\x80\x04" + b"".join(steps) + b"."
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.one_of(mutations(), programs()))
 def test_fuzzed_weight_files(data: bytes) -> None:
     """Any exception but UnpicklingError is a defect."""
@@ -1231,7 +1231,7 @@ NEAR_VALUES = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_fuzzed_sidecars(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Up to four fields of a genuine sidecar replaced: what is accepted holds every invariant."""
