@@ -1,5 +1,7 @@
 """The `Predictor` of version 0.1, for the code in that version's model cards."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
