@@ -10,8 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -98,16 +96,11 @@ def pipe(path: Path) -> Path:
 
 
 def weights() -> Iterator[Case]:
-    for name in test_weights.NAMES:
-        yield name, lambda folder, name=name: _weights(folder, test_weights.hostile(folder / "canary")[name])
+    for name, content in test_weights.hostile(Path("canary")).items():
+        yield name, written("weights.pdparams", content, read_weights)
     yield "not there", lambda folder: read_weights(folder / "none.pdparams")
     yield "a pipe in place of a file", lambda folder: read_weights(pipe(folder / "weights.pdparams"))
     yield "entries of another network", _misfit
-
-
-def _weights(folder: Path, content: bytes) -> None:
-    (folder / "weights.pdparams").write_bytes(content)
-    read_weights(folder / "weights.pdparams")
 
 
 def _misfit(folder: Path) -> None:
@@ -389,21 +382,8 @@ def cell(line: str) -> str:
     return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", line)
 
 
-IN_OWN_PROCESS = "MEDCLS_HOSTILE_PAGE"
-
-
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # a text opcode, decoded before it is refused
 def test_the_page_is_what_the_code_does(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    if IN_OWN_PROCESS not in os.environ:
-        # In a process of its own: in one process after all of test_export it ends in a segmentation fault of a native
-        # library; which one, and why, is not known yet.
-        update = ["--update-docs"] if request.config.getoption("--update-docs") else []
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, *update]
-        done = subprocess.run(
-            command, env={**os.environ, IN_OWN_PROCESS: "1"}, cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stdout[-3000:]
-        return
     groups = {
         "Weight files": weights(),
         "Sidecars": sidecars(),

@@ -338,7 +338,7 @@ def test_the_code_runs_a_real_export_alone(form, name, tmp_path) -> None:
     sidecar, path = variant(name), picture(tmp_path, ".jpg" if name == "gray" else ".png")
     if form != "paddle":
         sidecar = dataclasses.replace(
-            sidecar, network=dataclasses.replace(sidecar.network, model="resnet18", stem="small")
+            sidecar, network=dataclasses.replace(sidecar.network, model="toy_resnet", stem="small")
         )
     paddle.seed(1)
     network = Predictor(sidecar, PaddleNetwork(sidecar.network.build()))
