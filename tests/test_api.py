@@ -58,6 +58,7 @@ def test_the_documented_lines_run_outside_the_repository(palm_root: Path, tmp_pa
     }
     lines = lines.replace('"resnet18"', '"toy_resnet"')
     lines += "print(len(images), pixels.shape, label, images.counts(), images.show())\n"
+    lines += "assert images.show()._repr_png_().startswith(b'\\x89PNG')\n"
     exec(compile(lines, "docs/python-api.md", "exec"), names)
     shown = capsys.readouterr().out
     assert "PALM.pdparams" in shown and "auc" in shown.lower() and "pathologic" in shown

@@ -223,13 +223,15 @@ def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
 def _summary(args: argparse.Namespace, recipe) -> int:
     from paddle_medcls.core.paddle_setup import paddle
     from paddle_medcls.data.datasets import dataset_classes
+    from paddle_medcls.models.architectures.vision import refuse_size
     from paddle_medcls.training.setup import network_for
 
     images = args.images
     classes, task = (images.classes, images.task) if images else dataset_classes(recipe.dataset, recipe.labels)
     network = network_for(recipe, len(classes), task)
-    size = recipe.preprocessing.size_px
-    paddle.summary(network.build(), (1, network.in_channels, size, size))
+    size, model = recipe.preprocessing.size_px, network.build()
+    refuse_size(model, network, size)
+    paddle.summary(model, (1, network.in_channels, size, size))
     return 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -25,4 +27,11 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Figure:
         for axis, image in zip(line, images):
             axis.imshow(image.squeeze(), cmap="gray" if image.shape[2] == 1 else None)
         line[0].set_ylabel(name, fontsize=11)
+    vars(figure)["_repr_png_"] = partial(_png, figure)  # notebooks themselves know figures of pyplot only
     return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -24,7 +24,7 @@ from paddle_medcls.evaluation import tables
 from paddle_medcls.models.architectures.vision import refuse_size
 from paddle_medcls.models.network import LOSSES, MODEL_RULE, Network, model_names
 from paddle_medcls.models.onednn.network import obstacle
-from paddle_medcls.models.pretrained import pretrained_file
+from paddle_medcls.models.pretrained import pretrained_file, published
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import load_pretrained
 from paddle_medcls.preprocessing.image_cache import mapped, scan_cached
@@ -74,12 +74,14 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_network(recipe: Recipe, session: Session, resume: bool) -> None:
-    """Refuses a size of images or kernels that the network does not support, before images are decoded."""
+    """Refuses sizes, kernels and ImageNet weights that there are not for the network, before images are decoded."""
+    if recipe.pretrained == "imagenet":
+        published(recipe.model)
     network = Network(recipe.model, 1, recipe.preprocessing.num_channels, recipe.stem)
     with paddle.utils.unique_name.guard():  # the run's own parameters keep their numbers
         model = network.build()
     choose_kernels(model.head if recipe.cache_views else model, replace(session, say=lambda line: None), resume)
-    refuse_size(model, network, recipe.preprocessing.size_px, "--set size_px=NUMBER, or another --model")
+    refuse_size(model, network, recipe.preprocessing.size_px)
 
 
 def place_images(

@@ -80,7 +80,7 @@ def _outputs(layer) -> int:
     return 0 if bias is None else bias.shape[0]
 
 
-def refuse_size(model, network: Network, size_px: int, fix: str) -> None:
+def refuse_size(model, network: Network, size_px: int, fix: str = "--set size_px=NUMBER, or another --model") -> None:
     """Refuses a size of images that a network cannot take; tried with an image of zeros, in evaluation mode.
 
     Args:
