@@ -17,7 +17,7 @@ from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.index import Index
 from paddle_medcls.evaluation import shortcut_audit
 from paddle_medcls.evaluation.metrics import wilson
-from paddle_medcls.evaluation.shortcut_audit import audit, softmax_regression, standardise
+from paddle_medcls.evaluation.shortcut_audit import SIZE_ALONE, audit, softmax_regression, standardise
 from paddle_medcls.evaluation.tables import audit_table
 
 
@@ -60,7 +60,7 @@ def test_what_differs_in_one_place_is_found_there(place: str, finds: tuple, does
 def test_views_and_intervals() -> None:
     """40 px: a frame of 4 leaves 32 x 32, the centre is 24 x 24."""
     found = audit(made("train", "border"), made("test", "border"), 1)["views"]
-    assert [view["pixels"] for view in found.values()] == [1600 - 1024, 1600 - 576, 576, 256, 1600]
+    assert [view["pixels"] for view in found.values()] == [0, 1600 - 1024, 1600 - 576, 576, 256, 1600]
     for view in found.values():
         assert view["intervals"]["accuracy"] == wilson(round(view["accuracy"] * 120), 120)
 
@@ -77,11 +77,32 @@ def test_intervals_are_over_whole_patients() -> None:
     assert "patients" not in of_many
     whole = of_one["views"], of_many["views"]
     for name, view in found["views"].items():
+        if name == SIZE_ALONE:
+            continue  # all are alike: an interval of width 0
         alone, copied = (views[name] for views in whole)
         for metric in ("accuracy", "auc"):
             assert view[metric] == pytest.approx(alone[metric])
             width, few, most = (np.ptp(row["intervals"][metric]) for row in (view, alone, copied))
             assert abs(width - few) < 0.3 * few and width > 2 * most
+
+
+def test_the_size_of_the_file_alone(tmp_path: Path) -> None:
+    """Class 1 has 40 px and is colour: the size gives it away; where all are alike it tells nothing."""
+
+    def index(split: str, px: int, channels: int) -> Index:
+        paths = []
+        for row in range(12):
+            side = px if row % 2 else 60
+            image = np.full((side, side, channels if row % 2 else 1), 100, np.uint8)
+            paths.append(write_image(tmp_path / f"{split}{px}{channels}" / f"{row}.png", image.squeeze()))
+        labels = np.arange(12) % 2
+        return Index("made", split, tuple(map(str, range(12))), paths, labels, ("a", "b"), "binary")
+
+    for px, channels, tells in ((40, 1, True), (60, 3, True), (60, 1, False)):
+        found = audit(index("train", px, channels), index("test", px, channels), 1)["views"][SIZE_ALONE]
+        assert found["accuracy"] == (1 if tells else 0.5) and found["pixels"] == 0
+    one, other = index("train", 60, 1), index("test", 60, 3)  # a mode that training lacks is no evidence
+    assert audit(one, other, 1)["views"][SIZE_ALONE]["accuracy"] == 0.5
 
 
 def test_the_majority_is_that_of_training() -> None:
@@ -144,7 +165,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shown = capsys.readouterr().out
     assert "covid: trained on train, scored on 4 images of test" in shown and "border alone, outer 10%" in shown
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert found["majority"] == 0.25 and len(found["views"]) == 5
+    assert found["majority"] == 0.25 and len(found["views"]) == 6
     assert not (root / "audit.json").exists()
 
 

@@ -35,9 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument(
         "--split", action="store_true", help="write split files: COVID's train.txt, …; of own images images.csv"
     )
+    p.add_argument(
+        "--hold-out-source",
+        metavar="NAME",
+        help="with --split: a second split, with all images of this source (see --check) in the test split alone, in "
+        "<data root>/without_NAME, which is its --data-root",
+    )
     p.add_argument("--stats", action="store_true", help="counts, sizes, mean and std; writes statistics.json and plots")
     p.add_argument(
-        "--check", action="store_true", help="unreadable, unusual and duplicate images; leaks between splits"
+        "--check", action="store_true", help="unreadable, unusual and duplicate images; leaks between splits; sources"
     )
     p.add_argument(
         "--audit",
@@ -57,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     if not any((args.download, args.archives, args.split, args.stats, args.check, args.audit, args.sample)):
         p.error("nothing to do: give --download, --archives, --split, --stats, --check, --audit or --sample")
+    if args.hold_out_source is not None and not args.split:
+        p.error("--hold-out-source needs --split")
     return run(_work, args)
 
 
@@ -66,6 +74,8 @@ def _work(args: argparse.Namespace) -> int:
 
     module = dataset_module(args.dataset)
     root = args.data_root or default_root(args.dataset)
+    if args.hold_out_source is not None and not hasattr(module, "hold_out_source"):
+        raise DataError(f"the sources of the images of {args.dataset} are not known", expected="--dataset covid")
     images = list_own_images(args, args.seed, again=args.split) if is_own(args.dataset) else None
     if args.download:
         print(fetch(args.dataset, root))
@@ -83,7 +93,7 @@ def _work(args: argparse.Namespace) -> int:
             raise DataError(
                 f"{args.dataset} has its own splits", expected="covid, or own images", fix="leave --split out"
             )
-        _write_split_files(module, root, args.seed)
+        _write_split_files(module, root, args.seed, args.hold_out_source)
     if not (args.stats or args.audit or args.check):
         return 0
     place = images or root
@@ -134,15 +144,23 @@ def _unpack_archives(args: argparse.Namespace, module, root: Path) -> None:
         print(result)
 
 
-def _write_split_files(module, root: Path, seed: int) -> None:
+def _write_split_files(module, root: Path, seed: int, hold_out: str | None) -> None:
     from paddle_medcls.core.files import write_text
 
-    split_files = module.make_split_files(root, seed)
-    for split, text in split_files.items():
-        write_text(root / f"{split}.txt", text)
-    total = sum(text.count("\n") for text in split_files.values())
-    counts = " / ".join(f"{split} {text.count(chr(10))}" for split, text in split_files.items())
-    print(f"{total} images: {counts}; split files written to {root}")
+    if hold_out is None:
+        folder, files = root, {f"{split}.txt": text for split, text in module.make_split_files(root, seed).items()}
+    else:
+        folder, files = module.hold_out_source(root, seed, hold_out)
+    for name, text in files.items():
+        write_text(folder / name, text)
+    counts = {split: files[f"{split}.txt"].count("\n") for split in module.SPLITS}
+    parts = " / ".join(f"{split} {count}" for split, count in counts.items())
+    print(f"{sum(counts.values())} images: {parts}; split files written to {folder}")
+    if hold_out is not None:
+        present = {line.rpartition(" ")[2] for line in files["train.txt"].splitlines()}
+        missing = [name for label, name in enumerate(module.CLASSES) if str(label) not in present]
+        lacks = f"; the training split then has no image of {', '.join(missing)}" if missing else ""
+        print(f"{hold_out} is in the test split alone{lacks}. Use it with --data-root {folder}")
 
 
 def _statistics(args: argparse.Namespace, indexes: list) -> None:
@@ -223,8 +241,14 @@ def _check(args: argparse.Namespace, indexes: list) -> int:
     print(f"{len(report.pairs)} pairs of the same image, {leaks} of them between training and another split")
     if report.pairs:
         print(_pair_table(report.pairs))
+    sources: dict = {}
+    if indexes[0].sources:
+        from paddle_medcls.evaluation.by_source import check_sources
+
+        sources["sources"], text = check_sources(indexes)
+        print(text)
     if args.output:
-        write_json(args.output / "check.json", report.record())
+        write_json(args.output / "check.json", report.record() | sources)
         if report.pairs:
             _sheet_of_pairs(indexes, report.pairs[:12], args.output / "duplicates.png")
     _print_written(args.output, ["check.json", *["duplicates.png"][: len(report.pairs)]])

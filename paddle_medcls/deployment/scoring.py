@@ -14,6 +14,7 @@ from paddle_medcls.data.duplicates import not_leaked
 from paddle_medcls.data.image_list import CSV, ImageList, read_image_list
 from paddle_medcls.data.index import Index
 from paddle_medcls.deployment.predictor import Predictor, load_predictor
+from paddle_medcls.evaluation.by_source import source_table
 from paddle_medcls.evaluation.calibration import threshold_for
 from paddle_medcls.evaluation.error_report import write_error_page
 from paddle_medcls.evaluation.model_facts import known_recipe, overrides, run_file
@@ -102,6 +103,8 @@ class Evaluation:
         if "confusion" in self.metrics:
             parts.append(confusion_table(self.metrics))
         parts.append(summary(self.metrics, targets, self.prevalence))
+        if len(self.metrics.get("by_source", ())) > 1:
+            parts.append(source_table(self.metrics["by_source"]))
         if "monitor" in self.sidecar.metrics:
             parts.append(choice_of_epoch(self.sidecar.metrics))
         if self.weights and (changes := _recipe_changes(self.weights, self.sidecar)):

@@ -11,17 +11,21 @@ from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.data.index import Index
 from paddle_medcls.evaluation import calibration, metrics, model_card, model_facts, plots, tables
+from paddle_medcls.evaluation.by_source import metrics_by_source
 from paddle_medcls.evaluation.medmnist_scores import write_scores
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 
 
 def score_split(logits: np.ndarray, index: Index, head: OutputHead) -> dict:
-    """All metrics of a split with intervals; see `metrics.evaluate_logits`."""
+    """All metrics of a split with intervals, see `metrics.evaluate_logits`, and of each source where known."""
     result = metrics.evaluate_logits(logits, index.labels, head, groups=index.groups)
-    confidences = calibration.confidence_and_hits(head.probabilities(logits, index.ids), index.labels, head.task)
+    probs = head.probabilities(logits, index.ids)
+    confidences = calibration.confidence_and_hits(probs, index.labels, head.task)
     error = calibration.expected_calibration_error(*confidences)
-    extra = {"calibration_error": error, "temperature": head.temperature, "threshold": head.threshold}
+    extra: dict = {"calibration_error": error, "temperature": head.temperature, "threshold": head.threshold}
+    if index.sources:
+        extra["by_source"] = metrics_by_source(probs, head.decide(probs), index)
     return {"split": index.split, **result, **extra, "drawn": index.synthetic, "note": index.note}
 
 

@@ -1,8 +1,9 @@
-"""Shortcut audit: the accuracy of a linear model on the image border, the centre and small versions of an image.
+"""Shortcut audit: the accuracy of a linear model on the image border, the centre, small versions and the file's size.
 
 Where the classes come from different hospitals, frames, letters and brightness can reveal the hospital. A multinomial
 logistic regression is trained on the grey pixels of small images, once for each view of the image. A high accuracy on
-the border alone shows a shortcut, since the border holds no lung and no retina.
+the border alone shows a shortcut, since the border holds no lung and no retina. One more model sees no pixel: width,
+height and mode (grey or colour) of the file alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ SIDE = 40  # pixels of the small image
 FRAME = 4  # pixels: the outer 10% of each side
 CENTRE = 8  # pixels on each side of the centre, which is the middle 60% of each side
 THUMBNAIL = 16
+SIZE_ALONE = "no pixel: width, height and mode of the file"
 L2 = 1e-4  # the loss is the mean cross-entropy + L2 / 2 * squared weights; fixed: not to be tuned on the scored split
 STEPS = 500  # of gradient descent
 
@@ -38,7 +40,12 @@ def audit(train: Index, scored: Index, workers: int) -> dict:
     """
     if train.task == "multi-label":
         raise DataError(f"{train.dataset}: the audit needs one label an image; this data set has several")
-    train_views, scored_views = (_views(_small_images(index, workers)) for index in (train, scored))
+    (images, sizes), (scored_images, scored_sizes) = (_read(index, workers) for index in (train, scored))
+    modes = sorted({mode for *_, mode in sizes})
+    train_views, scored_views = (
+        {SIZE_ALONE: _size_features(of, modes), **_views(small)}
+        for small, of in ((images, sizes), (scored_images, scored_sizes))
+    )
     clusters = clusters_of(scored.groups)
     views = {}
     for name in train_views:
@@ -47,7 +54,7 @@ def audit(train: Index, scored: Index, workers: int) -> dict:
         probs = softmax(x_scored @ weights + biases)
         correct = probs.argmax(axis=1) == scored.labels
         views[name] = {
-            "pixels": x.shape[1],
+            "pixels": 0 if name == SIZE_ALONE else x.shape[1],
             "accuracy": float(correct.mean()),
             "auc": float(auc(probs, scored.labels, scored.task)),
             "intervals": {
@@ -67,16 +74,23 @@ def audit(train: Index, scored: Index, workers: int) -> dict:
     }
 
 
-def _small_images(index: Index, workers: int) -> np.ndarray:
-    """Grey images (N, SIDE, SIDE), stretched to a square, values 0 to 1."""
+def _read(index: Index, workers: int) -> tuple[np.ndarray, list[tuple[int, int, str]]]:
+    """Grey images (N, SIDE, SIDE), stretched to a square, values 0 to 1; width, height and mode of each as stored."""
 
-    def read(index: Index, row: int) -> np.ndarray:
-        return cv2.resize(index.read(row, "gray")[:, :, 0], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    def read(index: Index, row: int) -> tuple:
+        image = index.read(row, "gray")[:, :, 0]
+        small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        return small, (image.shape[1], image.shape[0], index.mode(row))
 
     places = [(index, row) for row in range(len(index))]
-    images = list(map_images(places, read, workers, f"reading {index.dataset} {index.split}"))
-    refuse_unreadable(index, [image for image in images if isinstance(image, str)])
-    return np.stack(images).astype(np.float32) / 255
+    results = list(map_images(places, read, workers, f"reading {index.dataset} {index.split}"))
+    refuse_unreadable(index, [result for result in results if isinstance(result, str)])
+    return np.stack([small for small, _ in results]).astype(np.float32) / 255, [size for _, size in results]
+
+
+def _size_features(sizes: list[tuple[int, int, str]], modes: list[str]) -> np.ndarray:
+    """(N, 2 + modes): width, height, and 1 in the column of the image's mode; a mode without a column has none."""
+    return np.array([[width, height, *(mode == one for one in modes)] for width, height, mode in sizes], np.float64)
 
 
 def _views(images: np.ndarray) -> dict[str, np.ndarray]:

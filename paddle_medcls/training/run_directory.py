@@ -159,7 +159,7 @@ def write_sidecar(weights: Path, sidecar: Sidecar, result: dict) -> Sidecar:
     earlier = Sidecar.read(path) if path.is_file() else sidecar
     if earlier.sha256 == digest:
         sidecar = replace(sidecar, temperature=earlier.temperature, threshold=earlier.threshold)
-    metrics_kept = {name: value for name, value in result.items() if name != "confusion"}
+    metrics_kept = {name: value for name, value in result.items() if name not in ("confusion", "by_source")}
     sidecar = replace(sidecar, metrics=metrics_kept, sha256=digest)
     sidecar.write(path)
     return sidecar

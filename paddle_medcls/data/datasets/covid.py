@@ -1,21 +1,29 @@
 """COVID-19 Radiography Database: chest X-rays in four classes, as in the COVID-19 radiography tutorial.
 
-The split files `loop.txt`, `val.txt` and `test.txt` in the data root hold one `relative/path label` in each line;
+The split files `train.txt`, `val.txt` and `test.txt` in the data root hold one `relative/path label` in each line;
 `prepare --dataset covid --split` writes them. Two layouts are read: Kaggle's (`COVID/images/…`, `Lung_Opacity`,
 `Viral Pneumonia`; its masks are ignored) and the tutorial's (`COVID/…`, `LungOpacity`, `ViralPneumonia`).
+
+A second split lies in a folder of the data root, and that folder is its data root: with `held_out.txt` in it, the paths
+of its split files are relative to the folder above.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from paddle_medcls.core.errors import DataError, command
+from paddle_medcls.core.errors import DataError, command, did_you_mean
+from paddle_medcls.core.files import NAME, NAME_RULE, read_bounded
+from paddle_medcls.data.datasets.covid_sources import plain, sources_of
 from paddle_medcls.data.index import Index, image_files, index_of_files, subfolders
 from paddle_medcls.data.splits import CUTS, split_by_class
 
 WEIGHTS_NAME = "COVID"
 SPLITS = ("train", "val", "test")
+HELD_OUT = "held_out.txt"
+"""Names the source that the split files beside it leave to the test split."""
 CLASSES = ("COVID", "LungOpacity", "Normal", "ViralPneumonia")
 
 ABOUT = {
@@ -41,12 +49,8 @@ KNOWN_FAULTS = (
 """The section "Known faults" of `datasets/covid/README.md`, for model cards."""
 
 
-def _plain(folder_name: str) -> str:
-    return folder_name.replace("_", "").replace(" ", "").replace("-", "").lower()
-
-
 _NUMBERS = tuple(str(label) for label in range(len(CLASSES)))
-_LABEL_OF_FOLDER = {_plain(name): label for label, name in enumerate(CLASSES)}
+_LABEL_OF_FOLDER = {plain(name): label for label, name in enumerate(CLASSES)}
 
 
 def describe(name: str, labels: str = "default") -> tuple[tuple[str, ...], str]:
@@ -74,12 +78,33 @@ def load(name: str, root: Path, split: str, labels: str = "default") -> Index:
             path=root,
             fix=f"write the split files: {command('prepare')} --dataset covid --split --data-root {root}",
         )
-    ids, numbers = read_split_file(split_file)
-    return index_of_files(name, split, root, [root / path for path in ids], numbers, description)
+    held_out = _held_out(root)
+    base = root.parent if held_out else root
+    ids, numbers = read_split_file(split_file, base)
+    index = index_of_files(name, split, base, [base / path for path in ids], numbers, description)
+    note = f"all images of the source {held_out} are in the test split" if held_out else ""
+    return replace(index, note=note, sources=() if index.synthetic else sources_of(base, ids))
 
 
-def read_split_file(path: Path) -> tuple[list[str], list[int]]:
-    """Paths relative to the data root, and labels 0 to 3, of one split file.
+def _held_out(root: Path) -> str:
+    """The source that the split files of a data root leave to the test split; "" for the usual split."""
+    if not (root / HELD_OUT).exists():
+        return ""
+    try:
+        name = read_bounded(root / HELD_OUT, 200).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"covid: {HELD_OUT} cannot be read: {error}", path=root / HELD_OUT) from None
+    if not NAME.fullmatch(name):
+        raise DataError(f"covid: {HELD_OUT} does not name a source", path=root / HELD_OUT, expected=NAME_RULE)
+    return name
+
+
+def read_split_file(path: Path, base: Path | None = None) -> tuple[list[str], list[int]]:
+    """Paths relative to `base`, and labels 0 to 3, of one split file.
+
+    Args:
+        path: of the split file.
+        base: the folder that holds the images; None: the split file's own.
 
     Raises:
         DataError: unreadable, empty, or faulty lines, of which all are listed.
@@ -88,7 +113,7 @@ def read_split_file(path: Path) -> tuple[list[str], list[int]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"covid: {path.name} cannot be read: {error}", path=path) from None
-    ids, labels, faults = _parse_split_file(text, path.parent)
+    ids, labels, faults = _parse_split_file(text, base or path.parent)
     if faults or not ids:
         raise DataError(
             f"covid: {path.name}: {len(faults)} faulty line(s) of {len(text.splitlines())}",
@@ -110,9 +135,7 @@ def _parse_split_file(text: str, root: Path) -> tuple[list[str], list[int], list
         path_text, _, label = line.rpartition(" ")
         parts = PurePosixPath(path_text).parts
         name = "/".join(parts)
-        folder = next(
-            (_LABEL_OF_FOLDER[plain] for plain in map(_plain, parts[-2::-1]) if plain in _LABEL_OF_FOLDER), None
-        )
+        folder = next((_LABEL_OF_FOLDER[key] for key in map(plain, parts[-2::-1]) if key in _LABEL_OF_FOLDER), None)
         if not name or label not in _NUMBERS:
             faults.append(f"line {number}: {line!r} is not 'relative/path label' with a label of 0 to 3")
         elif parts[0] == "/" or Path(name).is_absolute() or ".." in parts:
@@ -137,7 +160,7 @@ def find_images(root: Path) -> dict[str, list[str]]:
     """
     folders: dict[str, list[Path]] = {name: [] for name in CLASSES}
     for folder in subfolders(root)[1:]:  # the root itself may be called "covid"
-        label = _LABEL_OF_FOLDER.get(_plain(folder.name))
+        label = _LABEL_OF_FOLDER.get(plain(folder.name))
         if label is not None:
             folder = folder / "images" if (folder / "images").is_dir() else folder
             if image_files(folder):
@@ -187,3 +210,27 @@ def make_split_files(root: Path, seed: int) -> dict[str, str]:
             fix="rename or remove these files or folders",
         )
     return texts
+
+
+def hold_out_source(root: Path, seed: int, source: str) -> tuple[Path, dict[str, str]]:
+    """A second split, in which all images of one source are in the test split; the others stay where they are.
+
+    Returns:
+        The folder for its files, which is its data root, and the text of each file by name.
+
+    Raises:
+        DataError: see `make_split_files`; an unknown source, or one without which training or validation is empty.
+    """
+    rows = [(split, line) for split, text in make_split_files(root, seed).items() for line in text.splitlines()]
+    sources = sources_of(root, [line.rpartition(" ")[0] for _, line in rows])
+    if source not in sources:
+        names = sorted(set(sources))
+        hint = did_you_mean(source, names)
+        raise DataError(f"covid: no image is of the source {source!r}{hint}", expected=", ".join(names), path=root)
+    texts = dict.fromkeys(SPLITS, "")
+    for (split, line), name in zip(rows, sources):
+        texts["test" if name == source else split] += f"{line}\n"
+    empty = [split for split, text in texts.items() if not text]
+    if empty:
+        raise DataError(f"covid: without {source} there is no image for {' and '.join(empty)}", path=root)
+    return root / f"without_{source}", {HELD_OUT: f"{source}\n", **{f"{split}.txt": texts[split] for split in SPLITS}}
