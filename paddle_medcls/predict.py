@@ -29,5 +29,5 @@ class Predictor(predictor.Predictor):
 
     def predict_files(self, paths: Sequence[Path]) -> Iterable[tuple[Path, np.ndarray | DataError]]:
         """Yields (path, probabilities (C,)) in order; for an unreadable file (path, its error)."""
-        for path, _, probs in self.predict_decoded(paths):
-            yield path, probs
+        for path, _, found in self.predict_decoded(paths):
+            yield path, found if isinstance(found, DataError) else np.array(list(found.probabilities.values()))

@@ -471,7 +471,8 @@ def test_probabilities_are_those_of_the_same_picture_as_png(tmp_path: Path, chan
     (tmp_path / "c.dcm").write_bytes(dicom(deep, **window))
     inverted = 255 - image
     (tmp_path / "d.dcm").write_bytes(dicom(inverted, PhotometricInterpretation="MONOCHROME1"))
-    png, *others = [probs for *_, probs in predictor.predict_decoded(sorted(tmp_path.iterdir()))]
+    found = predictor.predict_decoded(sorted(tmp_path.iterdir()))
+    png, *others = [list(prediction.probabilities.values()) for *_, prediction in found]
     assert 0 < png[0] < 1
     for probs in others:
         np.testing.assert_array_equal(probs, png)

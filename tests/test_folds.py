@@ -249,7 +249,7 @@ def test_the_command_and_its_resume(
     assert command.main(["--resume", str(tmp_path / "cv"), "--workers", "0"]) == 0
     out = capsys.readouterr().out
     assert "out-of-fold: 12 images" in out and "mean ± sd" in out and "published" not in out
-    assert "each fold's epoch: the best accuracy on the fold's own images" in out
+    assert "best epoch of each fold by accuracy on the fold's own images" in out
     assert command.main([*options, "--output", str(tmp_path / "other")]) == 0
     names = ["metrics.json", "predictions_val.csv", "fold1/PALM.pdparams", "fold2/PALM.pdparams"]
     assert [name for name in names if sha256(tmp_path / "cv" / name) != sha256(tmp_path / "other" / name)] == []

@@ -113,6 +113,7 @@ def by_definition(operation: Operation, inputs: list[np.ndarray]) -> np.ndarray:
     return {
         "linear": lambda: x @ arrays[0] + arrays[1],
         "relu": lambda: np.maximum(x, 0),
+        "log": lambda: np.log(x),
         "sigmoid": lambda: 1 / (1 + np.exp(-x)),
         "add": lambda: x + inputs[1],
         "pool_to": lambda: arrays[0] @ x @ arrays[1],
@@ -181,7 +182,7 @@ def test_pixels_become_probabilities(task: str, runner: str) -> None:
     network = Network("toy_resnet", 1 if task == "binary" else 3, 3, "small")
     model, state = trained(network, 8)
     sidecar = toy_sidecar(network, 8, temperature=1.7, flips=("flip", "flip_vertical"), **changes)
-    graph = graphs.pixels_graph(sidecar, state, "file")
+    graph = graphs.pixels_graph([(sidecar, state)], "file")
     image = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3), np.uint8)
     logits = predict_logits(model, normalize(image[..., ::-1], sidecar.preprocessing), sidecar.flips)
     expected = {"logits": logits, "probabilities": sidecar.head.probabilities(logits)}

@@ -196,7 +196,7 @@ def test_the_weights_alone_give_the_same_figures(palm_root: Path, tmp_path: Path
     rows = table(tmp_path / "run" / "predictions_val.csv")[1:]
     np.testing.assert_allclose(probs, [[float(p) for p in row[3:]] for row in rows], atol=1e-6)
     for path, _, found in predictor.predict_decoded(val.images[:3], batch_size=2):
-        np.testing.assert_allclose(found, probs[val.images.index(path)], atol=1e-6)
+        np.testing.assert_allclose(list(found.probabilities.values()), probs[val.images.index(path)], atol=1e-6)
 
 
 def test_bright_and_dark_images_are_learned(palm_root: Path, tmp_path: Path) -> None:

@@ -59,6 +59,24 @@ def add_recipe_option(p: argparse.ArgumentParser) -> None:
     p.add_argument("--recipe", type=named("recipe"), metavar="NAME", help=text)
 
 
+def add_weights_option(p: argparse._ActionsContainer, default: str = " (default: the newest run's)") -> None:
+    """--weights of the commands that use a trained model."""
+    text = f"weight file, export or run{default}; several, or the folder of a cross-validation: their average"
+    p.add_argument("--weights", type=Path, nargs="+", metavar="FILE", help=text)
+
+
+def images_behind_weights(args: argparse.Namespace) -> list[str]:
+    """The images of a command line; those behind --weights, as in `--weights FILE image.png`, are taken from there."""
+    from paddle_medcls.models.sidecar import is_model
+
+    count = next((k for k, path in enumerate(args.weights or ()) if k and not is_model(path)), None)
+    if count is None:
+        return args.images
+    images = [*args.images, *map(str, args.weights[count:])]
+    args.weights = args.weights[:count]
+    return images
+
+
 def add_engine_options(p: argparse.ArgumentParser) -> None:
     """--device, --engine and --precision of the commands that use a trained model."""
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU if there is one")
@@ -127,7 +145,7 @@ def list_own_images(args: argparse.Namespace, seed: int | None, again: bool = Fa
     return own_images(root, args.labels, columns, ordinal, args.patient_pattern, seed)
 
 
-def open_predictor(weights: Path, args: argparse.Namespace):
+def open_predictor(weights: list[Path], args: argparse.Namespace):
     """The predictor of a weight file or export, as --recipe, --device, --engine and --precision want it."""
     from paddle_medcls.deployment.predictor import load_predictor
 

@@ -11,6 +11,7 @@ from paddle_medcls.cli.common import (
     add_engine_options,
     add_own_options,
     add_recipe_option,
+    add_weights_option,
     list_own_images,
     open_predictor,
     parser,
@@ -31,7 +32,7 @@ that hold one (a run directory, or what --output wrote). It needs neither weight
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("eval", TEXT)
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--weights", type=Path, help="weight file or export")
+    add_weights_option(what, "")
     what.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two predictions of the same images")
     p.add_argument("--data-root", type=Path, help="folder of the images (default: the run's, else datasets/<dataset>)")
     p.add_argument(
@@ -88,15 +89,18 @@ def _compare(args: argparse.Namespace) -> int:
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.deployment.scoring import EvalOptions, check_options, evaluate
     from paddle_medcls.evaluation.tables import NOTICE
-    from paddle_medcls.models.sidecar import Sidecar, find_model, sidecar_of
+    from paddle_medcls.models.sidecar import Sidecar, find_model, find_models, sidecar_of
 
     names = ("batch_size", "workers", "calibrate", "sensitivity", "prevalence", "without_leaks", "output")
     options = EvalOptions(**{name: getattr(args, name) for name in names}, errors=args.errors or 0)
-    args.weights = find_model(args.weights)
-    if sidecar_of(args.weights).is_file():
-        check_options(Sidecar.read(sidecar_of(args.weights)), options)  # before the model is loaded
-    predictor = open_predictor(args.weights, args)
-    for note in [f"weights: {args.weights} ({predictor.engine}, {predictor.precision})", *predictor.notes]:
+    models = [find_model(path) for path in find_models(args.weights)]
+    if sidecar_of(models[0]).is_file():
+        check_options(Sidecar.read(sidecar_of(models[0])), options)  # before the model is loaded
+    predictor = open_predictor(models, args)
+    for note in [
+        f"weights: {', '.join(map(str, models))} ({predictor.engine}, {predictor.precision})",
+        *predictor.notes,
+    ]:
         print(note, file=sys.stderr)
     images = list_own_images(args, None, again=True)
     result = evaluate(predictor, args.split, images or args.data_root, options)

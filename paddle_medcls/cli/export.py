@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli.common import add_recipe_option, parser, run
+from paddle_medcls.cli.common import add_recipe_option, add_weights_option, parser, run
 
 TEXT = """Exports a trained model with its sidecar and a model card, opens it again, and compares its
 probabilities with the network's; an export that differs is not kept. predict.py, eval.py and the web
@@ -16,7 +16,7 @@ page take the folder in place of a weight file."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("export", TEXT)
-    p.add_argument("--weights", type=Path, help="default: the newest run's")
+    add_weights_option(p)
     add_recipe_option(p)
     p.add_argument("--format", choices=("paddle", "onnx", "openvino"))
     p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="precision at inference")
@@ -50,7 +50,8 @@ def _parity(args: argparse.Namespace) -> int:
     from paddle_medcls.recipes import get_recipe
 
     select_device("cpu")
-    weights, images = args.weights or newest_weights(Path("runs")), expand(args.images) if args.images else []
+    weights = args.weights or [newest_weights(Path("runs"))]
+    images = expand(args.images) if args.images else []
     table = PrettyTable(["way", "precision", "largest difference of a probability", "same labels"], align="l")
     recipe = get_recipe(args.recipe) if args.recipe else None
     for way in all_ways(weights, images, recipe):
@@ -59,24 +60,28 @@ def _parity(args: argparse.Namespace) -> int:
         table.add_row([way.name, way.precision, *values])
     print(table)
     count = f"{len(images)} images" if images else "synthetic images"
-    print(f"{weights}, {count}, compared with the network in Paddle, float32\n{NOTICE}")
+    print(f"{', '.join(map(str, weights))}, {count}, compared with the network in Paddle, float32\n{NOTICE}")
     return 0
 
 
 def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.cli.image_arguments import expand
     from paddle_medcls.core.paddle_setup import select_device
-    from paddle_medcls.deployment.export import export, weight_file
+    from paddle_medcls.deployment.export import export, weight_files
     from paddle_medcls.deployment.predictor import Predictor
     from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
     from paddle_medcls.recipes import get_recipe
 
     select_device("cpu")
-    weights = weight_file(args.weights or newest_weights(Path("runs")))
+    weights = weight_files(args.weights or newest_weights(Path("runs")))
     predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
     sidecar = predictor.sidecar
-    for note in [f"weights: {predictor.path}", *predictor.notes, *([SYNTHETIC_NOTICE] if sidecar.drawn else [])]:
+    for note in [
+        f"weights: {', '.join(map(str, weights))}",
+        *predictor.notes,
+        *([SYNTHETIC_NOTICE] if sidecar.drawn else []),
+    ]:
         print(note, file=sys.stderr)
     images = expand(args.images) if args.images else []
     agreement = export(predictor, args.format, args.output, images, args.precision)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli.common import add_recipe_option, parser, run
+from paddle_medcls.cli.common import add_recipe_option, add_weights_option, images_behind_weights, parser, run
 
 TEXT = """Shows by Grad-CAM which parts of an image are evidence for a class. Writes each image under its heat map, at
 its own size, and contact_sheet.png, eight images above their maps. An unreadable file is reported, the
@@ -21,7 +21,7 @@ share of the map inside the mask."""
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("gradcam", TEXT)
     p.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders (searched below) or globs")
-    p.add_argument("--weights", type=Path, metavar="FILE", help="default: the newest run's")
+    add_weights_option(p)
     add_recipe_option(p)
     p.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the pictures; with --measure also measures.csv"
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--workers", type=int, default=2, metavar="N", help="threads that read images (default: 2)")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     args = p.parse_args(argv)
+    args.images = images_behind_weights(args)
     if not args.list_layers and not args.images:
         p.error("images are needed: files, folders or globs; or --list-layers")
     if not args.list_layers and not (args.output or args.measure):
@@ -58,13 +59,13 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.recipes import get_recipe
 
     paths = [] if args.list_layers else _without_masks(expand(args.images), args.output)
-    weights = args.weights or newest_weights(Path("runs"))
+    weights = args.weights or [newest_weights(Path("runs"))]
     select_device(args.device)
     predictor = Predictor.from_weights(weights, get_recipe(args.recipe) if args.recipe else None)
     synthetic_note = [SYNTHETIC_NOTICE] if predictor.sidecar.drawn else []
     if args.list_layers:
         return _list_layers(predictor)
-    for note in [f"weights: {weights}", *predictor.notes, *synthetic_note, NOTICE]:
+    for note in [f"weights: {', '.join(map(str, weights))}", *predictor.notes, *synthetic_note, NOTICE]:
         print(note, file=sys.stderr)
     names = ("output", "layer", "method", "class_name", "measure", "batch_size", "workers")
     result = heat_maps(predictor, paths, HeatMapOptions(**{name: getattr(args, name) for name in names}))

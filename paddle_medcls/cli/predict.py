@@ -8,7 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli.common import add_engine_options, add_recipe_option, open_predictor, parser, run
+from paddle_medcls.cli.common import (
+    add_engine_options,
+    add_recipe_option,
+    add_weights_option,
+    images_behind_weights,
+    open_predictor,
+    parser,
+    run,
+)
 
 TEXT = """Predicts images with a trained model. Standard output holds the table, or one JSON object a
 line, and nothing else. An unreadable file is reported, the others are predicted, and the exit code is 1."""
@@ -16,8 +24,8 @@ line, and nothing else. An unreadable file is reported, the others are predicted
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("predict", TEXT)
-    p.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (searched below) or globs")
-    p.add_argument("--weights", type=Path, help="weight file or export (default: the newest run's)")
+    p.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders (searched below) or globs")
+    add_weights_option(p)
     add_recipe_option(p)
     p.add_argument("--topk", type=int, default=1, metavar="K", help="show the K most probable classes")
     p.add_argument("--json", action="store_true", help="one JSON object a line: image, label, probability, topk")
@@ -28,28 +36,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--workers", type=int, default=2, help="threads that read images")
     add_engine_options(p)
     args = p.parse_args(argv)
+    args.images = images_behind_weights(args)
+    if not args.images:
+        p.error("the following arguments are required: IMAGE")
     if args.topk < 1 or args.batch_size < 1:
         p.error("--topk and --batch-size must be at least 1")
     return run(_work, args)
 
 
 def _work(args: argparse.Namespace) -> int:
+    import numpy as np
+
     from paddle_medcls.cli.image_arguments import expand
     from paddle_medcls.core.errors import DataError, RecipeError, WeightsError, command, printable
     from paddle_medcls.core.files import picture_names, write_csv
     from paddle_medcls.core.progress import progress
+    from paddle_medcls.deployment.prediction import Disagreement
     from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
 
     paths = expand(args.images)
-    weights = args.weights or newest_weights(Path("runs"))
+    weights = args.weights or [newest_weights(Path("runs"))]
     predictor = open_predictor(weights, args)
     sidecar = predictor.sidecar
     model_text = (
         f"({predictor.engine}, {predictor.precision}); data set {sidecar.dataset}; classes {', '.join(sidecar.classes)}"
     )
     notes = [
-        f"weights: {weights} {model_text}",
+        f"weights: {', '.join(map(str, weights))} {model_text}",
         *predictor.notes,
         *([SYNTHETIC_NOTICE] if sidecar.drawn else []),
         NOTICE,
@@ -58,13 +72,17 @@ def _work(args: argparse.Namespace) -> int:
     rows, failed, without_map = [], 0, ""
     pictures, heat_maps = picture_names(paths, "prediction"), picture_names(paths, "gradcam")
     with progress(None, "predicting", len(paths), "image", len(paths) > args.batch_size) as bar:
-        for path, image, probs in predictor.predict_decoded(paths, args.batch_size, args.workers):
+        for path, image, prediction in predictor.predict_decoded(paths, args.batch_size, args.workers):
             bar.update()
-            if isinstance(probs, DataError):
-                bar.write(f"{type(probs).__name__}: {probs}", file=sys.stderr)
+            if isinstance(prediction, DataError):
+                bar.write(f"{type(prediction).__name__}: {prediction}", file=sys.stderr)
                 failed += 1
                 continue
+            probs = np.array(list(prediction.probabilities.values()))
             rows.append(_row(path, probs, sidecar, args.topk))
+            if prediction.disagreement:
+                disagreement = prediction.disagreement._asdict()
+                rows[-1][0]["disagreement"] = {**disagreement, "sd": round(disagreement["sd"], 6)}
             if args.pictures:
                 _picture(args.pictures / pictures[path], path, image, rows[-1][0], sidecar)
             if args.gradcam and not without_map:
@@ -78,8 +96,9 @@ def _work(args: argparse.Namespace) -> int:
     if rows and not args.json:
         print(_table([row for row, _ in rows], args.topk))
     if args.csv:
-        header = ["image", "label", *sidecar.classes]
-        write_csv(args.csv, header, [[row["image"], _label_text(row), *probs] for row, probs in rows])
+        header = ["image", "label", *sidecar.classes, *(Disagreement._fields if predictor.members else ())]
+        cells = [[row["image"], _label_text(row), *probs, *row.get("disagreement", {}).values()] for row, probs in rows]
+        write_csv(args.csv, header, cells)
     if failed:
         print(f"{failed} of {len(paths)} file(s) could not be read", file=sys.stderr)
     if without_map:
@@ -140,9 +159,13 @@ def _table(rows: list[dict], k: int) -> str:
 
     from paddle_medcls.core.errors import printable
 
-    table = PrettyTable(["image", "label", "probability", *(["most probable classes"] if k > 1 else [])], align="l")
+    header = ["image", "label", "probability", *(["most probable classes"] if k > 1 else [])]
+    table = PrettyTable([*header, *(["models that agree"] if "disagreement" in rows[0] else [])], align="l")
     for row in rows:
-        topk_text = ", ".join(f"{item['label']} {item['probability']:.4f}" for item in row["topk"])
-        cells = [row["image"], _label_text(row) or "none", f"{row['probability']:.4f}", *([topk_text] if k > 1 else [])]
+        others = ", ".join(f"{item['label']} {item['probability']:.4f}" for item in row["topk"])
+        cells = [row["image"], _label_text(row) or "none", f"{row['probability']:.4f}", *([others] if k > 1 else [])]
+        if found := row.get("disagreement"):
+            cells[2] += f" ± {found['sd']:.4f}"
+            cells.append(f"{found['same_label']} of {found['models']}")
         table.add_row([printable(cell) for cell in cells])
     return str(table)

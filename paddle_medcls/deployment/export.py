@@ -33,7 +33,7 @@ from paddle_medcls.deployment.inference_engines import FORMS, require
 from paddle_medcls.deployment.predictor import AnyImage, Predictor
 from paddle_medcls.evaluation.model_card import is_card, write_card
 from paddle_medcls.evaluation.model_facts import run_facts
-from paddle_medcls.models.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
+from paddle_medcls.models.sidecar import Sidecar, find_model, find_models, form_of, pixels_spec, sidecar_of
 
 TOLERANCE = {"f32": 1e-4, "bf16": 0.1}
 """Largest difference of a probability that an export may show; bf16's is there to catch a broken model."""
@@ -62,7 +62,7 @@ class Agreement:
 
 
 def export(
-    weights: str | Path | Predictor,
+    weights: str | Path | Sequence[str | Path] | Predictor,
     form: str,
     folder: str | Path,
     images: Sequence[AnyImage] = (),
@@ -71,7 +71,8 @@ def export(
     """Exports a trained model and compares the export with it: only an export that agrees is put into the folder.
 
     Args:
-        weights: a weight file, a folder that holds one, or a Predictor of one whose backend is the network in Paddle.
+        weights: a weight file, a folder that holds one, or a Predictor of one whose backend is the network in Paddle;
+            several files, or the folder of a cross-validation: their average in one file.
         form: "onnx", "openvino" or "paddle".
         folder: new, empty, or with an earlier export of these weights, whose files are replaced.
         images: five or more to compare on, as for `Predictor.logits`; none: synthetic ones.
@@ -86,13 +87,14 @@ def export(
     if form not in FORMS:
         raise RunError(f"unknown form {form!r}{did_you_mean(form, FORMS)}", expected=", ".join(FORMS))
     require(FORMS[form], precision)
-    predictor = weights if isinstance(weights, Predictor) else Predictor.from_weights(weight_file(weights))
-    if predictor.path is None:
+    predictor = weights if isinstance(weights, Predictor) else Predictor.from_weights(weight_files(weights))
+    models = predictor.members or [predictor]
+    if any(model.path is None for model in models):
         raise WeightsError("a network in memory cannot be exported", fix="export from the weight file (.pdparams)")
-    weights = weight_file(predictor.path)
+    files_of_models = weight_files([model.path for model in models if model.path])
     images = comparison_images(predictor.sidecar, images)
     folder = Path(folder).absolute()
-    name = sidecar_of(weights).stem
+    name = sidecar_of(files_of_models[0]).stem
     _earlier_files(folder, name)  # refuses before the work
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -106,9 +108,11 @@ def export(
             raise RunError(f"the export is empty: {', '.join(empty) or 'no file'}", fix="free some space and try again")
         pixels_only = pixels_spec(predictor.sidecar.preprocessing)
         sidecar = replace(predictor.sidecar, preprocessing=pixels_only, flips=())
-        sidecar = replace(sidecar, form=form, precision=precision, files=files, sha256=sha256(weights))
+        digest = "" if predictor.members else sha256(files_of_models[0])
+        sidecar = replace(sidecar, form=form, precision=precision, files=files, sha256=digest)
         sidecar.write(temporary / f"{name}.json")
-        write_card(temporary, sidecar, form, list(files), run_facts(weights, predictor.sidecar))
+        facts = {} if predictor.members else run_facts(files_of_models[0], predictor.sidecar)
+        write_card(temporary, sidecar, form, list(files), facts)
         agreement = compare(predictor, Predictor.from_weights(temporary, allow_program=True), images)
         if not agreement.difference <= TOLERANCE[precision]:
             raise RunError(
@@ -124,12 +128,13 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def weight_file(path: str | Path) -> Path:
-    """The weight file that a path names, see `find_model`; an export is refused before it is opened."""
-    path = find_model(Path(path))
-    if form_of(path):
-        raise WeightsError(f"{path} is an export itself", fix="export from the weight file (.pdparams)")
-    return path
+def weight_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The weight files that paths name, see `find_models`; an export is refused before it is opened."""
+    files = [find_model(path) for path in find_models(paths)]
+    for path in files:
+        if form_of(path):
+            raise WeightsError(f"{path} is an export itself", fix="export from the weight file (.pdparams)")
+    return files
 
 
 def compare(network: Predictor, served: Predictor, images: Sequence[AnyImage]) -> Agreement:

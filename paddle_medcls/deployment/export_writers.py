@@ -14,6 +14,7 @@ from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.deployment.graph import KNOWN, pixels_graph
 from paddle_medcls.deployment.graph_models import OPSET, to_onnx, to_openvino
 from paddle_medcls.deployment.predictor import Predictor
+from paddle_medcls.models.output_head import TINY
 from paddle_medcls.preprocessing.augmentation import flip_axes
 
 
@@ -53,10 +54,30 @@ class _Served(paddle.nn.Layer):
         return probabilities, logits
 
 
+class _ServedAverage(paddle.nn.Layer):
+    """The average of several models, as `graph.pixels_graph` describes it."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.models = paddle.nn.LayerList([_Served(member) for member in predictor.members])
+        self.sidecar = predictor.sidecar
+        self.eval()
+
+    def forward(self, image):
+        probabilities = sum(model(image)[0] for model in self.models) / len(self.models)
+        logits = paddle.log(probabilities + TINY)
+        if self.sidecar.loss == "softmax":
+            return probabilities, logits
+        if self.sidecar.task == "binary":
+            return probabilities, logits[:, 1:] - logits[:, :1]
+        return probabilities, logits - paddle.log(1 - probabilities + TINY)
+
+
 def _write_paddle(predictor: Predictor, folder: Path, name: str) -> None:
     spec = predictor.sidecar.preprocessing
     image = paddle.static.InputSpec([None, spec.size_px, spec.size_px, spec.num_channels], "uint8", "image")
-    traced = paddle.jit.to_static(_Served(predictor), input_spec=[image], full_graph=True)
+    served = _ServedAverage(predictor) if predictor.members else _Served(predictor)
+    traced = paddle.jit.to_static(served, input_spec=[image], full_graph=True)
     paddle.jit.save(traced, str(folder / f"{name}.inference"))
     (folder / f"{name}.inference.pdiparams.info").unlink(missing_ok=True)  # of Paddle 2, for training alone
 
@@ -95,12 +116,13 @@ WRITERS = {"paddle": _write_paddle, "onnx": _write_onnx, "openvino": _write_open
 
 
 def _is_known(predictor: Predictor) -> bool:
-    return predictor.sidecar.network.model in KNOWN
+    return all(model.sidecar.network.model in KNOWN for model in predictor.members or [predictor])
 
 
 def _graph(predictor: Predictor):
-    state = {key: value.numpy() for key, value in predictor.model.state_dict().items()}
-    return pixels_graph(predictor.sidecar, state, "the network")
+    models = predictor.members or [predictor]
+    states = [{key: value.numpy() for key, value in one.model.state_dict().items()} for one in models]
+    return pixels_graph([(one.sidecar, state) for one, state in zip(models, states)], "the network")
 
 
 def _through_paddle2onnx(predictor: Predictor, folder: Path, name: str):

@@ -9,7 +9,7 @@ other networks are Paddle's.
 |---|---|---|---|
 | `convolution` | weight (O, I, k, k), bias (O,) | stride, padding | (N, O, h, w) |
 | `linear` | weight (I, O), bias (O,) | | (N, O) |
-| `relu`, `sigmoid`, `softmax` (axis 1), `add` | | | as the input |
+| `relu`, `sigmoid`, `softmax` (axis 1), `log`, `add` | | | as the input |
 | `max_pool` | | kernel, stride, padding | (N, C, h, w) |
 | `pool_to` | rows (a, h), columns (w, b) | | rows @ x @ columns: (N, C, a, b) |
 | `mean` | | axes, which disappear | |
@@ -31,6 +31,7 @@ import numpy as np
 
 from paddle_medcls.core.errors import SetupError
 from paddle_medcls.models.network import Network
+from paddle_medcls.models.output_head import TINY
 from paddle_medcls.models.weights import check_arrays
 from paddle_medcls.preprocessing.augmentation import flip_axes
 
@@ -199,35 +200,76 @@ def logits_graph(sidecar: Sidecar, state: dict[str, np.ndarray], name: object) -
     return Graph("float32", shape, tuple(operations), {"logits": (logits, sidecar.network.num_outputs)})
 
 
-def pixels_graph(sidecar: Sidecar, state: dict[str, np.ndarray], name: object) -> Graph:
+def pixels_graph(models: Sequence[tuple[Sidecar, dict[str, np.ndarray]]], name: object) -> Graph:
     """From pixels `image` (N, S, S, C) uint8, RGB or grey, to `logits` and `probabilities` (N, classes).
 
-    Channel order, mean, std, flips and temperature of the sidecar are inside; arguments as for `logits_graph`.
+    Channel order, mean, std, flips and temperature of each sidecar are inside, and the average of several models.
+
+    Args:
+        models: the sidecar and the arrays of each, as for `logits_graph`.
+        name: of the model, for messages.
     """
-    spec = sidecar.preprocessing
+    sidecar = models[0][0]
     operations: list[Operation] = []
-
-    def add(kind: str, *inputs: int, arrays: Sequence[np.ndarray] = (), numbers: tuple[int, ...] = ()) -> int:
-        operations.append(Operation(kind, inputs, tuple(arrays), numbers))
-        return len(operations)
-
-    x = add("cast", 0)
-    if spec.channels == "bgr":
-        x = add("take", x, arrays=[np.array([2, 1, 0])], numbers=(3,))
-    x = add("subtract", x, arrays=[np.array(spec.mean, np.float32).reshape(1, 1, 1, -1)])
-    x = add("divide", x, arrays=[np.array(spec.std, np.float32).reshape(1, 1, 1, -1)])
-    x = add("transpose", x, numbers=(0, 3, 1, 2))
-    logits = _add_network(operations, x, sidecar, state, name)
-    z = add("divide", logits, arrays=[np.array([sidecar.temperature], np.float32)])
-    if sidecar.loss == "softmax":
-        probabilities = add("softmax", z)
-    else:
-        if sidecar.task == "binary":  # class 0 has the logit -z
-            z = add("concat", add("divide", z, arrays=[np.array([-1], np.float32)]), z, numbers=(1,))
-        probabilities = add("sigmoid", z)
+    pixels = _add(operations, "cast", 0)
+    ends = [_add_model(operations, pixels, *model, name) for model in models]
+    probabilities, logits = ends[0]
+    if len(ends) > 1:
+        probabilities, logits = _add_average(operations, [one for one, _ in ends], sidecar)
+    spec = sidecar.preprocessing
     shape = (spec.size_px, spec.size_px, spec.num_channels)
-    ends = {"probabilities": (probabilities, len(sidecar.classes)), "logits": (logits, sidecar.network.num_outputs)}
-    return Graph("uint8", shape, tuple(operations), ends)
+    outputs = {"probabilities": (probabilities, len(sidecar.classes)), "logits": (logits, sidecar.head.num_outputs)}
+    return Graph("uint8", shape, tuple(operations), outputs)
+
+
+def _add(
+    operations: list[Operation], kind: str, *inputs: int, array: object = None, numbers: tuple[int, ...] = ()
+) -> int:
+    """Adds an operation; gives the number of its value."""
+    operations.append(Operation(kind, inputs, () if array is None else (np.asarray(array),), numbers))
+    return len(operations)
+
+
+def _add_model(
+    operations: list[Operation], pixels: int, sidecar: Sidecar, state: dict[str, np.ndarray], name: object
+) -> tuple[int, int]:
+    """Adds a model from pixels (N, S, S, C) float32; gives the numbers of its probabilities and logits."""
+    spec, x = sidecar.preprocessing, pixels
+    if spec.channels == "bgr":
+        x = _add(operations, "take", x, array=[2, 1, 0], numbers=(3,))
+    x = _add(operations, "subtract", x, array=np.array(spec.mean, np.float32).reshape(1, 1, 1, -1))
+    x = _add(operations, "divide", x, array=np.array(spec.std, np.float32).reshape(1, 1, 1, -1))
+    x = _add(operations, "transpose", x, numbers=(0, 3, 1, 2))
+    logits = _add_network(operations, x, sidecar, state, name)
+    z = _add(operations, "divide", logits, array=np.array([sidecar.temperature], np.float32))
+    if sidecar.loss == "softmax":
+        return _add(operations, "softmax", z), logits
+    if sidecar.task == "binary":  # class 0 has the logit -z
+        negative = _add(operations, "divide", z, array=np.array([-1], np.float32))
+        z = _add(operations, "concat", negative, z, numbers=(1,))
+    return _add(operations, "sigmoid", z), logits
+
+
+def _add_average(operations: list[Operation], probabilities: Sequence[int], sidecar: Sidecar) -> tuple[int, int]:
+    """Adds the mean of probabilities (N, classes), and its logits as `OutputHead.logits_of` has them."""
+
+    def log(x: int) -> int:
+        return _add(operations, "log", _add(operations, "subtract", x, array=np.array([-TINY], np.float32)))
+
+    total = probabilities[0]
+    for one in probabilities[1:]:
+        total = _add(operations, "add", total, one)
+    mean = _add(operations, "divide", total, array=np.array([len(probabilities)], np.float32))
+    if sidecar.loss == "softmax":
+        return mean, log(mean)
+    yes = no = mean
+    if sidecar.task == "binary":
+        no, yes = (_add(operations, "take", mean, array=[k], numbers=(1,)) for k in (0, 1))
+    else:
+        negative = _add(operations, "divide", mean, array=np.array([-1], np.float32))
+        no = _add(operations, "subtract", negative, array=np.array([-1], np.float32))
+    minus = _add(operations, "divide", log(no), array=np.array([-1], np.float32))
+    return mean, _add(operations, "add", log(yes), minus)
 
 
 def _add_network(

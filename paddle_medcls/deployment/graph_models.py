@@ -45,7 +45,7 @@ def _openvino_node(ops, operation: Operation, inputs: list):
         return ops.add(ops.matmul(x, arrays[0], False, False), arrays[1])
     if kind == "pool_to":
         return ops.matmul(ops.matmul(arrays[0], x, False, False), arrays[1], False, False)
-    if kind in ("relu", "sigmoid"):
+    if kind in ("relu", "sigmoid", "log"):
         return getattr(ops, kind)(x)
     if kind in ("add", "subtract", "divide"):
         return getattr(ops, kind)(x, arrays[0] if arrays else inputs[1])

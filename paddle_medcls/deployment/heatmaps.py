@@ -17,7 +17,7 @@ from paddle_medcls.deployment.predictor import Predictor, load_predictor
 from paddle_medcls.evaluation.plots import heat_sheet, overlay
 from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE
 from paddle_medcls.explanation.faithfulness import Measurement
-from paddle_medcls.explanation.gradcam import METHODS, default_layer
+from paddle_medcls.explanation.gradcam import METHODS
 
 SHEET = 8  # images on the contact sheet
 
@@ -85,11 +85,11 @@ def heat_maps(
     predictor = weights if isinstance(weights, Predictor) else load_predictor(weights)
     paths = [Path(image) for image in images]
     output = None if options.output is None else Path(options.output)
-    sidecar, model = predictor.sidecar, predictor.model
+    sidecar = predictor.sidecar
     class_index = _class_index(options.class_name, sidecar.classes) if options.class_name else None
-    result = HeatMaps(options.layer or default_layer(model, predictor.input_zeros()))
+    result = HeatMaps(options.layer or predictor.default_layer())
     if options.measure:
-        result.measurement = Measurement(model, sidecar, result.layer, method=options.method)
+        result.measurement = Measurement(predictor.model, sidecar, result.layer, method=options.method)
     names = picture_names(paths, "gradcam")
     sheet_paths = {paths[k * len(paths) // SHEET] for k in range(SHEET)} if len(paths) > SHEET else set(paths)
     sheet = []
@@ -104,7 +104,7 @@ def heat_maps(
                 else:
                     readable.append((path, image))
             for path, image, heat, k, probability in _maps(
-                predictor, readable, class_index, result.layer, options.method
+                predictor, readable, class_index, options.layer, options.method
             ):
                 result.made.append(path)
                 if not heat.any():
@@ -127,7 +127,7 @@ def heat_maps(
     return result
 
 
-def _maps(predictor: Predictor, readable: list, class_index: int | None, layer: str, method: str) -> list[tuple]:
+def _maps(predictor: Predictor, readable: list, class_index: int | None, layer: str | None, method: str) -> list[tuple]:
     """(path, image, map, class, its probability) of each image of a group."""
     if not readable:
         return []

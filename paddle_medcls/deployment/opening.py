@@ -33,6 +33,7 @@ from paddle_medcls.models.weight_layouts import recognise
 from paddle_medcls.models.weights import load_strict, parse_weights, read_weight_file, read_weights
 
 if TYPE_CHECKING:
+    from paddle_medcls.deployment.ensemble import Ensemble
     from paddle_medcls.recipes.recipe import Recipe
 
 _NOTEBOOKS = {("PALM tutorial", 1): "palm_tutorial", ("COVID-19 tutorial", 4): "covid_notebook"}
@@ -62,7 +63,7 @@ class Opened(NamedTuple):
     """The arguments of a `Predictor`, in its order."""
 
     sidecar: Sidecar
-    backend: PaddleNetwork | InferenceBackend
+    backend: PaddleNetwork | InferenceBackend | Ensemble
     notes: Sequence[str] = ()
     load_network: Callable[[], PaddleNetwork] | None = None
     path: Path | None = None

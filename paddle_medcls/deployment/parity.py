@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paddle_medcls.core.errors import SetupError
-from paddle_medcls.deployment.export import comparison_images, export, weight_file
+from paddle_medcls.deployment.export import comparison_images, export, weight_files
 from paddle_medcls.deployment.inference_engines import FASTEST_FIRST, FORMS, WITHOUT_BFLOAT16
 from paddle_medcls.deployment.predictor import AnyImage, Predictor
 from paddle_medcls.recipes.recipe import Recipe
@@ -37,21 +37,23 @@ class Way(NamedTuple):
     reason: str = ""
 
 
-def all_ways(weights: str | Path, images: Sequence[AnyImage] = (), recipe: Recipe | None = None) -> Iterator[Way]:
+def all_ways(
+    weights: str | Path | Sequence[str | Path], images: Sequence[AnyImage] = (), recipe: Recipe | None = None
+) -> Iterator[Way]:
     """Compares every way to run a trained model with its network in Paddle, and yields each when it is done.
 
     Exports are compared on pixels rounded after resizing, as they take them; they are written to a temporary folder.
 
     Args:
-        weights: a weight file, or a folder that holds one.
+        weights: a weight file, or a folder that holds one; several, or the folder of a cross-validation: their average.
         images: five or more, as for `Predictor.logits`; none: synthetic ones.
         recipe: see `Predictor.from_weights`.
 
     Raises:
         MedclsError: see `export`.
     """
-    path = weight_file(weights)
-    network = Predictor.from_weights(path, recipe)
+    paths = weight_files(weights)
+    network = Predictor.from_weights(paths, recipe)
     images = comparison_images(network.sidecar, images)
     expected = _probabilities(network, images)
     decided = network.head.decide(expected)
@@ -60,7 +62,7 @@ def all_ways(weights: str | Path, images: Sequence[AnyImage] = (), recipe: Recip
         for engine in (name for name in FASTEST_FIRST if name not in lacking):
             name = f"weights in {engine}"
             try:
-                served = Predictor.from_weights(path, recipe, engine, precision)
+                served = Predictor.from_weights(paths, recipe, engine, precision)
                 found = _probabilities(served, images)
             except SetupError as error:
                 yield Way(name, precision, reason=error.what)

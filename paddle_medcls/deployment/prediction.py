@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from paddle_medcls.data.decode import write_png
 from paddle_medcls.models.output_head import OutputHead
+
+
+class Disagreement(NamedTuple):
+    """How far the models of an average disagree on an image.
+
+    Attributes:
+        sd: standard deviation, among the models, of the probability that the prediction shows.
+        same_label: number of models that decide as the average does.
+        models: their number.
+    """
+
+    sd: float
+    same_label: int
+    models: int
 
 
 @dataclass(frozen=True)
@@ -20,19 +35,23 @@ class Prediction:
         probability: of the decided class; for a multi-label task the largest one. In [0, 1].
         probabilities: class name -> probability, in the order of the classes.
         notes: remarks on the model, such as what was assumed about a weight file without a sidecar.
+        disagreement: of the models of an average; None for one model.
     """
 
     label: str
     probability: float
     probabilities: dict[str, float]
     notes: tuple[str, ...] = ()
+    disagreement: Disagreement | None = None
 
     @staticmethod
-    def of(probs: np.ndarray, head: OutputHead, notes: tuple[str, ...] = ()) -> Prediction:
+    def of(
+        probs: np.ndarray, head: OutputHead, notes: tuple[str, ...] = (), disagreement: Disagreement | None = None
+    ) -> Prediction:
         """The prediction that probabilities (C,) lead to."""
         decided, probability = head.decide_one(probs)
         label = "; ".join(head.classes[k] for k in decided)
-        return Prediction(label, probability, dict(zip(head.classes, probs.tolist())), notes)
+        return Prediction(label, probability, dict(zip(head.classes, probs.tolist())), notes, disagreement)
 
 
 @dataclass(frozen=True)

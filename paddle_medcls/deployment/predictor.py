@@ -16,11 +16,12 @@ from paddle_medcls.core.hardware import installed_version
 from paddle_medcls.data.decode import decode_image, read_image, to_channels
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.reading import read_ahead
+from paddle_medcls.deployment.ensemble import Ensemble, open_ensemble
 from paddle_medcls.deployment.inference_engines import InferenceBackend
 from paddle_medcls.deployment.opening import PaddleNetwork, open_trained
 from paddle_medcls.deployment.prediction import HeatMap, Prediction
 from paddle_medcls.models.output_head import OutputHead, check_finite
-from paddle_medcls.models.sidecar import Sidecar
+from paddle_medcls.models.sidecar import Sidecar, find_models
 from paddle_medcls.preprocessing.transforms import preprocess, unfit
 
 if TYPE_CHECKING:
@@ -37,13 +38,14 @@ class Predictor:
         sidecar: classes, preprocessing and the rest of the sidecar.
         backend: gives logits of preprocessed images, see `inference_engines`.
         notes: what was assumed about a file without a sidecar, one line each.
-        path: the file that was opened; None for a network in memory.
+        path: the file that was opened; None for a network in memory and for an average of models.
+        members: the models of an average; empty for one model.
     """
 
     def __init__(
         self,
         sidecar: Sidecar,
-        backend: PaddleNetwork | InferenceBackend,
+        backend: PaddleNetwork | InferenceBackend | Ensemble,
         notes: Sequence[str] = (),
         load_network: Callable[[], PaddleNetwork] | None = None,
         path: Path | None = None,
@@ -56,11 +58,12 @@ class Predictor:
         self._network = backend if isinstance(backend, PaddleNetwork) else None
         self._load_network = load_network
         self._layer = ""
+        self.members = [Predictor(*one) for one in backend.members] if isinstance(backend, Ensemble) else []
 
     @classmethod
     def from_weights(
         cls,
-        path: str | Path,
+        path: str | Path | Sequence[str | Path],
         recipe: Recipe | None = None,
         engine: str | None = None,
         precision: str = "f32",
@@ -73,7 +76,8 @@ class Predictor:
 
         Args:
             path: `.pdparams` or `.safetensors`, a sidecar of the same name beside it is read; or a file of an
-                export; or a folder that holds one of these.
+                export; or a folder that holds one of these. Several of them, or the folder of a cross-validation:
+                their average as one model.
             recipe: for a file without a sidecar, how it was trained; None: told from its layout, which
                 works for the two notebooks' own files.
             engine: None: the network in Paddle, or for an export the engine of its form. For a weight file one of
@@ -87,7 +91,8 @@ class Predictor:
                 given though there is a sidecar.
             SetupError: the engine is not installed, does not know the network or lacks this precision.
         """
-        return cls(*open_trained(Path(path), recipe, (engine, precision), say, allow_program))
+        paths, options = find_models(path), (recipe, (engine, precision), say, allow_program)
+        return cls(*(open_trained(paths[0], *options) if len(paths) == 1 else open_ensemble(paths, *options)))
 
     @property
     def engine(self) -> str:
@@ -108,6 +113,10 @@ class Predictor:
     def model(self):
         """The network in Paddle, in evaluation mode; made when it is first asked for."""
         if self._network is None:
+            if self.members:
+                raise WeightsError(
+                    f"an average of {len(self.members)} models has no layers of its own", fix="name one of the models"
+                )
             if self._load_network is None:
                 raise WeightsError(
                     "an exported model has no layers to look into", fix="give the weight file that it was made of"
@@ -144,8 +153,20 @@ class Predictor:
             DataError: see `decode`.
             WeightsError: logits that are not finite.
         """
-        probs = self.head.probabilities(self.logits([image]))[0]
-        return Prediction.of(probs, self.head, tuple(self.notes))
+        name = image if isinstance(image, (str, Path)) else "image 0"
+        return self._predictions(self.input_of([image]), [name])[0]
+
+    def _predictions(self, x: np.ndarray, names: Sequence[object]) -> list[Prediction]:
+        notes = tuple(self.notes)
+        if not isinstance(self.backend, Ensemble):
+            probs = self.head.probabilities(self.backend.logits(x), names)
+            return [Prediction.of(row, self.head, notes) for row in probs]
+        each = self.backend.probabilities(x, names)  # (models, N, classes)
+        probs = self.head.probabilities(self.backend.average(each), names)
+        return [
+            Prediction.of(row, self.head, notes, self.backend.disagreement(each[:, k], row))
+            for k, row in enumerate(probs)
+        ]
 
     def gradcam(
         self, image: AnyImage, label: str | None = None, layer: str | None = None, method: str = "gradcam"
@@ -198,6 +219,15 @@ class Predictor:
         spec = self.sidecar.preprocessing
         return np.zeros((1, spec.num_channels, spec.size_px, spec.size_px), np.float32)
 
+    def default_layer(self) -> str:
+        """Name of the layer that heat maps show, see `gradcam.default_layer`; of an average that of its first model."""
+        from paddle_medcls.explanation.gradcam import default_layer
+
+        if self.members:
+            return self.members[0].default_layer()
+        self._layer = self._layer or default_layer(self.model, self.input_zeros())
+        return self._layer
+
     def heatmaps(
         self,
         images: Sequence[AnyImage],
@@ -207,19 +237,22 @@ class Predictor:
     ) -> list[np.ndarray]:
         """Grad-CAM, each (H, W) float32 in [0, 1] at the size of its own image.
 
-        The map explains the image as it is; flips that the model averages at evaluation are left out.
+        The map explains the image as it is; flips that the model averages at evaluation are left out. The map of an
+        average of models is the mean of their maps, divided by its largest value.
 
         Args:
             images: as for `logits`.
             classes: class explained, one for all or one for each.
             layer, method: see `gradcam.gradcam`.
         """
-        from paddle_medcls.explanation.gradcam import default_layer, gradcam
+        from paddle_medcls.explanation.gradcam import gradcam
 
-        if layer is None:
-            self._layer = self._layer or default_layer(self.model, self.input_zeros())
-            layer = self._layer
         spec, pixels = self.sidecar.preprocessing, [self.decode(image) for image in images]
+        if self.members:
+            each = [member.heatmaps(pixels, classes, layer, method) for member in self.members]
+            sums = [np.sum(maps, axis=0) for maps in zip(*each)]
+            return [heat / (np.max(heat) or 1) for heat in sums]
+        layer = layer or self.default_layer()
         maps = gradcam(self.model, self.input_of(pixels), layer, classes, method)
         return [unfit(heat, image.shape[:2], spec) for heat, image in zip(maps, pixels)]
 
@@ -240,20 +273,18 @@ class Predictor:
 
     def predict_decoded(
         self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
-    ) -> Iterable[tuple[Path, np.ndarray | None, np.ndarray | DataError]]:
-        """Yields (path, decoded image, probabilities (C,)) in order; for an unreadable file (path, None, its error)."""
+    ) -> Iterable[tuple[Path, np.ndarray | None, Prediction | DataError]]:
+        """Yields (path, decoded image, prediction) in order; for an unreadable file (path, None, its error)."""
         for group in self.read_files(paths, batch_size, workers):
             names = [path for path, image in group if not isinstance(image, DataError)]
             readable = [image for _, image in group if not isinstance(image, DataError)]
-            probs = iter(())
-            if readable:
-                probs = iter(self.head.probabilities(self.backend.logits(self.input_of(readable)), names))
+            found = iter(self._predictions(self.input_of(readable), names) if readable else ())
             for path, image in group:
-                yield (path, None, image) if isinstance(image, DataError) else (path, image, next(probs))
+                yield (path, None, image) if isinstance(image, DataError) else (path, image, next(found))
 
 
 def load_predictor(
-    weights: str | Path,
+    weights: str | Path | Sequence[str | Path],
     recipe: Recipe | str | None = None,
     engine: str = "auto",
     precision: str = "f32",
@@ -263,7 +294,8 @@ def load_predictor(
     """Opens a trained model, as the commands do.
 
     Args:
-        weights: a weight file, an export, or a folder that holds one.
+        weights: a weight file, an export, or a folder that holds one; several of them, or the folder of a
+            cross-validation: their average.
         recipe: for a weight file without a sidecar: how it was trained, a recipe or its name.
         engine: "auto" (on a CPU the fastest that is installed, on a GPU Paddle), "paddle", "openvino" or "onnxruntime".
         precision: "f32", "bf16", or "auto": bf16 where engine and processor have it.

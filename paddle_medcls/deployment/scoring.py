@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -130,7 +131,7 @@ class Evaluation:
 
 
 def evaluate(
-    weights: str | Path | Predictor,
+    weights: str | Path | Sequence[str | Path] | Predictor,
     split: str | None = None,
     data_root: str | Path | ImageList | None = None,
     options: EvalOptions = EvalOptions(),  # noqa: B008  it is frozen
@@ -138,7 +139,8 @@ def evaluate(
     """Evaluates a model on a split.
 
     Args:
-        weights: a weight file, an export, a folder that holds one, or an opened Predictor.
+        weights: a weight file, an export, a folder that holds one, or an opened Predictor; several files, or the
+            folder of a cross-validation: their average.
         split: "train", "val" or "test"; None: test where the data set has one, else val.
         data_root: folder of the images; None: the one that the run was trained on, else the data set's default. For
             images of another origin what `own_images` gives; their classes are found by name.
@@ -151,10 +153,21 @@ def evaluate(
     predictor = weights if isinstance(weights, Predictor) else load_predictor(weights)
     path, sidecar = predictor.path, predictor.sidecar
     check_options(sidecar, options)
+    if options.calibrate and predictor.members:
+        raise RunError(
+            "an average of models is not calibrated",
+            fix="calibrate each model: the average uses their temperatures and the mean of their thresholds",
+        )
     if options.calibrate and path is None:
         raise RunError("a calibration is written beside the weight file", fix="pass the file, not a Predictor")
-    root = _images(data_root, path, sidecar)
+    root = _images(data_root, predictor.members[0].path if predictor.members else path, sidecar)
     split = split or (root.names if isinstance(root, ImageList) else splits_of(sidecar.dataset, root))[-1]
+    if predictor.members and data_root is None and isinstance(root, ImageList) and split != "test":
+        raise RunError(
+            f"the models of this average were trained on images of the split {split}",
+            expected="a test split, or other images (--data-root)",
+            fix="the out-of-fold predictions of all images are in predictions_val.csv of the cross-validation",
+        )
     scored = {split} | ({"val"} if options.calibrate else set())
     needed = scored | ({"train"} if options.without_leaks else set())
     dataset = "folder" if isinstance(root, ImageList) and not is_own(sidecar.dataset) else sidecar.dataset

@@ -74,6 +74,9 @@ def card_text(folder: Path, sidecar: Sidecar, form: str, files: Sequence[str], f
     if not sidecar.drawn:
         faults_text = _bullets(faults) or "The data set's own card was not at hand when this was written: look there."
         sections.insert(7, f"## Known faults of the data\n\n{faults_text}")
+    if sidecar.members:
+        members = [[f"`{digest}`", f"`{_cell(model)}`"] for digest, model in sidecar.members.items()]
+        sections[-1] += "\n\nThe weights that it averages:\n\n" + _table(["sha256", "network"], members)
     if form != "weights" and sidecar.sha256:
         sections[-1] += f"\n\nExported from weights with sha256 `{_cell(sidecar.sha256)}`."
     return "\n\n".join(sections) + "\n"
@@ -171,7 +174,9 @@ def _training(folder: Path, sidecar: Sidecar, recipe: Recipe | None, facts: dict
     network, place = sidecar.network, facts.get("environment", {})
     size = f", {facts['parameters']:,} parameters" if "parameters" in facts else ""
     channels = f"{network.in_channels} channel(s) in, {network.num_outputs} logit(s) out"
-    lines = [f"Network: {network.model}, {network.stem} stem, {channels}{size}."]
+    count = len(sidecar.members)
+    lines = [f"An average of {count} models: the mean of their probabilities."] if count else []
+    lines += [f"Network: {network.model}, {network.stem} stem, {channels}{size}."]
     if "recipe" in facts and recipe is not None:
         start = {"": "random weights", "imagenet": "ImageNet weights"}.get(recipe.pretrained, "other weights")
         epoch = f": {sidecar.metrics['epoch']}" if "epoch" in sidecar.metrics else ""

@@ -103,11 +103,11 @@ def fold_table(metrics: dict) -> str:
 def choice_of_epoch(metrics: dict) -> str:
     """How the epoch of the weights was chosen and on what, from the metrics of a run."""
     monitor = metrics["monitor"]
-    epoch = "each fold's epoch" if "folds" in metrics else f"epoch {metrics.get('epoch')}"
+    which = "of each fold" if "folds" in metrics else str(metrics.get("epoch"))
     if monitor == "last":
-        return f"{epoch}: the last one, chosen on no images"
+        return f"last epoch {which}, chosen on no images"
     images = "the fold's own images" if "fold" in metrics or "folds" in metrics else "the validation images"
-    return f"{epoch}: the best {monitor} on {images}; results on these images are optimistic"
+    return f"best epoch {which} by {monitor} on {images}; results on these images are optimistic"
 
 
 def comparison_table(result: dict) -> str:

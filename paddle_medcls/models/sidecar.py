@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -54,6 +56,54 @@ def find_model(path: Path) -> Path:
     return next(p for p in files if sidecar_of(p) == sidecars[0])
 
 
+def find_models(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Returns the models that are used as one: a path, several, or for the folder of a cross-validation its folds.
+
+    Raises:
+        WeightsError: a fold is missing or unfinished; nothing is named.
+    """
+    if isinstance(path, (str, Path)):
+        return _folds(Path(path)) or [Path(path)]
+    if not path:
+        raise WeightsError("no model is named", expected="one or more weight files")
+    return [model for one in path for model in find_models(one)]
+
+
+def is_model(path: Path) -> bool:
+    """Returns whether a path names a model, by the names of the files alone; an image or a folder of them does not."""
+    if path.is_dir():
+        return (path / "fold1").is_dir() or bool(_model_files(path))
+    return path.name.endswith((*SUFFIXES, ".json"))
+
+
+def _folds(folder: Path) -> list[Path]:
+    """Returns the run directories of a cross-validation; [] for other folders and files."""
+    if not (folder / "fold1").is_dir():
+        return []
+    numbers = {int(one.name[4:]): one for one in folder.glob("fold*") if re.fullmatch("fold[1-9][0-9]{0,2}", one.name)}
+    faults = [f"fold{number} is missing" for number in range(1, max(numbers)) if number not in numbers]
+    for number, one in sorted(numbers.items()):
+        try:
+            recipe = read_json(one / "recipe.json")
+        except FileNotFoundError:
+            continue  # only the models were copied
+        except (OSError, ValueError) as error:
+            faults.append(f"{one.name}/recipe.json: {error}")
+            continue
+        recipe = recipe if isinstance(recipe, dict) else {}
+        if (recipe.get("folds"), recipe.get("fold")) != (len(numbers), number):
+            faults.append(f"{one.name} is not fold {number} of {len(numbers)}")
+        elif not (one / "metrics.json").is_file():
+            faults.append(f"{one.name} is not finished")
+    if faults or len(numbers) < 2:
+        raise WeightsError(
+            f"{folder} is no complete cross-validation",
+            items=faults or ["it has one fold"],
+            fix="continue its training (train --resume), or name the models: --weights FILE FILE …",
+        )
+    return [numbers[number] for number in sorted(numbers)]
+
+
 def _model_files(folder: Path) -> list[Path]:
     """Returns the files of models in a folder, weights first."""
     files = [path for path in folder.iterdir() if path.name.endswith(tuple(SUFFIXES))]
@@ -89,6 +139,7 @@ class Sidecar:
         form: of an exported model, one of FORMS; empty for a weight file.
         precision: of an exported model at inference, "f32" or "bf16".
         files: of an exported model: name -> sha256.
+        members: of an average of models: sha256 of each weight file -> its network.
 
     Raises:
         WeightsError: a faulty value; names the field, the value and the expected ones.
@@ -112,6 +163,7 @@ class Sidecar:
     form: str = ""
     precision: str = "f32"
     files: dict = field(default_factory=dict)
+    members: dict = field(default_factory=dict)
 
     @property
     def head(self) -> OutputHead:

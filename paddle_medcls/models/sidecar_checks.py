@@ -20,6 +20,7 @@ FORMS = ("paddle", "onnx", "openvino")  # of an export, see `export`
 PRECISIONS = ("f32", "bf16")
 MONITORS = ("accuracy", "auc", "loss", "last")  # of `recipe.Recipe`: what the epoch was chosen by
 MAX_CLASSES = 1000
+MAX_MEMBERS = 1000
 
 
 def faults(sidecar: Sidecar) -> Iterator[tuple[str, str]]:
@@ -75,6 +76,9 @@ def faults(sidecar: Sidecar) -> Iterator[tuple[str, str]]:
     yield from check("precision", sidecar.precision in PRECISIONS, " or ".join(PRECISIONS))
     files = isinstance(sidecar.files, dict) and len(sidecar.files) <= 100 and bool(sidecar.files) == bool(sidecar.form)
     files = files and all(map(_is_file_name, sidecar.files)) and all(map(_is_sha256, sidecar.files.values()))
+    members = isinstance(sidecar.members, dict) and len(sidecar.members) <= MAX_MEMBERS and len(sidecar.members) != 1
+    members = members and all(map(_is_sha256, sidecar.members)) and all(map(_is_text, sidecar.members.values()))
+    yield from check("members", members, "sha256 of two or more weight files, each with the name of its network")
     yield from check("files", files, "names of an export's files with their sha256; none for a weight file")
 
 
