@@ -124,13 +124,14 @@ def list_own_images(args: argparse.Namespace, seed: int | None, again: bool = Fa
     from paddle_medcls.data.own_images import own_images
 
     own = bool(args.dataset) and is_own(args.dataset)
-    given = [name for name in ("labels", "columns", "ordinal", "patient_pattern") if getattr(args, name)]
+    names = ("labels", "columns", "ordinal", "patient_pattern", "split_seed")
+    given = [name for name in names if getattr(args, name, None)]
     root = (args.data_root or default_root(args.dataset)) if own else Path()
     if own and root.is_file() and not given:
         return read_image_list(root)
     if given and (not own or root.is_file()):
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise DataError(f"{names}: for a folder of own images", fix="--dataset folder or table, --data-root FOLDER")
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise DataError(f"{options}: for a folder of own images", fix="--dataset folder or table, --data-root FOLDER")
     if not own:
         return None
     if (args.dataset == "table") != ("labels" in given):

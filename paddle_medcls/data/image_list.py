@@ -25,6 +25,7 @@ SPLITS = ("train", "val", "test")
 TASKS = ("binary", "multi-class", "ordinal", "multi-label")
 KIND = "paddle_medcls images"
 MAX_CLASSES = 1000
+MAX_ITEMS = 1000  # of a remark; its sentence has their number
 CSV, JSON = "images.csv", "images.json"
 
 
@@ -170,7 +171,7 @@ class ImageList:
         rows = zip(self.paths, map(self.label_text, range(len(self))), self.patients, self.splits)
         write_csv(folder / CSV, COLUMNS, rows)
         values = {name: getattr(self, name) for name in ("task", "classes", "origin", "compared")}
-        values["remarks"] = [vars(remark) for remark in self.remarks]
+        values["remarks"] = [{"what": remark.what, "items": remark.items[:MAX_ITEMS]} for remark in self.remarks]
         write_json(folder / JSON, {"kind": KIND, "folder": str(self.folder), **values})
         return folder / CSV
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -255,7 +256,7 @@ def _find_in(folder: Path, names: Sequence[str], numbers: Sequence[int]) -> tupl
         path = name.replace("\\", "/").removeprefix(f"{folder.as_posix()}/").removeprefix("./")
         if path_fault(path):
             faults.append(f"row {number}: {name!r} {path_fault(path)}")
-        elif (folder / path).is_file():
+        elif os.path.isfile(folder / path):  # False for impossible names, too
             found.append(path)
         else:
             by_name = by_name or _names_below(folder)
