@@ -23,9 +23,10 @@ from paddle_medcls.core.errors import SetupError, Stopped
 from paddle_medcls.core.paddle_setup import configure_gpu, count_gpus, select_device
 from paddle_medcls.deployment.export import export, synthetic_images
 from paddle_medcls.deployment.predictor import Predictor
+from paddle_medcls.evaluation import plots
 from paddle_medcls.models.weights import read_weights
 from paddle_medcls.recipes.recipe import Recipe
-from paddle_medcls.training import loop, run_directory, setup
+from paddle_medcls.training import loop, setup
 from paddle_medcls.training.checkpoint import load_state
 from paddle_medcls.training.loop import Options, train
 
@@ -51,7 +52,7 @@ RICH = {
 def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No pictures; afterwards the device is the CPU again, for the other tests."""
     for name in ("curves", "confusion", "roc"):
-        monkeypatch.setattr(run_directory.plots, name, lambda *_: None)
+        monkeypatch.setattr(plots, name, lambda *_: None)
     yield
     configure_gpu(deterministic=False, amp=False)
     select_device("cpu")

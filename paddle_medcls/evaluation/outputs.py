@@ -10,7 +10,7 @@ import numpy as np
 from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.data.index import Index
-from paddle_medcls.evaluation import calibration, metrics, model_card, model_facts, plots, tables
+from paddle_medcls.evaluation import calibration, metrics, model_card, model_facts, tables
 from paddle_medcls.evaluation.by_source import metrics_by_source
 from paddle_medcls.evaluation.medmnist_scores import write_scores
 from paddle_medcls.models.output_head import OutputHead
@@ -47,6 +47,8 @@ def calibrate(
         probs = replace(sidecar.head, temperature=temperature).probabilities(logits)
         threshold = calibration.threshold_for(probs[:, 1], index.labels, sensitivity)
     if output is not None:
+        from paddle_medcls.evaluation import plots  # here: matplotlib takes half a second to import
+
         diagrams = []
         for name, t in (("before", 1.0), (f"after, temperature {temperature:.3f}", temperature)):
             probs = replace(sidecar.head, temperature=t).probabilities(logits)
@@ -73,6 +75,8 @@ def write_outputs(folder: Path, logits: np.ndarray, index: Index, sidecar: Sidec
     Args:
         logits: (N, outputs) of the split.
     """
+    from paddle_medcls.evaluation import plots  # here: matplotlib takes half a second to import
+
     note = tables.SYNTHETIC_NOTICE if index.synthetic or sidecar.drawn else ""
     probs = sidecar.head.probabilities(logits)
     guesses = sidecar.head.decide(probs)

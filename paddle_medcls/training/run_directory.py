@@ -18,7 +18,6 @@ import numpy as np
 
 from paddle_medcls.core.errors import RunError
 from paddle_medcls.core.files import read_json, sha256, write_csv, write_json
-from paddle_medcls.evaluation import plots
 from paddle_medcls.evaluation.model_card import is_card
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import save_weights
@@ -83,6 +82,8 @@ def write_history(run_dir: Path, state: State, note: str, picture: bool) -> None
     write_csv(run_dir / "history.csv", HISTORY, [[row[name] for name in HISTORY] for row in state.history])
     write_csv(run_dir / "steps.csv", STEP_LOG, [[int(row[0]), *row[1:]] for row in state.steps])
     if picture:
+        from paddle_medcls.evaluation import plots  # here: matplotlib takes half a second to import
+
         plots.curves(run_dir / "curves.png", np.array(state.steps), state.history, note)
 
 

@@ -79,7 +79,7 @@ def check_network(recipe: Recipe, session: Session, resume: bool) -> None:
         published(recipe.model)
     network = Network(recipe.model, 1, recipe.preprocessing.num_channels, recipe.stem)
     with paddle.utils.unique_name.guard():  # the run's own parameters keep their numbers
-        model = network.build()
+        model = _build_blank(network)
     choose_kernels(model.head if recipe.cache_views else model, replace(session, say=lambda line: None), resume)
     refuse_size(model, network, recipe.preprocessing.size_px)
 
@@ -259,10 +259,21 @@ def amp_type() -> str:
 
 
 def _average_of(model, network: Network):
-    average = network.build()
+    average = _build_blank(network)
     average.set_state_dict(model.state_dict())
     average.eval()
     return average
+
+
+def _build_blank(network: Network):
+    """The network with weights of 0, where they do not matter or are set next: drawing random ones takes a while."""
+    initializer = paddle.nn.initializer
+    zero = initializer.Constant(0.0)
+    initializer.set_global_initializer(zero, zero)
+    try:
+        return network.build()
+    finally:
+        initializer.set_global_initializer(None)
 
 
 def network_for(recipe: Recipe, num_classes: int, task: str) -> Network:
