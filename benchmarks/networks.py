@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.cell import Job, rate, train_command
 from paddle_medcls.core.errors import RunError, SetupError
-from paddle_medcls.core.hardware import usable_cores
+from paddle_medcls.core.hardware import has_bfloat16, usable_cores
 from paddle_medcls.core.openvino_setup import import_openvino
 
 CLASSES = 4
@@ -258,3 +258,17 @@ def product(job: Job, as_installed: bool = False) -> float:
     side = 2048
     a, b = paddle.randn([side, side]), paddle.randn([side, side])
     return rate(lambda: paddle.matmul(a, b), 2 * side**3 / 1e9, job.seconds)
+
+
+def onednn_product(job: Job, bf16: bool) -> float:
+    """GFLOP per second of a matrix product in oneDNN, as a convolution of one pixel: 8192 x 2048 times 2048 x 2048."""
+    import numpy as np
+
+    from paddle_medcls.models.onednn.operators import Operators
+
+    if bf16 and not has_bfloat16():
+        raise SetupError("this processor has no bfloat16")
+    operators, side = Operators(bf16), 2048
+    x = np.zeros((32, 16, 16, side), np.uint16 if bf16 else np.float32)
+    weight = np.zeros((side, side, 1, 1), np.float32)
+    return rate(lambda: operators.conv(x, weight, 1, 0), 2 * 8192 * side**2 / 1e9, job.seconds)

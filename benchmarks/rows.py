@@ -64,6 +64,13 @@ ROWS: dict[str, Variants] = {
         INSTALLED: partial(system.predict_seconds, as_installed=True),
         "plain installation": system.predict_seconds,
     },
+    "first": {
+        f"{name}, {'decoded before' if cached else 'new images'}": partial(
+            system.first_step_seconds, dataset=name, cached=cached
+        )
+        for name in ("palm", "covid")
+        for cached in (False, True)
+    },
     "help": {
         "import paddle_medcls": partial(system.help_seconds, command=""),
         **{f"{name} --help": partial(system.help_seconds, command=name) for name in COMMANDS},
@@ -80,6 +87,8 @@ ROWS: dict[str, Variants] = {
     "limit": {
         INSTALLED: partial(networks.product, as_installed=True),
         "paddle f32": networks.product,
+        "own kernels f32": partial(networks.onednn_product, bf16=False),
+        "own kernels bf16": partial(networks.onednn_product, bf16=True),
         TORCH: partial(networks.pytorch, what="product", work=RESNET50, precision="f32"),
         "PyTorch bf16": partial(networks.pytorch, what="product", work=RESNET50, precision="bf16"),
     },
@@ -100,6 +109,7 @@ ROWS: dict[str, Variants] = {
 
 UNITS = {
     "start": "s",
+    "first": "s",
     "help": "s",
     "reading": "ms/image",
     "waiting": "share",
@@ -117,11 +127,11 @@ GFLOP = {"training": 3 * RESNET50.gflop, "training28": 3 * RESNET18.gflop}
 GFLOP |= {"inference1": RESNET50.gflop, "inference32": RESNET50.gflop}
 """Cost of one image; a training step costs three times a forward pass."""
 
-LIMITS = {"f32": "paddle f32", "bf16": "PyTorch bf16"}
+LIMITS = {"f32": "paddle f32", "bf16": "own kernels bf16"}
 """The variant of the row `limit` that each precision is compared with."""
 
 GROWTH = {"batch": "batch size", "side": "image side, pixels", "memory": "images", "processes": "processes"}
 """Rows that show how cost grows, and the size that it grows with."""
 
-ONCE = ("head", "start", "help", "reading", "waiting", "memory", "batch", "side", "processes")
+ONCE = ("head", "start", "first", "help", "reading", "waiting", "memory", "batch", "side", "processes")
 """Rows that are measured once, not in rounds: they take long, or repeat their measurement themselves."""

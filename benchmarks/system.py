@@ -147,20 +147,56 @@ def _read(job: Job, sources, spec) -> float:
     return 1000 / rate(lambda: dataset.batch(rows) if dataset.whole_batches else dataset[0], count, job.seconds)
 
 
-def waiting(job: Job, dataset: str) -> float:
-    """Share of an epoch's training time spent waiting for images: synthetic ones, as large as the real ones."""
+FIRST_STEP = """
+import os
+from paddle_medcls.training import loop
+train_step = loop.train_step
+def first_step(*arguments):
+    train_step(*arguments)
+    os._exit(0)
+loop.train_step = first_step
+"""
+
+
+def first_step_seconds(job: Job, dataset: str, cached: bool) -> float:
+    """Seconds from the start of `train.py` to the end of its first step, on synthetic images as large as real ones.
+
+    Args:
+        cached: an earlier run has decoded the images.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "data"
+        _draw(dataset, root)
+        arguments = ["--dataset", dataset, "--data-root", str(root), "--batch-size", "8", "--device", "cpu"]
+
+        def start(number: int) -> float:
+            cache = Path(folder) / ("images" if cached else f"images{number}")
+            places = ["--output", str(Path(folder) / f"run{number}"), "--image-cache", str(cache)]
+            return run(medcls("train", *arguments, *places, before=FIRST_STEP))
+
+        start(0)
+        return median(start(number) for number in range(1, REPEATS + 1))
+
+
+def _draw(dataset: str, root: Path) -> None:
+    """Synthetic images of a data set, as large as its real ones."""
     import cv2
     import numpy as np
 
     from paddle_medcls.data.sample import draw
 
     sides = {"palm": (2124, 2056), "covid": (299, 299)}
+    draw(dataset, root)
+    for path in [*root.rglob("*.jpg"), *root.rglob("*.png")] if dataset in sides else ():
+        image = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+        cv2.imwrite(str(path), cv2.resize(image, sides[dataset], interpolation=cv2.INTER_CUBIC))
+
+
+def waiting(job: Job, dataset: str) -> float:
+    """Share of an epoch's training time spent waiting for images: synthetic ones, as large as the real ones."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
-        draw(dataset, root)
-        for path in [*root.rglob("*.jpg"), *root.rglob("*.png")]:
-            image = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
-            cv2.imwrite(str(path), cv2.resize(image, sides[dataset], interpolation=cv2.INTER_CUBIC))
+        _draw(dataset, root)
         arguments = ["--dataset", dataset, "--data-root", str(root), "--epochs", "1"]
         if dataset == "palm":
             arguments += ["--recipe", "palm_tutorial"]

@@ -179,6 +179,29 @@ def test_start_is_measured_in_a_plain_installation(monkeypatch, tmp_path):
     assert "import of pytest halted" in hidden.stderr  # the others were found
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_time_to_the_first_step(cached, monkeypatch):
+    """The first start is not counted; all starts share one image cache, or each has a new one."""
+    calls = []
+    monkeypatch.setattr(system, "run", lambda command: calls.append(command) or len(calls))
+    monkeypatch.setattr(system, "_draw", lambda dataset, root: None)
+    assert system.first_step_seconds(Job("first", ""), "palm", cached) == 4  # the median of 2 to 6
+    caches = {command[command.index("--image-cache") + 1] for command in calls}
+    assert len(calls) == 6 and len(caches) == (1 if cached else 6)
+    assert len({command[command.index("--output") + 1] for command in calls}) == 6
+
+
+def test_a_training_ends_after_the_first_step():
+    code = "from paddle_medcls.training import loop\nloop.train_step = lambda word: print(word, flush=True)"
+    code += f"{system.FIRST_STEP}loop.train_step('a step')\nprint('not reached')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "a step\n"), done.stderr
+
+
+def test_a_matrix_product_in_onednn():
+    assert networks.onednn_product(Job("limit", "", seconds=0.0), bf16=False) > 0
+
+
 def test_a_plain_installation_is_what_the_requirements_bring(tmp_path):
     file = tmp_path / "requirements.txt"
     file.write_text("# pytest\npandas >= 1  # why\n")
