@@ -61,7 +61,8 @@ def test_plan_of_other_recipes_and_suites(tmp_path):
         ("palm_tutorial", "resnet18"),
         ("palm", "resnet18"),
     }
-    assert [cell.recipe.dataset for cell in plan(Grid("covid", 1), tmp_path)] == ["covid"]
+    assert [cell.recipe.name for cell in plan(Grid("covid", 1), tmp_path)] == ["covid", "covid_best"]
+    assert [cell.recipe.dataset for cell in plan(Grid("oct", 1), tmp_path)] == ["oct"]
     with pytest.raises(RecipeError, match="leave --sets out"):
         plan(Grid("palm", 1, sets=("breast",)), tmp_path)
     with pytest.raises(RecipeError, match="recipe palm is for palm"):

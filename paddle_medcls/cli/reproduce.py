@@ -13,12 +13,13 @@ from paddle_medcls.cli.common import named, parser, run
 
 TEXT = """Trains recipes with several seeds each, evaluates each run on the test split, and writes a table with the
 published results. Run the same command again after an interruption: finished runs are kept, and the
-interrupted one is resumed."""
+interrupted one is resumed. Results that are kept in results/ are printed beside, with a verdict; --evidence
+keeps those of the finished runs there: recipe, data, environment, history, metrics and predictions."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("reproduce", TEXT)
-    p.add_argument("--suite", required=True, choices=("medmnist", "palm", "covid"))
+    p.add_argument("--suite", required=True, choices=("medmnist", "palm", "covid", "oct"))
     p.add_argument(
         "--recipe",
         type=named("recipe", _names),
@@ -44,6 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="also evaluate without images of which training has a copy or near copy",
     )
+    p.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="kept results, which the finished runs are compared with (default: results)",
+    )
+    p.add_argument("--evidence", action="store_true", help="copy what the finished runs show to --results")
     p.add_argument("--budget-minutes", type=float, default=math.inf, help="time limit; the same command continues")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
@@ -64,6 +73,7 @@ def _work(args: argparse.Namespace) -> int:
     started = time.monotonic()
     from paddle_medcls.data.datasets import fetch
     from paddle_medcls.evaluation.tables import NOTICE
+    from paddle_medcls.training.evidence import compare, write_evidence
     from paddle_medcls.training.loop import Options
     from paddle_medcls.training.reproduce import Grid, plan, present, run_grid, score_without_leaks, write_tables
 
@@ -90,6 +100,12 @@ def _work(args: argparse.Namespace) -> int:
     if args.without_leaks:
         score_without_leaks(cells, args.workers)
     print(write_tables(cells, output))
+    comparison = compare(cells, args.results)
+    if comparison:
+        print(comparison)
+    if args.evidence:
+        rows = write_evidence(cells, args.results)
+        print(f"{len(rows)} row(s) written to {args.results}: {', '.join(rows) or 'no run is finished'}")
     print(f"{len(cells) - len(remaining)} of {len(cells)} runs are done; written to {output}\n{NOTICE}")
     if remaining:
         print("time budget used up; rerun the same command to continue", file=sys.stderr)

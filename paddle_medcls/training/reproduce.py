@@ -40,7 +40,8 @@ from paddle_medcls.training.resume import refuse_other_recipe
 SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "medmnist": (("medmnist",), tuple(CARDS), ("resnet18", "resnet50")),
     "palm": (("palm_tutorial", "palm"), (), ()),
-    "covid": (("covid",), (), ()),
+    "covid": (("covid", "covid_best"), (), ()),
+    "oct": (("oct",), (), ()),
 }
 """Recipes, sets and networks of each suite; an empty tuple: the recipe's own."""
 

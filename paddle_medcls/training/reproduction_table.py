@@ -73,7 +73,7 @@ def table(rows: Sequence[Row]) -> str:
 def _line(recipe: Recipe, rows: list[dict]) -> str:
     """One line of the table: all seeds of a recipe on a set."""
     split = rows[0]["split"]
-    published = _published(recipe, split)
+    published = published_result(recipe, split)
     study = (
         published_results.MEDMNIST_STUDY.get((_flag(recipe.dataset), recipe.model))
         if recipe.preprocessing.size_px == 28
@@ -173,7 +173,7 @@ def verdict(
     return "inside" if abs(mean - target) <= limit else "above" if mean > target else "below"
 
 
-def _published(recipe: Recipe, split: str) -> tuple[float | None, float | None]:
+def published_result(recipe: Recipe, split: str) -> tuple[float | None, float | None]:
     """(AUC, accuracy) of the paper for a MedMNIST set; for other data sets the recipe's targets."""
     if recipe.dataset in NAMES and card_of(recipe.dataset)[1] == 28:
         return published_results.paper(_flag(recipe.dataset), recipe.model, recipe.preprocessing.size_px) or (
