@@ -164,7 +164,7 @@ def test_medcls_passes_on(run: Path, capsys: pytest.CaptureFixture) -> None:
         (predict.main, [], "required: IMAGE"),
         (predict.main, ["a.png", "--topk", "0"], "must be at least 1"),
         (gradcam.main, [], "images are needed"),
-        (gradcam.main, ["a.png"], "--output DIR, --measure or both"),
+        (gradcam.main, ["a.png"], "--output DIR, --measure or --masks"),
         (gradcam.main, ["a.png", "--output", "o", "--batch-size", "0"], "must be at least 1"),
     ],
 )
@@ -537,6 +537,13 @@ def test_gradcam_measures_beside_chance_and_masks(run: Path, tmp_path: Path, cap
     rows = list(csv.DictReader((tmp_path / "out" / "measures.csv").read_text().splitlines()))
     assert len(rows) == 8 and {"image", "class", "deletion", "deletion_chance", "inside"} <= set(rows[0])
     assert all(0 <= float(row["deletion"]) <= 1 for row in rows if row["deletion"])
+    arguments[3:4] = ["--masks"]
+    assert gradcam.main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "inside the mask" in shown.out and "deletion" not in shown.out
+    alone = list(csv.DictReader((tmp_path / "out" / "measures.csv").read_text().splitlines()))
+    for name in ("inside", "inside_chance"):
+        assert [float(row[name] or -1) for row in alone] == pytest.approx([float(row[name] or -1) for row in rows])
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,11 @@ def test_masks_of_both_layouts(tmp_path: Path) -> None:
     for folder in ("COVID/images", "Normal"):
         image = write_image(tmp_path / folder / "a b.png", pixels(0))
         assert faithfulness.mask_of(image) is None
-        mask = write_image(tmp_path / folder.split("/")[0] / "masks" / "a b.png", pixels(1))
+        values = np.array([[0, 127], [128, 255]], np.uint8)
+        mask = write_image(tmp_path / folder.split("/")[0] / "masks" / "a b.png", values)
         assert faithfulness.mask_of(image) == mask
+        expected = np.kron(values > 127, np.ones((3, 2), bool))  # enlarged, nearest pixels
+        np.testing.assert_array_equal(faithfulness.read_mask(image, (6, 4)), expected)
 
 
 class Bright(nn.Layer):

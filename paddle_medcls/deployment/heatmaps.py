@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from paddle_medcls.core.errors import DataError, did_you_mean
@@ -16,7 +17,7 @@ from paddle_medcls.data.decode import to_channels, write_png
 from paddle_medcls.deployment.predictor import Predictor, load_predictor
 from paddle_medcls.evaluation.plots import heat_sheet, overlay
 from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE
-from paddle_medcls.explanation.faithfulness import Measurement
+from paddle_medcls.explanation.faithfulness import Measurement, energy_inside, read_mask
 from paddle_medcls.explanation.gradcam import METHODS
 
 SHEET = 8  # images on the contact sheet
@@ -32,6 +33,7 @@ class HeatMapOptions:
         method: one of `gradcam.METHODS`.
         class_name: explain this class; None: the predicted one of each image.
         measure: also measure how faithful the maps are, see `trust`.
+        masks: measure the share of the map inside the masks beside the images, and nothing else.
         batch_size: images at a time.
         workers: threads that read images.
     """
@@ -41,6 +43,7 @@ class HeatMapOptions:
     method: str = "gradcam"
     class_name: str | None = None
     measure: bool = False
+    masks: bool = False
     batch_size: int = 8
     workers: int = 2
 
@@ -72,7 +75,8 @@ def heat_maps(
     """Makes, writes and measures the heat maps of files; a file that cannot be read is reported and left out.
 
     With `output` it writes `<folders>/<name>_gradcam.png`, each image under its map at its own size,
-    `contact_sheet.png`, eight images above their maps, and with `measure` also `measures.csv`.
+    `contact_sheet.png`, eight images above their maps, and with `measure` or `masks` also `measures.csv`
+    and the outlines of masks.
 
     Args:
         weights: a weight file, a folder that holds one, or an opened Predictor.
@@ -88,7 +92,7 @@ def heat_maps(
     sidecar = predictor.sidecar
     class_index = _class_index(options.class_name, sidecar.classes) if options.class_name else None
     result = HeatMaps(options.layer or predictor.default_layer())
-    if options.measure:
+    if options.measure or options.masks:
         result.measurement = Measurement(predictor.model, sidecar, result.layer, method=options.method)
     names = picture_names(paths, "gradcam")
     sheet_paths = {paths[k * len(paths) // SHEET] for k in range(SHEET)} if len(paths) > SHEET else set(paths)
@@ -109,15 +113,20 @@ def heat_maps(
                 result.made.append(path)
                 if not heat.any():
                     result.empty.append(path)
+                if result.measurement and options.measure:
+                    result.measurement.add(path, image, k)
+                elif result.measurement:
+                    result.measurement.add_mask(path, heat, k)
                 if output:
                     rgb = to_channels(image, "rgb")
-                    picture = overlay(rgb, heat)
+                    picture, text = overlay(rgb, heat), f"{path.name}\n{sidecar.classes[k]} {probability:.3f}"
+                    mask = read_mask(path, heat.shape) if result.measurement else None
+                    if mask is not None:
+                        text += f"\n{energy_inside(heat, mask):.2f} inside; mask {mask.mean():.2f}"
+                        _outline(picture, mask)
                     write_png(output / names[path], picture)
                     if path in sheet_paths:
-                        text = f"{path.name}\n{sidecar.classes[k]} {probability:.3f}"
                         sheet.append((_small(rgb), _small(picture), text))
-                if result.measurement:
-                    result.measurement.add(path, image, k)
                 bar.update()
     if output and sheet:
         title = f"{METHODS[options.method]} of {sidecar.recipe}\n{sidecar.network.model}, {result.layer}"
@@ -142,6 +151,12 @@ def _class_index(name: str, classes: Sequence[str]) -> int:
     if name not in classes:
         raise DataError(f"unknown class {name!r}{did_you_mean(name, classes)}", expected=", ".join(classes))
     return classes.index(name)
+
+
+def _outline(picture: np.ndarray, mask: np.ndarray) -> None:
+    """Draws the outline of a mask (H, W) into an RGB picture of its size."""
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, outlines, -1, (255, 255, 255), max(1, picture.shape[1] // 300))
 
 
 def _small(image: np.ndarray) -> np.ndarray:

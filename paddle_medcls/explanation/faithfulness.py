@@ -93,12 +93,12 @@ class Measurement:
         untrained_maps = [gradcam(model, x[None], self.layer, class_index, self.method)[0] for model in self.untrained]
         correlations = [rank_correlation(heat, other) for other in untrained_maps if other.any()]
         row["random_weights"] = float(np.mean(correlations)) if correlations else float("nan")
-        mask_file = mask_of(path)
-        if mask_file is not None:
-            mask = read_image(mask_file, "gray")
-            mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 127
-            full = unfit(heat, image.shape[:2], spec)
-            row |= {"inside": energy_inside(full, mask), "inside_chance": float(mask.mean())}
+        row |= inside_mask(unfit(heat, image.shape[:2], spec), read_mask(path, image.shape[:2]))
+
+    def add_mask(self, path: Path, heat: np.ndarray, class_index: int) -> None:
+        """Measures only the share of a map (H, W), of the size of its image, inside the mask beside the image."""
+        row = {"image": str(path), "class": self.sidecar.classes[class_index]}
+        self.rows.append(row | inside_mask(heat, read_mask(path, heat.shape)))
 
     def _score(self, class_index: int) -> Callable[[np.ndarray], np.ndarray]:
         return lambda x: self.sidecar.head.probabilities(predict_logits(self.model, x))[:, class_index]
@@ -203,6 +203,26 @@ def energy_inside(heat: np.ndarray, mask: np.ndarray) -> float:
     """Share of a map's sum that lies inside a mask of its size; nan for an empty map."""
     total = float(heat.sum(dtype=np.float64))
     return float(heat[mask].sum(dtype=np.float64)) / total if total else float("nan")
+
+
+def inside_mask(heat: np.ndarray, mask: np.ndarray | None) -> dict[str, float]:
+    """`inside` and `inside_chance`: the share of a map inside a mask, and that of the image; {} without one of them."""
+    if mask is None or not heat.any():
+        return {}
+    return {"inside": energy_inside(heat, mask), "inside_chance": float(mask.mean())}
+
+
+def read_mask(image: Path, shape: Sequence[int]) -> np.ndarray | None:
+    """The mask of an image, scaled to (H, W), bool; None without one. Values above 127 are inside.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    found = mask_of(image)
+    if found is None:
+        return None
+    size = (shape[1], shape[0])
+    return cv2.resize(read_image(found, "gray")[:, :, 0], size, interpolation=cv2.INTER_NEAREST) > 127
 
 
 def mask_of(image: Path) -> Path | None:
