@@ -16,6 +16,7 @@ from fakes import ROOT
 import paddle_medcls as medcls
 from paddle_medcls.core.errors import DataError, RunError
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.data import synthetic
 
 DOCUMENT = (ROOT / "docs/python-api.md").read_text(encoding="utf-8")
 
@@ -49,6 +50,7 @@ def test_the_types_that_an_editor_completes_are_the_names() -> None:
 
 def test_the_documented_lines_run_outside_the_repository(palm_root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(synthetic, "SIDE", 64)  # of the images that `export` compares on
     (lines,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
     names = {
         "DATA": str(palm_root),

@@ -183,7 +183,7 @@ def test_the_heat_map_or_why_there_is_none(apptest, tmp_path: Path) -> None:
     file = ("a.png", png(pixels(1, size=64)))
     at = upload(opened(apptest, model(tmp_path / "toy")), file)  # its map has too few cells
     assert "No heat map: no layer of this Toy" in at.info[-1].value.replace("\\", "") and isinstance(kept(at)[2], str)
-    at = upload(opened(apptest, model(tmp_path / "resnet", network="resnet18", size_px=64)), file)
+    at = upload(opened(apptest, model(tmp_path / "resnet", network="toy_resnet", size_px=64)), file)
     first = kept(at)
     assert first[2].shape == first[1].shape[:2] == (800, 800) and 0.5 < first[2].max() <= 1 and not at.info
     other = next(k for k in range(3) if k != first[0][2])

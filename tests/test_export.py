@@ -23,6 +23,7 @@ from paddle_medcls.core import hardware, openvino_setup
 from paddle_medcls.core.errors import RunError, SetupError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.data import synthetic
 from paddle_medcls.deployment import export as exporting
 from paddle_medcls.deployment import export_writers, exported_models, inference_engines, opening, parity
 from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor
@@ -75,6 +76,7 @@ def images_drawn_once() -> Iterator[None]:
     draw = exporting.synthetic_images
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting, "synthetic_images", synthetic_images)
+        patch.setattr(synthetic, "SIDE", 64)
         yield
 
 
