@@ -74,8 +74,11 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cross_validation(tmp_path_factory.mktemp("cv"))
+
+
+def cross_validation(root: Path) -> Path:
     """The folder of a cross-validation, with run directories as training leaves them."""
-    root = tmp_path_factory.mktemp("cv")
     for seed in range(3):
         path = make_model(root / f"fold{seed + 1}", seed)
         (path.parent / "recipe.json").write_text(json.dumps({"folds": 3, "fold": seed + 1}))
@@ -257,51 +260,51 @@ def test_one_model_twice(folder: Path, tmp_path: Path) -> None:
         Predictor.from_weights([folder / "fold1", copy])
 
 
-def remove(root: Path) -> None:
+def a_fold_is_missing(root: Path) -> None:
     shutil.rmtree(root / "fold2")
 
 
-def unfinished(root: Path) -> None:
+def a_fold_is_not_finished(root: Path) -> None:
     (root / "fold3" / "metrics.json").unlink()
 
 
-def one_more(root: Path) -> None:
+def a_fold_twice(root: Path) -> None:
     shutil.copytree(root / "fold1", root / "fold4")
 
 
-def exchanged(root: Path) -> None:
+def two_folds_exchanged(root: Path) -> None:
     for one, other in (("fold1", "x"), ("fold2", "fold1"), ("x", "fold2")):
         (root / one).rename(root / other)
 
 
-def no_recipe(root: Path) -> None:
+def a_recipe_of_nested_lists(root: Path) -> None:
     (root / "fold2" / "recipe.json").write_text("[" * 5000)
 
 
-def alone(root: Path) -> None:
+def one_fold_alone(root: Path) -> None:
     for number in (2, 3):
         shutil.rmtree(root / f"fold{number}")
 
 
-def without_weights(root: Path) -> None:
+def a_fold_without_weights(root: Path) -> None:
     (root / "fold2" / "COVID.pdparams").unlink()
 
 
-def foreign_weights(root: Path) -> None:
+def weights_of_another_fold(root: Path) -> None:
     (root / "fold2" / "COVID.pdparams").write_bytes((root / "fold1" / "COVID.pdparams").read_bytes())
 
 
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (remove, "fold2 is missing"),
-        (unfinished, "fold3 is not finished"),
-        (one_more, "fold4 is not fold 4 of 4"),
-        (exchanged, "fold1 is not fold 1 of 3"),
-        (no_recipe, r"fold2/recipe\.json: "),
-        (alone, "no complete cross-validation"),
-        (without_weights, "one model is expected in a folder, found: none"),
-        (foreign_weights, "sha256 differs"),
+        (a_fold_is_missing, "fold2 is missing"),
+        (a_fold_is_not_finished, "fold3 is not finished"),
+        (a_fold_twice, "fold4 is not fold 4 of 4"),
+        (two_folds_exchanged, "fold1 is not fold 1 of 3"),
+        (a_recipe_of_nested_lists, r"fold2/recipe\.json: "),
+        (one_fold_alone, "no complete cross-validation"),
+        (a_fold_without_weights, "one model is expected in a folder, found: none"),
+        (weights_of_another_fold, "sha256 differs"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

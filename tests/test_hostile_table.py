@@ -22,6 +22,7 @@ import test_cache
 import test_comparison
 import test_data
 import test_dicom
+import test_ensemble
 import test_images
 import test_medmnist
 import test_own_images
@@ -285,6 +286,19 @@ def image_lists() -> Iterator[Case]:
         )
 
 
+def cross_validations(folder: Path) -> Iterator[Case]:
+    whole = test_ensemble.cross_validation(folder)
+
+    def damaged(target: Path, damage: Callable[[Path], None]) -> None:
+        root = shutil.copytree(whole, target / "cv")
+        damage(root)
+        Predictor.from_weights(root)
+
+    for damage, _ in parameters(test_ensemble.test_a_damaged_folder):
+        title = damage.__name__.replace("_", " ")
+        yield title, lambda target, damage=damage: damaged(target, damage)
+
+
 def archives() -> Iterator[Case]:
     for member, _ in parameters(test_archives.test_refuses_hostile_members):
         name = member[0] if isinstance(member[0], str) else "a symbolic link"
@@ -388,6 +402,7 @@ def test_the_page_is_what_the_code_does(request: pytest.FixtureRequest, tmp_path
         "Weight files": weights(),
         "Sidecars": sidecars(),
         "Exports": exports(),
+        "Folders of a cross-validation": cross_validations(tmp_path / "whole"),
         "Runs to resume": runs(*reversed(request.getfixturevalue("half"))),
         "Images": pictures(),
         "DICOM files": dicoms(),
