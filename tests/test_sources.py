@@ -100,7 +100,7 @@ FAULTY_TABLES = [
 ]
 
 
-@pytest.mark.parametrize(("content", "message"), FAULTY_TABLES)
+@pytest.mark.parametrize(("content", "message"), FAULTY_TABLES, ids=map(str, range(len(FAULTY_TABLES))))
 def test_faulty_tables(tmp_path: Path, content: bytes, message: str) -> None:
     root = covid_tree(tmp_path / "covid")
     (root / "Normal.metadata.xlsx").write_bytes(content)

@@ -11,7 +11,8 @@ A module `data/datasets/<name>.py` defines
 - `fetch(name, root)`, if a program may download the data set;
 - `file_of(name)`, if a data set is one file: the name of the file;
 - `open_images(name, root)`, if the images are a user's own: an `ImageList`;
-- `make_split_files(root, seed)`, if the split is written by `prepare --split`: the text of each split file.
+- `make_split_files(root, seed)`, if the split is written by `prepare --split`: the text of each split file;
+- `hold_out_source(root, seed, source)`, if the sources of its images are known: folder and files of a second split.
 
 To add a data set, add a module, and a recipe in `recipes/`. Nothing else is edited.
 """
