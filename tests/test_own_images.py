@@ -198,6 +198,10 @@ def test_copies_are_found_before_the_training(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 2, "b": 2}, "val")  # the first images of the training split again
     images = compared(own_images(tmp_path), 1)
     assert "4 pair(s) of the same or nearly the same image are in two splits" in whats(images) and images.compared
+    folds = images.for_folds()  # other splits: compared again
+    assert not folds.compared and "same image" not in whats(folds)
+    again = whats(compared(folds, 1))
+    assert "nearly the same image are in one split" in again and "nearly the same image are in two" not in again
     shutil.copy(tmp_path / "train" / "a" / "p00_0.png", tmp_path / "train" / "b" / "other.png")
     with pytest.raises(DataError, match="pair.s. of the same image have two labels"):
         compared(own_images(tmp_path), 1)

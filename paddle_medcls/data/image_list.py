@@ -27,6 +27,7 @@ KIND = "paddle_medcls images"
 MAX_CLASSES = 1000
 MAX_ITEMS = 1000  # of a remark; its sentence has their number
 CSV, JSON = "images.csv", "images.json"
+COPIES = "pair(s) of the same or nearly the same image are in"  # in the remarks about them
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,15 @@ class ImageList:
     def for_folds(self) -> ImageList:
         """The same images for a cross-validation: all are for training but those of a given test split."""
         splits = tuple("test" if split == "test" and "test" not in self.made else "train" for split in self.splits)
-        return replace(self, splits=splits, made=())
+        remarks = tuple(remark for remark in self.remarks if COPIES not in remark.what)  # they are compared again
+        return replace(self, splits=splits, made=(), remarks=remarks, compared=False)
 
     def fold(self, count: int, number: int) -> ImageList:
         """The same images with the splits of one fold of a cross-validation, see `splits.fold_of`."""
         images = self.for_folds()
         val = set(fold_of(images.index("train"), count, number)[1].ids)
         splits = tuple("val" if path in val else split for path, split in zip(self.paths, images.splits))
-        remarks = () if self.compared else self.remarks  # those of a comparison are about other splits
-        return replace(images, splits=splits, remarks=remarks, compared=False)
+        return replace(images, splits=splits)
 
     def matched(self, classes: Sequence[str], task: str) -> ImageList:
         """The same images with the classes of a trained model, found by their names.

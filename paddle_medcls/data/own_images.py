@@ -16,7 +16,7 @@ import numpy as np
 
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.data.duplicates import check_images
-from paddle_medcls.data.image_list import ImageList, Remark, check_files, class_fault, class_numbers
+from paddle_medcls.data.image_list import COPIES, ImageList, Remark, check_files, class_fault, class_numbers
 from paddle_medcls.data.label_table import cell_fault
 from paddle_medcls.data.own_layouts import Layout, read_folder, read_labels
 from paddle_medcls.data.splits import stratified_parts
@@ -101,8 +101,8 @@ def compared(images: ImageList, workers: int) -> ImageList:
     apart = tuple(line for pair, line in lines.items() if pair.a[0] != pair.b[0])
     together = tuple(line for pair, line in lines.items() if pair.a[0] == pair.b[0])
     found = {
-        f"{len(apart)} pair(s) of the same or nearly the same image are in two splits; results may be too high": apart,
-        f"{len(together)} pair(s) of the same or nearly the same image are in one split": together,
+        f"{len(apart)} {COPIES} two splits; results may be too high": apart,
+        f"{len(together)} {COPIES} one split": together,
     }
     remarks = [Remark(what, pairs) for what, pairs in found.items() if pairs]
     return replace(images, remarks=(*images.remarks, *remarks), compared=True)

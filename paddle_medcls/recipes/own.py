@@ -1,6 +1,16 @@
-"""The recipe for a user's own images, of some hundred to some thousand.
+"""The recipe for a user's own images, of some hundred to some thousand; it is adapted to them, see `for_images`.
 
-python tools/train.py --dataset folder --data-root DIR
+    python tools/train.py --dataset folder --data-root DIR
+
+Its parts are those of `palm` and `medmnist_best`: momentum, a cosine schedule after three epochs of warm-up, a moving
+average of the weights. The changes of the images are small and keep left, right, top and bottom apart.
+
+What was tried, on images that no published result here is measured on:
+
+- PALM's 400 training images, a fifth held out, 64 pixels: AUC 0.998 and loss 0.055 after 14 of 40 epochs. The best AUC
+  was that of epoch 11, the lowest loss that of epoch 14: on 80 images the AUC of a good network is near 1 and no longer
+  tells epochs apart. So the loss chooses the epoch.
+- Other optimizers, learning rates, sizes and lengths were not compared.
 """
 
 from __future__ import annotations
