@@ -244,6 +244,7 @@ def test_a_graph_needs_no_paddle() -> None:
         "from paddle_medcls.deployment import graph, inference_engines, predictor\n"
         "from paddle_medcls.models import weights\nfrom paddle_medcls.models.network import Network\n"
         "shapes = graph.array_shapes(graph.layers_of(Network('resnet50', 2)))\nprint(len(shapes))\n"
+        "slow = {'matplotlib', 'pandas', 'http.client', 'urllib.request'} & sys.modules.keys()\nassert not slow, slow\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.strip() == str(53 * 5 + 2), done.stderr
