@@ -63,6 +63,8 @@ def test_plan_of_other_recipes_and_suites(tmp_path):
     }
     assert [cell.recipe.name for cell in plan(Grid("covid", 1), tmp_path)] == ["covid", "covid_best"]
     assert [cell.recipe.dataset for cell in plan(Grid("oct", 1), tmp_path)] == ["oct"]
+    (without,) = plan(Grid("covid", 1, ("covid",)), tmp_path, tmp_path / "without_RSNA")
+    assert without.name == "covid-covid-resnet50-without_RSNA-seed0"  # beside the training on all sources
     with pytest.raises(RecipeError, match="leave --sets out"):
         plan(Grid("palm", 1, sets=("breast",)), tmp_path)
     with pytest.raises(RecipeError, match="recipe palm is for palm"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import statistics
@@ -166,14 +167,20 @@ def test_weight_files_lose_their_folder(grid: Path, tmp_path: Path) -> None:
 
 
 def test_rows_are_named_by_what_differs() -> None:
-    cells = plan(Grid("covid", 1), Path("x")) + plan(
-        Grid("covid", 1, ("covid",), models=("resnet18",), epochs=8), Path("x")
-    )
-    assert [row_name(cell.recipe) for cell in cells] == [
+    full, short = Path("datasets/covid"), plan(Grid("covid", 1, ("covid",), models=("resnet18",), epochs=8), Path("x"))
+    assert [row_name(cell.recipe, full) for cell in [*plan(Grid("covid", 1), Path("x")), *short]] == [
         "covid-covid-resnet50",
         "covid_best-covid-resnet50",
         "covid-covid-resnet18-8epochs",
     ]
+
+
+def test_a_row_without_a_source(grid: Path, tmp_path: Path) -> None:
+    """Such a split is another row, and its command names the split's data root."""
+    cells = [dataclasses.replace(cell, data_root=Path("data/without_Kermany")) for cell in cells_of(grid, 1)]
+    assert write_evidence([*cells, *cells_of(grid, 1)], tmp_path) == [ROW, f"{ROW}-without_Kermany"]
+    usual, without = read_rows(tmp_path).values()
+    assert command_of(without) == f"{command_of(usual)} --data-root datasets/covid/without_Kermany"
 
 
 # --- what the repository holds ---

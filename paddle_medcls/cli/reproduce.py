@@ -73,7 +73,7 @@ def _work(args: argparse.Namespace) -> int:
     started = time.monotonic()
     from paddle_medcls.data.datasets import fetch
     from paddle_medcls.evaluation.tables import NOTICE
-    from paddle_medcls.training.evidence import compare, write_evidence
+    from paddle_medcls.training.evidence import compare, read_rows, write_evidence
     from paddle_medcls.training.loop import Options
     from paddle_medcls.training.reproduce import Grid, plan, present, run_grid, score_without_leaks, write_tables
 
@@ -96,6 +96,7 @@ def _work(args: argparse.Namespace) -> int:
         image_cache=str(output / "images"),
         deadline=started + 60 * args.budget_minutes,
     )
+    read_rows(args.results)  # damaged evidence is found before the work
     remaining = run_grid(cells, output, options)
     if args.without_leaks:
         score_without_leaks(cells, args.workers)

@@ -21,7 +21,7 @@ from paddle_medcls.evaluation.metrics import accuracy_interval, auc, bootstrap_a
 from paddle_medcls.evaluation.predictions import Predictions, read_predictions
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.recipes.recipe import Recipe
-from paddle_medcls.training.reproduce import Cell
+from paddle_medcls.training.reproduce import WITHOUT, Cell
 from paddle_medcls.training.reproduction_table import published_result, verdict
 
 FILES = ("recipe.json", "data.json", "environment.json", "history.csv", "cell.json")
@@ -65,11 +65,21 @@ class Run:
         return float(auc(found.probs, found.labels, found.task)), float((found.guesses == found.labels).mean())
 
 
-def row_name(recipe: Recipe) -> str:
-    """Name of a row's folder: recipe, data set and network, and the epochs where they are not the recipe's own."""
-    own = _original(recipe).epochs
-    parts = [recipe.name, recipe.dataset, recipe.model, *([f"{recipe.epochs}epochs"] if recipe.epochs != own else [])]
+def row_name(recipe: Recipe, data_root: Path) -> str:
+    """Name of a row's folder: recipe, data set and network; the epochs, if not the recipe's own; a source held out."""
+    parts = [recipe.name, recipe.dataset, recipe.model]
+    parts += [f"{recipe.epochs}epochs"] if recipe.epochs != _original(recipe).epochs else []
+    parts += [data_root.name] if data_root.name.startswith(WITHOUT) else []
     return "-".join(parts)
+
+
+def _row_of(cell: Cell) -> str:
+    return row_name(cell.recipe, cell.data_root)
+
+
+def _root_of(row: str) -> Path:
+    """The data root that a row's name tells: that of the split without a source."""
+    return Path("datasets/covid", "".join(row.rpartition(f"-{WITHOUT}")[1:]).lstrip("-"))
 
 
 def _original(recipe: Recipe) -> Recipe:
@@ -87,9 +97,9 @@ def write_evidence(cells: Sequence[Cell], results: Path) -> list[str]:
     """
     done = [(cell, result) for cell in cells if (result := cell.result()) is not None]
     for cell, _ in done:
-        _refuse_other_row(cell, results / row_name(cell.recipe))
+        _refuse_other_row(cell, results / _row_of(cell))
     for cell, result in done:
-        target = results / row_name(cell.recipe) / f"seed{cell.recipe.seed}"
+        target = results / _row_of(cell) / f"seed{cell.recipe.seed}"
         for name in FILES:
             _copy(cell.folder / name, target / name)
         split = str(result["split"])
@@ -98,7 +108,7 @@ def write_evidence(cells: Sequence[Cell], results: Path) -> list[str]:
                 _copy(cell.folder / split / name, target / name)
     if done:
         write_text(results / "README.md", results_page(results))
-    return sorted({row_name(cell.recipe) for cell, _ in done})
+    return sorted({_row_of(cell) for cell, _ in done})
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -159,12 +169,13 @@ def read_rows(results: Path) -> dict[str, list[Run]]:
         run = Run(folder, Recipe.from_file(folder / "recipe.json"), cell, environment, read_predictions(folder))
         kept = [of.get(name) for of in (cell, metrics) for name in ("auc", "accuracy")]
         agree = all(isinstance(value, float) for value in kept) and np.allclose(kept, run.values * 2, atol=TOLERANCE)
-        if not agree or row_name(run.recipe) != folder.parent.name or folder.name != f"seed{run.recipe.seed}":
+        name = row_name(run.recipe, _root_of(folder.parent.name))
+        if not agree or name != folder.parent.name or folder.name != f"seed{run.recipe.seed}":
             raise RunError(
                 f"{folder.parent.name}/{folder.name}: its files disagree",
                 items=[
                     f"AUC and accuracy of the predictions {run.values}, of cell.json and metrics.json {kept}",
-                    f"row and seed by recipe.json: {row_name(run.recipe)}, {run.recipe.seed}",
+                    f"row and seed by recipe.json: {name}, {run.recipe.seed}",
                 ],
                 path=folder,
                 fix="write the row again with --evidence",
@@ -217,6 +228,8 @@ def command_of(runs: Sequence[Run]) -> str:
     words += ["--epochs", str(recipe.epochs)] if recipe.epochs != original.epochs else []
     words += ["--precision bf16"] if kernels.endswith("bf16") else []
     words += ["--kernels paddle"] if kernels == "paddle" and runs[0].environment.get("device") == "cpu" else []
+    if WITHOUT in (row := runs[0].folder.parent.name):
+        words += ["--data-root", _root_of(row).as_posix()]
     return " ".join(words)
 
 
@@ -256,9 +269,9 @@ def compare(cells: Sequence[Cell], results: Path) -> str:
     kept = read_rows(results)
     here: dict[str, list[Run]] = {}
     for cell in cells:
-        if row_name(cell.recipe) in kept and (result := cell.result()) is not None:
+        if _row_of(cell) in kept and (result := cell.result()) is not None:
             predictions = read_predictions(cell.folder / str(result["split"]))
-            here.setdefault(row_name(cell.recipe), []).append(Run(cell.folder, cell.recipe, result, {}, predictions))
+            here.setdefault(_row_of(cell), []).append(Run(cell.folder, cell.recipe, result, {}, predictions))
     lines = []
     for name, runs in here.items():
         verdicts = [_verdict(runs, kept[name], metric) for metric in range(2)]
@@ -266,10 +279,7 @@ def compare(cells: Sequence[Cell], results: Path) -> str:
     if not lines:
         return ""
     head = [f"| row | kept in {results} | run here | verdict: AUC / accuracy |", "|" + "---|" * 4]
-    rule = (
-        "\nVerdict: the rule above, with the kept runs in place of the published ones; for a single kept run s is the"
-    )
-    return "\n".join([*head, *lines]) + f"\n{rule} standard error of its 95% interval.\n"
+    return "\n".join([*head, *lines, "", RULE]) + "\n"
 
 
 def _verdict(here: Sequence[Run], kept: Sequence[Run], metric: int) -> str:

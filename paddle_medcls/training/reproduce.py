@@ -45,6 +45,9 @@ SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
 }
 """Recipes, sets and networks of each suite; an empty tuple: the recipe's own."""
 
+WITHOUT = "without_"
+"""Begins the name of the data root of a split without a source, see `covid.hold_out_source`: another training."""
+
 RESULTS: tuple[str, ...] = ("recipe", "dataset", "model", "seed", "epochs", "best_epoch", "split", "n", "auc")
 RESULTS += ("accuracy", "n_clean", "auc_clean", "accuracy_clean", "parameters", "minutes", "note")
 
@@ -124,8 +127,10 @@ def plan(grid: Grid, output: Path, data_root: Path | None = None) -> list[Cell]:
                     if dataset not in (None, recipe.dataset):
                         raise RecipeError(f"recipe {name} is for {recipe.dataset}, not for {dataset}")
                     recipe = recipe.with_epochs(grid.epochs) if grid.epochs else recipe
-                    folder = output / f"{recipe.name}-{recipe.dataset}-{recipe.model}-seed{seed}"
-                    cells.append(Cell(recipe, data_root or default_root(recipe.dataset), folder))
+                    root = data_root or default_root(recipe.dataset)
+                    split = f"-{root.name}" if root.name.startswith(WITHOUT) else ""
+                    folder = output / f"{recipe.name}-{recipe.dataset}-{recipe.model}{split}-seed{seed}"
+                    cells.append(Cell(recipe, root, folder))
     return cells
 
 
