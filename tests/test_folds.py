@@ -147,6 +147,13 @@ def test_faulty_fields(changes: dict) -> None:
         recipe(**changes)
 
 
+def test_wrong_numbers_of_folds(capsys: pytest.CaptureFixture[str]) -> None:
+    for count in ("1", "0", "-1", "101"):
+        with pytest.raises(SystemExit):
+            command.main(["--dataset", "palm", "--folds", count])
+        assert "--folds is 2 to 100" in capsys.readouterr().err
+
+
 # --- training --------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     changes += [args.pretrained, args.set or None, args.output, args.output_root, args.sample or None, args.folds]
     if args.resume and any(value is not None for value in changes):
         p.error("--resume takes the run's own recipe and data; leave the other options out")
+    if args.folds is not None and not 2 <= args.folds <= 100:
+        p.error("--folds is 2 to 100")
     if args.output and args.output_root:
         p.error("--output and --output_root are two names for one thing; give one")
     if not args.resume and not args.dataset and not args.recipe:

@@ -58,6 +58,7 @@ def table(rows: Sequence[Row]) -> str:
             finished.setdefault((dataset, model), {})[name] = results
             lines.append(_line(group[0].recipe, results))
             notes |= {f"{dataset}: {result['note']}" for result in results if result["note"]}
+            notes.add(f"{name}: {_choice(group[0].recipe, results[0]['split'])}")
     lines += ["", "Test AUC / accuracy (validation, where a set has no test split); sd over seeds.", RULE]
     lines += [f"- {note}" for note in sorted(notes)]
     comparisons = [
@@ -68,6 +69,14 @@ def table(rows: Sequence[Row]) -> str:
     if missing:
         lines += ["", f"Not run: {', '.join(missing)}"]
     return "\n".join(lines) + "\n"
+
+
+def _choice(recipe: Recipe, split: str) -> str:
+    """How the epoch of a recipe's weights was chosen, and on what."""
+    if recipe.monitor == "last":
+        return "the last epoch, chosen on no images"
+    here = "; the results on these images are optimistic" if split == "val" else ""
+    return f"the best epoch by validation {recipe.monitor}{here}"
 
 
 def _line(recipe: Recipe, rows: list[dict]) -> str:
