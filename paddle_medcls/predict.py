@@ -30,4 +30,4 @@ class Predictor(predictor.Predictor):
     def predict_files(self, paths: Sequence[Path]) -> Iterable[tuple[Path, np.ndarray | DataError]]:
         """Yields (path, probabilities (C,)) in order; for an unreadable file (path, its error)."""
         for path, _, found in self.predict_decoded(paths):
-            yield path, found if isinstance(found, DataError) else np.array(list(found.probabilities.values()))
+            yield path, found if isinstance(found, DataError) else found.probs

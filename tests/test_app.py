@@ -139,6 +139,20 @@ def test_probabilities_are_those_of_the_command(apptest, tmp_path: Path, capsys)
     assert not at.error
 
 
+def test_an_average_says_how_far_its_models_agree(apptest, tmp_path: Path, capsys) -> None:
+    for number, temperature in ((1, 1.0), (2, 0.2)):
+        model(tmp_path / "cv" / f"fold{number}", temperature=temperature)
+    at = opened(apptest, tmp_path / "cv")
+    file = write_image(tmp_path / "a.png", pixels(3))
+    upload(at, (file.name, file.read_bytes()))
+    (said,) = by_command(tmp_path / "cv", [file], capsys)
+    assert bars(markup(at)) == {item["label"]: item["probability"] for item in said["topk"]}
+    found = said["disagreement"]
+    assert found["sd"] > 0.001
+    assert f"average of 2 models: {found['same_label']} give this result" in markup(at)
+    assert f"probability {found['sd']:.4f}" in markup(at)
+
+
 def test_a_bad_file_is_a_sentence_and_the_others_are_predicted(apptest, tmp_path: Path) -> None:
     at = opened(apptest, model(tmp_path))
     good = png(pixels(1))

@@ -45,8 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    import numpy as np
-
     from paddle_medcls.cli.image_arguments import expand
     from paddle_medcls.core.errors import DataError, RecipeError, WeightsError, command, printable
     from paddle_medcls.core.files import picture_names, write_csv
@@ -78,7 +76,7 @@ def _work(args: argparse.Namespace) -> int:
                 bar.write(f"{type(prediction).__name__}: {prediction}", file=sys.stderr)
                 failed += 1
                 continue
-            probs = np.array(list(prediction.probabilities.values()))
+            probs = prediction.probs
             rows.append(_row(path, probs, sidecar, args.topk))
             if prediction.disagreement:
                 disagreement = prediction.disagreement._asdict()

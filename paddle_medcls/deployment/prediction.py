@@ -44,6 +44,11 @@ class Prediction:
     notes: tuple[str, ...] = ()
     disagreement: Disagreement | None = None
 
+    @property
+    def probs(self) -> np.ndarray:
+        """The probabilities (C,), in the order of the classes."""
+        return np.array(list(self.probabilities.values()))
+
     @staticmethod
     def of(
         probs: np.ndarray, head: OutputHead, notes: tuple[str, ...] = (), disagreement: Disagreement | None = None

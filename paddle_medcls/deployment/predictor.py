@@ -146,14 +146,17 @@ class Predictor:
         pixels = (self.decode(image, f"image {number}") for number, image in enumerate(images))
         return np.stack([preprocess(to_channels(image, spec.channels), spec) for image in pixels])
 
-    def predict(self, image: AnyImage) -> Prediction:
-        """The prediction for one image: `.label`, `.probability`, `.probabilities`, `.notes`.
+    def predict(self, image: AnyImage, name: object = None) -> Prediction:
+        """The prediction for one image: `.label`, `.probability`, `.probabilities`, `.notes`, `.disagreement`.
+
+        Args:
+            name: of the image, for messages; default: its path.
 
         Raises:
             DataError: see `decode`.
             WeightsError: logits that are not finite.
         """
-        name = image if isinstance(image, (str, Path)) else "image 0"
+        name = name or (image if isinstance(image, (str, Path)) else "image 0")
         return self._predictions(self.input_of([image]), [name])[0]
 
     def _predictions(self, x: np.ndarray, names: Sequence[object]) -> list[Prediction]:

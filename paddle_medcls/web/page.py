@@ -24,6 +24,7 @@ from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.paddle_setup import paddle, select_device
 from paddle_medcls.data.decode import SUFFIXES, to_channels
 from paddle_medcls.data.sample import examples
+from paddle_medcls.deployment.prediction import Prediction
 from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.deployment.trained_models import trained_models
 from paddle_medcls.evaluation.plots import overlay
@@ -201,13 +202,13 @@ def _choose_images(t: Words, dataset: str) -> list[Image]:
     return images
 
 
-def _predict(t: Words, model: Model, images: Sequence[Image]) -> list[np.ndarray | str]:
-    """Probabilities of each image, computed once per image and model.
+def _predict(t: Words, model: Model, images: Sequence[Image]) -> list[Prediction | str]:
+    """The prediction of each image, computed once per image and model.
 
     Images are decoded and predicted one at a time, so that memory holds one decoded image.
 
     Returns:
-        For each image an array (classes,) of probabilities, or a sentence with the error.
+        For each image its prediction, or a sentence with the error.
     """
     earlier = st.session_state.get("results", {})
     results = {key: earlier[key] for key in ((model.key, image.key) for image in images) if key in earlier}
@@ -220,8 +221,7 @@ def _predict(t: Words, model: Model, images: Sequence[Image]) -> list[np.ndarray
         try:
             pixels = model.predictor.decode(image.read(), image.name)
             with _lock():
-                logits = model.predictor.logits([pixels], [image.name])
-                results[model.key, image.key] = model.predictor.head.probabilities(logits)[0]
+                results[model.key, image.key] = model.predictor.predict(pixels, image.name)
         except Exception as error:
             results[model.key, image.key] = sentence(error)
     if bar:
@@ -229,17 +229,17 @@ def _predict(t: Words, model: Model, images: Sequence[Image]) -> list[np.ndarray
     return [results[model.key, image.key] for image in images]
 
 
-def _show_results(t: Words, model: Model, images: Sequence[Image], results: Sequence[np.ndarray | str]) -> None:
+def _show_results(t: Words, model: Model, images: Sequence[Image], results: Sequence[Prediction | str]) -> None:
     """The errors, the table of all images, and one image in detail."""
     faults = [f"{image.name}: {r.removeprefix(f'{image.name}: ')}" for image, r in _pairs(images, results, str)]
     for fault in faults[:MAX_FAULTS]:
         st.error(plain(fault))
     if len(faults) > MAX_FAULTS:
         st.error(t["more_faults"].format(n=len(faults) - MAX_FAULTS))
-    predicted = _pairs(images, results, np.ndarray)
+    predicted = _pairs(images, results, Prediction)
     number = 0
     if len(predicted) > 1:
-        show_table(t, model.predictor.sidecar, [(image.name, probs) for image, probs in predicted])
+        show_table(t, model.predictor.sidecar, [(image.name, one.probs) for image, one in predicted])
         titles = [f"{n}. {image.name}" for n, (image, _) in enumerate(predicted, start=1)]
         number = st.selectbox(t["show"], range(len(predicted)), format_func=lambda n: titles[n], key="shown")
     if predicted:
@@ -253,9 +253,9 @@ def _pairs(images: Sequence[Image], results: Sequence, kind: type) -> list[tuple
     return [(image, result) for image, result in zip(images, results) if isinstance(result, kind)]
 
 
-def _show_image(t: Words, model: Model, image: Image, probs: np.ndarray) -> None:
-    """One image: its decision, probabilities (classes,), and heat map."""
-    sidecar = model.predictor.sidecar
+def _show_image(t: Words, model: Model, image: Image, prediction: Prediction) -> None:
+    """One image: its decision, probabilities, and heat map."""
+    sidecar, probs, models = model.predictor.sidecar, prediction.probs, prediction.disagreement
     yes, reason = decide(t, sidecar, probs)
     verdict = ", ".join(sidecar.classes[k] for k in yes) or t["none"]
     left, middle, right = st.columns(3, gap="medium")
@@ -263,6 +263,7 @@ def _show_image(t: Words, model: Model, image: Image, probs: np.ndarray) -> None
         block(
             f'<p class="soft">{t["decision"]}</p><p class="verdict">{safe(verdict)}</p>',
             f'<p class="soft">{safe(reason)}</p>',
+            f'<p class="soft">{t["disagreement"].format(**models._asdict())}</p>' if models else "",
             *bars(t, sidecar, probs, yes),
         )
         explained = int(model.predictor.head.explained(probs[None])[0])

@@ -73,6 +73,10 @@ TEXTS = {
         "{k} of {n} labels are above the threshold of {threshold}",
         "{n} 个标签中 {k} 个高于阈值 {threshold}",
     ),
+    "disagreement": (
+        "average of {models} models: {same_label} give this result; standard deviation of the probability {sd:.4f}",
+        "{models} 个模型的平均：其中 {same_label} 个给出该结果；概率的标准差 {sd:.4f}",
+    ),
     "more_classes": ("… and {n} more classes, each below {p}", "…… 另有 {n} 个类别，均低于 {p}"),
     "heat_class": ("Heat map for the class", "热力图对应的类别"),
     "opacity": ("Opacity of the heat map", "热力图的不透明度"),
