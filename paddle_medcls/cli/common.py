@@ -106,7 +106,9 @@ def add_own_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--ordinal", metavar="A,B,C", help="own images: the classes in their order, for an ordinal task")
     p.add_argument(
-        "--patient-pattern", metavar="REGEX", help="own images: found in each path; its first group is the patient"
+        "--patient-pattern",
+        metavar="REGEX",
+        help="own images: found in each path; its first group is the patient, as '[A-Z]-(\\d+)-'",
     )
 
 
