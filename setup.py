@@ -35,7 +35,6 @@ setup(
         "engines": ["onnxruntime", "onnx"],
         "xlsx": ["openpyxl"],
         "dicom": ["pydicom>=2.4"],
-        "visualdl": ["visualdl"],
         "app": ["streamlit>=1.50"],
         "dev": [
             *("pytest", "pytest-cov", "pytest-xdist", "hypothesis", "scikit-learn", "openpyxl", "pydicom"),

@@ -89,7 +89,7 @@ def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
     for note in NOTES if rank == 0 else ():
         print(f"set {note}", file=sys.stderr)
     run_dir, data_root = map(Path, from_first(lambda: [str(path) for path in _places(args, recipe)], rank, world))
-    names = ("device", "workers", "amp", "deterministic", "visualdl", "force", "image_cache")
+    names = ("device", "workers", "amp", "deterministic", "force", "image_cache")
     options = {name: getattr(args, name) for name in names}
     options |= {"kernels": args.kernels or "auto", "precision": args.precision or "f32"}
     if args.folds:

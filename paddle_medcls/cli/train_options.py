@@ -97,7 +97,6 @@ def _add_run_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--amp", action="store_true", default=None, help="mixed precision, on a GPU")
     p.add_argument("--deterministic", action="store_true", default=None, help="deterministic algorithms, on a GPU")
-    p.add_argument("--visualdl", action="store_true", help="also log to <run>/visualdl")
     p.add_argument("--summary", action="store_true", help="print the network's layers and stop")
 
 

@@ -36,7 +36,7 @@ from paddle_medcls.training.frozen_features import FeatureDataset, head_logits, 
 from paddle_medcls.training.interruption import Interrupt, interrupted
 from paddle_medcls.training.resume import locked, read_environment
 from paddle_medcls.training.run import Training, open_run
-from paddle_medcls.training.run_directory import HISTORY, STEP_LOG, State
+from paddle_medcls.training.run_directory import HISTORY, State
 from paddle_medcls.training.session import Options, Session, start_session
 from paddle_medcls.training.setup import amp_type, check_network, check_recipe, place_images, read_data
 
@@ -148,7 +148,7 @@ def train_epoch(training: Training, session: Session, interrupt: Interrupt) -> N
             # read at the same step, so they also stop at the same one.
             stop_requested = session.world == 1 and interrupt.due()
             if stop_requested or session.device == "cpu" or len(unlogged) == 20 or state.batch == len(batches):
-                stop_requested = _log_steps(unlogged, state, training.board) or stop_requested
+                stop_requested = _log_steps(unlogged, state) or stop_requested
                 bar.set_postfix(loss=f"{state.steps[-1][2]:.4f}", refresh=False)
                 if session.first and (stop_requested or time.monotonic() - saved_at > SAVE_MINUTES * 60):
                     run_directory.save(training.directory, learner.parts, state)
@@ -223,8 +223,6 @@ def keep_epoch(training: Training, session: Session, logits: np.ndarray) -> None
         run_directory.write_history(training.directory, state, data.note, picture)
         training.drawn_at = time.monotonic() if picture else training.drawn_at
         run_directory.write_timing(training.directory, _timing(training))
-        for name in HISTORY[2:] if training.board is not None else ():
-            training.board.add_scalar(f"epoch/{name}", row[name], state.epoch)
         run_directory.save(training.directory, training.learner.parts, state)
     session.say(_epoch_line(row, recipe, improved, training.seconds))
 
@@ -309,7 +307,7 @@ def _suggest_bf16(training: Training, session: Session, steps_per_second: float)
         )
 
 
-def _log_steps(unlogged: list[tuple], state: State, board) -> bool:
+def _log_steps(unlogged: list[tuple], state: State) -> bool:
     """Reads and logs the metrics of these steps; returns whether any process is to stop."""
     stop_requested = 0.0
     for step, lr, step_metrics, rows in unlogged:
@@ -321,9 +319,6 @@ def _log_steps(unlogged: list[tuple], state: State, board) -> bool:
                 fix="lower --lr, or lengthen the warm-up (--set warmup_epochs=…)",
             )
         state.steps.append([float(step), float(lr), loss, accuracy])
-        if board is not None:
-            for name, value in zip(STEP_LOG[1:], state.steps[-1][1:]):
-                board.add_scalar(f"step/{name}", value, step)
     unlogged.clear()
     return stop_requested > 0
 

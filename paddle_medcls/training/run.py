@@ -36,7 +36,6 @@ class Training:
     network: Any  # `learner.trained` as it is called in a step: with oneDNN's kernels or DataParallel around it
     inference_kernels: Operators | None  # oneDNN's, for validation in float32; None: Paddle's
     state: State
-    board: Any  # VisualDL's writer, or None
     suggest_bf16: bool = False  # tell the user what bfloat16 would gain, if the run turns out to be long
     drawn_at: float = -math.inf  # when the curves were drawn
     epoch_started_at: float = 0.0
@@ -95,14 +94,5 @@ def open_run(run_dir: Path, recipe: Recipe, data: Data, session: Session, resume
         run_environment |= {"amp": bool(options.amp), "deterministic": bool(options.deterministic)}
         run_environment["overrides"] = model_facts.recipe_changes(learner.sidecar, recipe)
         run_directory.describe(run_dir, recipe, data.facts, run_environment)
-    board = _open_board(run_dir, session)
     suggest_bf16 = session.first and not resume and kernels == "onednn f32" and has_bfloat16()
-    return Training(run_dir, weights, recipe, data, learner, network, inference_kernels, state, board, suggest_bf16)
-
-
-def _open_board(run_dir: Path, session: Session):
-    if not session.options.visualdl or not session.first:
-        return None
-    from visualdl import LogWriter
-
-    return LogWriter(logdir=str(run_dir / "visualdl"))
+    return Training(run_dir, weights, recipe, data, learner, network, inference_kernels, state, suggest_bf16)

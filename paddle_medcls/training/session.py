@@ -30,7 +30,6 @@ class Options:
         workers: threads that read images.
         amp: mixed precision, on a GPU; None: off for a new run, unchanged for a resumed one.
         deterministic: deterministic algorithms, on a GPU; None as for `amp`.
-        visualdl: also log for VisualDL.
         image_cache: folder of decoded, scaled images; None: `images` beside the run directory; "off": none, so
             each epoch decodes them again.
         force: resume although code, data or settings have changed.
@@ -44,7 +43,6 @@ class Options:
     workers: int = 2
     amp: bool | None = None
     deterministic: bool | None = None
-    visualdl: bool = False
     image_cache: str | Path | None = None
     force: bool = False
     kernels: str = "auto"
@@ -98,8 +96,6 @@ def start_session(options: Options, environment: dict | None = None) -> Session:
             near = did_you_mean(str(value), choices)
             raise SetupError(f"unknown {name} {value!r}{near}", expected=", ".join(choices))
     options = _settings(options, environment)
-    if options.visualdl:
-        _require_visualdl()
     device = select_device(options.device)
     if options.amp:
         require_gpu(device, "--amp")
@@ -143,10 +139,3 @@ def run_settings(environment: dict) -> dict:
     kernels, _, precision = environment.get("kernels", "paddle").partition(" ")
     settings = {"device": environment["device"].partition(":")[0], "kernels": kernels, "precision": precision or "f32"}
     return settings | {name: environment[name] for name in ("amp", "deterministic") if name in environment}
-
-
-def _require_visualdl() -> None:
-    try:
-        import visualdl  # noqa: F401
-    except ImportError as error:
-        raise RunError(f"--visualdl needs VisualDL: {error}", fix="pip install visualdl") from None
