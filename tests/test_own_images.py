@@ -176,7 +176,10 @@ def test_nothing_in_a_folder_is_left_out_silently(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 3, "größe 中": 3})
     write_image(tmp_path / "beside.png", pixels(1))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "a" / "scan.heic").write_bytes(b"x")
+    (tmp_path / "a" / ".DS_Store").write_bytes(b"x")
     images = own_images(tmp_path)
+    assert Remark("1 file(s) of other kinds were not used", ("a/scan.heic",)) in images.remarks
     assert images.classes == ("a", "größe 中") and images.task == "binary"
     assert Remark("1 folder(s) in " + tmp_path.name + " hold no images", ("empty",)) in images.remarks
     assert "1 image(s) beside the class folders have no class and were not used" in whats(images)
@@ -248,6 +251,14 @@ def test_tables_in_other_encodings(tmp_path: Path, encoding: str) -> None:
     images = own_images(tmp_path, table_of(tmp_path, text.encode(encoding)), {"path": "Datei"})
     assert labels_of(images)[0] == ("größer" if encoding != "gb2312" else "患病")
     assert (f"was read as {encoding}" in whats(images)) == (encoding != "utf-8")
+
+
+def test_images_that_no_row_names(tmp_path: Path) -> None:
+    images = own_images(tmp_path, table_of(tmp_path, "path,label\na,x\nb,y\nc,x\nscans/d.png,y\n"))
+    assert "not used" not in whats(images)
+    write_image(tmp_path / "scans" / "e.png", pixels(9))
+    images = own_images(tmp_path, tmp_path / "labels.csv")
+    assert Remark("1 image(s) beside the listed ones were not used", ("scans/e.png",)) in images.remarks
 
 
 def test_columns_patients_splits_and_grades(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ What is unclear is an error; what may be meant is a remark, which a run keeps. N
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.core.errors import DataError
+from paddle_medcls.data.decode import SUFFIXES
 from paddle_medcls.data.duplicates import check_images
 from paddle_medcls.data.image_list import COPIES, ImageList, Remark, check_files, class_fault, class_numbers
 from paddle_medcls.data.label_table import cell_fault
@@ -73,7 +75,7 @@ def own_images(
     )
     if seed is not None:
         images = _with_splits(images, seed)
-    return replace(images, remarks=(*layout.remarks, *_remarks(images)))
+    return replace(images, remarks=(*layout.remarks, *_left_out(layout), *_remarks(images)))
 
 
 def compared(images: ImageList, workers: int) -> ImageList:
@@ -106,6 +108,24 @@ def compared(images: ImageList, workers: int) -> ImageList:
     }
     remarks = [Remark(what, pairs) for what, pairs in found.items() if pairs]
     return replace(images, remarks=(*images.remarks, *remarks), compared=True)
+
+
+def _left_out(layout: Layout) -> list[Remark]:
+    """Files beside the images that are not among them: images that no row names, and below classes other files."""
+    used = {image.path for image in layout.images}
+    beside = set()
+    for folder in {os.path.dirname(path) for path in used}:
+        names = (entry.name for entry in os.scandir(layout.folder / folder) if entry.is_file())
+        beside |= {os.path.join(folder, name) for name in names if not name.startswith(".")}
+    rest = sorted(beside - used)
+    images = tuple(path for path in rest if Path(path).suffix.lower() in SUFFIXES)
+    others = (
+        tuple(path for path in rest if Path(path).suffix.lower() not in SUFFIXES)
+        if layout.source == layout.folder
+        else ()
+    )
+    remarks = [Remark(f"{len(images)} image(s) beside the listed ones were not used", images)] if images else []
+    return remarks + ([Remark(f"{len(others)} file(s) of other kinds were not used", others)] if others else [])
 
 
 def _classes(layout: Layout, ordinal: Sequence[str], least: int) -> tuple[str, ...]:
