@@ -81,20 +81,23 @@ def _folds(folder: Path) -> list[Path]:
     if not (folder / "fold1").is_dir():
         return []
     numbers = {int(one.name[4:]): one for one in folder.glob("fold*") if re.fullmatch("fold[1-9][0-9]{0,2}", one.name)}
-    faults = [f"fold{number} is missing" for number in range(1, max(numbers)) if number not in numbers]
+    faults, recipes = [], {}
     for number, one in sorted(numbers.items()):
         try:
             recipe = read_json(one / "recipe.json")
+            recipes[number] = recipe if isinstance(recipe, dict) else {}
         except FileNotFoundError:
             continue  # only the models were copied
         except (OSError, ValueError) as error:
             faults.append(f"{one.name}/recipe.json: {error}")
-            continue
-        recipe = recipe if isinstance(recipe, dict) else {}
-        if (recipe.get("folds"), recipe.get("fold")) != (len(numbers), number):
-            faults.append(f"{one.name} is not fold {number} of {len(numbers)}")
-        elif not (one / "metrics.json").is_file():
-            faults.append(f"{one.name} is not finished")
+    counts = [count for count in (recipe.get("folds") for recipe in recipes.values()) if type(count) is int]
+    count = min(999, max([*numbers, *counts]))
+    faults += [f"fold{number} is missing" for number in range(1, count + 1) if number not in numbers]
+    for number, recipe in recipes.items():
+        if (recipe.get("folds"), recipe.get("fold")) != (count, number):
+            faults.append(f"fold{number} is not fold {number} of {count}")
+        elif not (numbers[number] / "metrics.json").is_file():
+            faults.append(f"fold{number} is not finished")
     if faults or len(numbers) < 2:
         raise WeightsError(
             f"{folder} is no complete cross-validation",
