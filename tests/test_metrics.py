@@ -215,6 +215,12 @@ def test_wilson_known_value() -> None:
     np.testing.assert_allclose(metrics.wilson(97, 100), (0.9155, 0.9897), atol=5e-5)
 
 
+def test_wilson_stays_within_0_and_1() -> None:
+    """The formula's rounding gave -1e-17 for 0 of 259, which a sidecar refuses."""
+    for total in range(1, 400):
+        assert metrics.wilson(0, total)[0] >= 0 and metrics.wilson(total, total)[1] <= 1
+
+
 def slow_bootstrap(probs: np.ndarray, labels: np.ndarray, task: str, resamples: int, seed: int) -> list[float]:
     """Draw the images again, and compute each area from the drawn list itself."""
     rng = np.random.default_rng(seed)

@@ -94,7 +94,7 @@ def wilson(correct: float, total: int) -> tuple[float, float]:
     centre = p + Z * Z / (2 * total)
     half = Z * np.sqrt(p * (1 - p) / total + Z * Z / (4 * total * total))
     scale = 1 + Z * Z / total
-    return float((centre - half) / scale), float((centre + half) / scale)
+    return max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale))  # rounding: -1e-17
 
 
 def clusters_of(groups: Sequence[str]) -> np.ndarray | None:
