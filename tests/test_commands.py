@@ -284,7 +284,7 @@ def test_without_paddle_the_message_says_what_to_install(tmp_path: Path) -> None
     for name, arguments in (
         ("train", ["--dataset", "palm", "--sample", "--output", tmp_path / "run"]),
         ("gradcam", [image, "--weights", "x.pdparams", "--output", "o"]),
-        ("train", ["--model", "list"]),
+        ("train", ["--dataset", "palm", "--summary"]),
     ):
         done = tool(name, *arguments, PYTHONPATH=str(tmp_path))
         assert done.returncode == 1 and done.stdout == ""
