@@ -40,6 +40,7 @@ setup(
             *("pytest", "pytest-cov", "pytest-xdist", "hypothesis", "scikit-learn", "openpyxl", "pydicom"),
             *("ruff", "mypy"),
             *("onnx", "onnxruntime"),
+            'mapie>=1; python_version >= "3.10"',  # reference of the prediction sets
             *("streamlit>=1.50", "playwright"),  # the page, and its test in a browser
         ],
     },

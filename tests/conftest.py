@@ -18,7 +18,7 @@ from paddle_medcls.deployment import graph  # noqa: E402
 from paddle_medcls.evaluation import plots  # noqa: E402
 from paddle_medcls.models.network import Network  # noqa: E402
 
-DRAWN = {name: getattr(plots, name) for name in ("curves", "confusion", "roc")}
+DRAWN = {name: getattr(plots, name) for name in ("curves", "confusion", "roc", "risk_coverage")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

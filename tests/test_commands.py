@@ -351,6 +351,7 @@ def test_eval_writes_what_the_contract_says(run: Path, tmp_path: Path, capsys: p
         "predictions_test.csv",
         "confusion_test.png",
         "roc_test.png",
+        "risk_coverage_test.png",
     }
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (metrics["split"], metrics["n"]) == ("test", 4)
@@ -397,7 +398,7 @@ def test_json_is_one_object_a_line_and_nothing_else(run: Path, capsys: pytest.Ca
     rows = [json.loads(line) for line in shown.out.splitlines()]
     assert [Path(row["image"]).name for row in rows] == [f"Normal-{k}.png" for k in (1, 2, 3, 4)]
     for row in rows:
-        assert set(row) == {"image", "label", "probability", "topk"}
+        assert set(row) == {"image", "label", "probability", "topk", "in_distribution", "novelty"}
         assert [set(item) for item in row["topk"]] == [{"label", "probability"}] * 3
         probabilities = [item["probability"] for item in row["topk"]]
         assert probabilities == sorted(probabilities, reverse=True)
@@ -411,9 +412,11 @@ def test_predictions_are_those_of_eval(run: Path, tmp_path: Path, capsys: pytest
     arguments = ["--weights", str(run / "COVID.pdparams"), *map(str, val.images), "--csv", str(tmp_path / "p.csv")]
     assert predict.main([*arguments, "--batch-size", "3"]) == 0
     rows = list(csv.reader((tmp_path / "p.csv").read_text().splitlines()))
-    assert rows[0] == ["image", "label", *val.classes] and [row[0] for row in rows[1:]] == list(map(str, val.images))
+    assert rows[0] == ["image", "label", *val.classes, "in_distribution", "novelty"] and [
+        row[0] for row in rows[1:]
+    ] == list(map(str, val.images))
     written = list(csv.reader((run / "predictions_val.csv").read_text().splitlines()))
-    found = np.array([[float(p) for p in row[2:]] for row in rows[1:]])
+    found = np.array([[float(p) for p in row[2:-2]] for row in rows[1:]])
     np.testing.assert_allclose(found, [[float(p) for p in row[3:]] for row in written[1:]], atol=1e-6)
     assert [val.classes[int(row[2])] for row in written[1:]] == [row[1] for row in rows[1:]]
 

@@ -83,7 +83,8 @@ def test_the_card_of_a_run_says_what_the_run_knows(trained: Path, palm_root: Pat
     hits, of = found["confusion"][1][1], sum(found["confusion"][1])
     low, high = wilson(hits, of)
     assert known["class"][1][2] == f"{hits / of:.3f} ({low:.3f} to {high:.3f})"
-    assert known["file"] == [["PALM.pdparams", sha256(trained / "PALM.pdparams")]]
+    files = ("PALM.pdparams", "PALM.novelty.safetensors")
+    assert known["file"] == [[name, sha256(trained / name)] for name in files]
     parameters = 3 * 6 * 25 + 6 + 6 + 6 + 24 + 1  # convolution and its bias, batch norm's two, linear and its bias
     assert f"{parameters:,} parameters" in text and "batch_size: 10 → 5" in text
     environment = json.loads((trained / "environment.json").read_text())
@@ -98,7 +99,7 @@ def test_a_calibration_is_in_the_card(trained: Path, palm_root: Path) -> None:
     logits = Predictor.from_weights(weights).split_logits(val, 5, 0)
     before = (trained / "README.md").read_text(encoding="utf-8")
     assert "(temperature 1)" in before and "before this calibration" not in before
-    new = outputs.calibrate(weights, sidecar, 3 * logits + 1, val, 0.9, None)
+    new = outputs.keep_calibration(weights, outputs.calibrate(sidecar, 3 * logits + 1, val, 0.9, None))
     text = (trained / "README.md").read_text(encoding="utf-8")
     assert f"temperature {new.temperature:.4f}" in text and f"above {new.threshold:.4g}" in text
     assert "before this calibration" in text and new.temperature != 1

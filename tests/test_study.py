@@ -101,7 +101,9 @@ def test_calibrate_writes_the_sidecar_and_every_door_uses_it(palm_run: Path, tmp
     threshold = threshold_for(sigmoid(logits / temperature)[:, 0], index.labels, 1.0)
     assert after["temperature"] == pytest.approx(temperature) and temperature != 1.0
     assert after["threshold"] == pytest.approx(threshold)
-    assert {**before, "temperature": 0, "threshold": 0} == {**after, "temperature": 0, "threshold": 0}
+    fitted = dict.fromkeys(("temperature", "threshold", "prediction_sets"))
+    assert {**before, **fitted} == {**after, **fitted}
+    assert after["prediction_sets"]["images"] == 4 and "coverage" in said and "which also chose the temperature" in said
     assert re.search(r"PPV \d\.\d+, NPV (1\.0000|nan) at 10\.00% prevalence", said)
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert result["sensitivity"] == 1.0 and result["temperature"] == after["temperature"]
@@ -147,9 +149,9 @@ def test_a_split_is_run_once_also_to_calibrate(palm_run: Path, tmp_path: Path, m
     for name in ("PALM.pdparams", "PALM.json", "data.json", "recipe.json"):
         (tmp_path / name).write_bytes((palm_run / name).read_bytes())
     runs: list[str] = []
-    whole = Predictor.split_logits
+    whole = Predictor.split_outputs
     monkeypatch.setattr(
-        Predictor, "split_logits", lambda self, index, *rest: runs.append(index.split) or whole(self, index, *rest)
+        Predictor, "split_outputs", lambda self, index, *rest: runs.append(index.split) or whole(self, index, *rest)
     )
     assert eval.main(["--weights", str(tmp_path / "PALM.pdparams"), "--calibrate"]) == 0
     assert runs == ["val"]
@@ -178,7 +180,7 @@ def test_options_that_do_not_fit_the_model_are_refused_before_any_work(
 
 def test_a_threshold_needs_positives(palm_run: Path, monkeypatch, capsys) -> None:
     """It was an IndexError, after the whole validation split."""
-    monkeypatch.setattr(Predictor, "split_logits", never)
+    monkeypatch.setattr(Predictor, "split_outputs", never)
     before = (palm_run / "PALM.json").read_bytes()
     normal = load_index("palm", palm_run.parent / "palm", "val")
     normal = normal.subset(np.flatnonzero(normal.labels == 0))

@@ -134,6 +134,8 @@ def test_the_run_directory(dataset: str, palm_root: Path, covid_root: Path, tmp_
         "curves.png",
         "confusion_val.png",
         "roc_val.png",
+        "risk_coverage_val.png",
+        f"{name}.novelty.safetensors",
     }
     for picture in ("curves.png", "confusion_val.png", "roc_val.png"):
         assert (run_dir / picture).read_bytes().startswith(b"\x89PNG")

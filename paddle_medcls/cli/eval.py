@@ -23,7 +23,8 @@ of each class, and the published results for comparison. The sidecar beside the 
 without one the weight files of the PALM and COVID-19 tutorials are recognised.
 
 --calibrate fits a temperature on the validation split, chooses the threshold there if --sensitivity is
-given, and writes both to the sidecar, which every command reads.
+given, and writes both to the sidecar, which every command reads. It also chooses the thresholds of prediction
+sets, on one half of the evaluated split; coverage is reported on the other half.
 
 --compare A B tests whether two models differ on the same images: two predictions_<split>.csv, or two folders
 that hold one (a run directory, or what --output wrote). It needs neither weights nor images."""
@@ -46,6 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_recipe_option(p)
     p.add_argument("--without-leaks", action="store_true", help="also evaluate without images that training has too")
     p.add_argument("--calibrate", action="store_true", help="fit temperature (and threshold) on validation first")
+    p.add_argument(
+        "--sets",
+        choices=("lac", "aps", "lac-by-class", "aps-by-class"),
+        help="with --calibrate: how prediction sets are made (default: lac); -by-class: covers each class alone",
+    )
+    p.add_argument(
+        "--coverage", type=float, metavar="C", help="evaluate prediction sets that hold the truth in C of images"
+    )
+    p.add_argument(
+        "--robustness", action="store_true", help="also evaluate corrupted images: 9 kinds, 5 severities, 46 passes"
+    )
     p.add_argument("--sensitivity", type=float, metavar="S", help="with --calibrate, two classes: sensitivity to reach")
     p.add_argument(
         "--prevalence", type=float, metavar="P", help="two classes: also print PPV and NPV at this prevalence"
@@ -58,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.sensitivity is not None and not (args.calibrate and 0 < args.sensitivity <= 1):
         p.error("--sensitivity needs --calibrate and lies between 0 and 1")
+    if args.sets and not args.calibrate:
+        p.error("--sets needs --calibrate")
     if args.prevalence is not None and not 0 < args.prevalence < 1:
         p.error("--prevalence lies between 0 and 1")
     if args.errors is not None and not (args.output and args.errors > 0):
@@ -91,7 +105,18 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.evaluation.tables import NOTICE
     from paddle_medcls.models.sidecar import Sidecar, find_model, find_models, sidecar_of
 
-    names = ("batch_size", "workers", "calibrate", "sensitivity", "prevalence", "without_leaks", "output")
+    names = (
+        "batch_size",
+        "workers",
+        "calibrate",
+        "sets",
+        "coverage",
+        "robustness",
+        "sensitivity",
+        "prevalence",
+        "without_leaks",
+        "output",
+    )
     options = EvalOptions(**{name: getattr(args, name) for name in names}, errors=args.errors or 0)
     models = [find_model(path) for path in find_models(args.weights)]
     if sidecar_of(models[0]).is_file():

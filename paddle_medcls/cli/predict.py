@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paddle_medcls.cli.common import (
@@ -19,7 +19,8 @@ from paddle_medcls.cli.common import (
 )
 
 TEXT = """Predicts images with a trained model. Standard output holds the table, or one JSON object a
-line, and nothing else. An unreadable file is reported, the others are predicted, and the exit code is 1."""
+line, and nothing else; below the table a line for each image that is unlike the training images.
+An unreadable file is reported, the others are predicted, and the exit code is 1."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_weights_option(p)
     add_recipe_option(p)
     p.add_argument("--topk", type=int, default=1, metavar="K", help="show the K most probable classes")
-    p.add_argument("--json", action="store_true", help="one JSON object a line: image, label, probability, topk")
+    p.add_argument(
+        "--coverage",
+        type=float,
+        metavar="C",
+        help="also the set of classes that holds the true one in C of images, such as 0.9; needs eval --calibrate",
+    )
+    p.add_argument("--refuse", action="store_true", help="give images that are unlike the training images no label")
+    p.add_argument("--json", action="store_true", help="one JSON object a line: image, label, probability, topk, …")
     p.add_argument("--csv", type=Path, metavar="FILE", help="also write image, label and all probabilities")
     p.add_argument("--pictures", type=Path, metavar="DIR", help="each image beside its probabilities, as a picture")
     p.add_argument("--gradcam", type=Path, metavar="DIR", help="each image with the heat map of its class (Grad-CAM)")
@@ -57,6 +65,7 @@ def _work(args: argparse.Namespace) -> int:
     weights = args.weights or [newest_weights(Path("runs"))]
     predictor = open_predictor(weights, args)
     sidecar = predictor.sidecar
+    _check(predictor, args)
     model_text = (
         f"({predictor.engine}, {predictor.precision}); data set {sidecar.dataset}; classes {', '.join(sidecar.classes)}"
     )
@@ -77,7 +86,7 @@ def _work(args: argparse.Namespace) -> int:
                 failed += 1
                 continue
             probs = prediction.probs
-            rows.append(_row(path, probs, sidecar, args.topk))
+            rows.append(_row(path, prediction, predictor, args))
             if prediction.disagreement:
                 disagreement = prediction.disagreement._asdict()
                 rows[-1][0]["disagreement"] = {**disagreement, "sd": round(disagreement["sd"], 6)}
@@ -93,9 +102,15 @@ def _work(args: argparse.Namespace) -> int:
                 sys.stdout.flush()
     if rows and not args.json:
         print(_table([row for row, _ in rows], args.topk))
+        print(*_unlike(rows, predictor), sep="", end="")
     if args.csv:
-        header = ["image", "label", *sidecar.classes, *(Disagreement._fields if predictor.members else ())]
-        cells = [[row["image"], _label_text(row), *probs, *row.get("disagreement", {}).values()] for row, probs in rows]
+        extra = [name for name in EXTRA if rows and name in rows[0][0]]
+        header = ["image", "label", *sidecar.classes, *extra, *(Disagreement._fields if predictor.members else ())]
+        cells = [
+            [row["image"], _cell(row["label"]), *probs, *(_cell(row[name]) for name in extra)]
+            + list(row.get("disagreement", {}).values())
+            for row, probs in rows
+        ]
         write_csv(args.csv, header, cells)
     if failed:
         print(f"{failed} of {len(paths)} file(s) could not be read", file=sys.stderr)
@@ -104,21 +119,62 @@ def _work(args: argparse.Namespace) -> int:
     return 1 if failed or without_map else 0
 
 
-def _row(path: Path, probs, sidecar, k: int) -> tuple[dict, list[float]]:
-    order = probs.argsort()[::-1][:k]
+EXTRA = ("prediction_set", "in_distribution", "novelty")
+"""Keys that only some models or options give, and columns of the CSV file."""
+
+
+def _check(predictor, args: argparse.Namespace) -> None:
+    """Refuses options that the model cannot serve, before any image is read."""
+    from paddle_medcls.core.errors import RunError
+
+    if args.coverage is not None:
+        from paddle_medcls.evaluation.conformal import check_coverage, require_calibration
+
+        check_coverage(args.coverage)
+        require_calibration(predictor.sidecar.prediction_sets)
+    if args.refuse and predictor.novelty is None:
+        raise RunError(
+            "--refuse: this model cannot tell which images are unlike its training images",
+            expected="one weight file with its .novelty.safetensors file beside it; exports and averages have no score",
+            fix="leave --refuse out, or train again with this version",
+        )
+
+
+def _row(path: Path, prediction, predictor, args: argparse.Namespace) -> tuple[dict, list[float]]:
+    probs, sidecar = prediction.probs, predictor.sidecar
+    order = probs.argsort()[::-1][: args.topk]
     labels, largest = sidecar.head.decide_one(probs)
     names = [sidecar.classes[i] for i in labels]
     label: object = names if sidecar.task == "multi-label" else names[0]
     topk = [{"label": sidecar.classes[i], "probability": round(float(probs[i]), 6)} for i in order]
     row = {"image": str(path), "label": label, "probability": round(largest, 6), "topk": topk}
+    if args.coverage is not None:
+        row["prediction_set"] = list(predictor.possible_classes(probs, args.coverage))
+    if prediction.novelty is not None:
+        row |= {"in_distribution": prediction.in_distribution, "novelty": round(prediction.novelty, 4)}
+        if args.refuse and not prediction.in_distribution:
+            row["label"] = None
     if sidecar.drawn:
         row["drawn"] = True  # trained on synthetic images: the probabilities say nothing about patients
     return row, [round(float(p), 8) for p in probs]
 
 
-def _label_text(row: dict) -> str:
-    """The decision as one text; of several labels "a; b"."""
-    return row["label"] if isinstance(row["label"], str) else "; ".join(row["label"])
+def _cell(value: object) -> object:
+    """A value of a row for a CSV file: several labels as "a; b", no label as nothing."""
+    if isinstance(value, list):
+        return "; ".join(value)
+    return "" if value is None else value
+
+
+def _unlike(rows: list[tuple[dict, list[float]]], predictor) -> Iterator[str]:
+    """A line for each image that is unlike the training images."""
+    from paddle_medcls.core.errors import printable
+
+    for row, _ in rows:
+        if row.get("in_distribution") is False:
+            limit = predictor.sidecar.novelty["limit"]
+            score = f"(score {row['novelty']:.4g}, limit {limit:.4g})"
+            yield f"{printable(row['image'])}: unlike the training images {score}\n"
 
 
 def _json_line(row: dict) -> str:
@@ -157,11 +213,16 @@ def _table(rows: list[dict], k: int) -> str:
 
     from paddle_medcls.core.errors import printable
 
-    header = ["image", "label", "probability", *(["most probable classes"] if k > 1 else [])]
-    table = PrettyTable([*header, *(["models that agree"] if "disagreement" in rows[0] else [])], align="l")
+    sets, novel = "prediction_set" in rows[0], "novelty" in rows[0]
+    more = [*["most probable classes"] * (k > 1), *["possible classes"] * sets, *["like the training images"] * novel]
+    more += ["models that agree"] if "disagreement" in rows[0] else []
+    table = PrettyTable(["image", "label", "probability", *more], align="l")
     for row in rows:
-        others = ", ".join(f"{item['label']} {item['probability']:.4f}" for item in row["topk"])
-        cells = [row["image"], _label_text(row) or "none", f"{row['probability']:.4f}", *([others] if k > 1 else [])]
+        label = "refused" if row["label"] is None else _cell(row["label"]) or "none"
+        cells = [row["image"], label, f"{row['probability']:.4f}"]
+        cells += [", ".join(f"{item['label']} {item['probability']:.4f}" for item in row["topk"])] * (k > 1)
+        cells += [", ".join(row["prediction_set"]) or "none"] if sets else []
+        cells += ["yes" if row["in_distribution"] else "no"] if novel else []
         if found := row.get("disagreement"):
             cells[2] += f" ± {found['sd']:.4f}"
             cells.append(f"{found['same_label']} of {found['models']}")

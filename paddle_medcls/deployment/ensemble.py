@@ -138,6 +138,8 @@ def average_sidecar(sidecars: Sequence[Sidecar], paths: Sequence[Path]) -> Sidec
         precision="f32",
         files={},
         members=members,
+        prediction_sets={},  # thresholds and scores of a member are not those of the average
+        novelty={},
     )
 
 

@@ -109,7 +109,7 @@ def export(
         pixels_only = pixels_spec(predictor.sidecar.preprocessing)
         sidecar = replace(predictor.sidecar, preprocessing=pixels_only, flips=())
         digest = "" if predictor.members else sha256(files_of_models[0])
-        sidecar = replace(sidecar, form=form, precision=precision, files=files, sha256=digest)
+        sidecar = replace(sidecar, form=form, precision=precision, files=files, sha256=digest, novelty={})
         sidecar.write(temporary / f"{name}.json")
         facts = {} if predictor.members else run_facts(files_of_models[0], predictor.sidecar)
         write_card(temporary, sidecar, form, list(files), facts)

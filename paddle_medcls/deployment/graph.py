@@ -59,6 +59,7 @@ class Layer(NamedTuple):
         numbers: see the table above.
         name, shape: prefix and shape of its weight.
         norm: prefix of the batch normalisation that follows; "": there is none, and the layer has a bias.
+        ends_stage: whether the features of a stage come out of it.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class Layer(NamedTuple):
     name: str = ""
     shape: tuple[int, ...] = ()
     norm: str = ""
+    ends_stage: bool = False
 
 
 class Operation(NamedTuple):
@@ -136,7 +138,7 @@ def _resnet(network: Network) -> list[Layer]:
             for number, (shape, step) in enumerate(parts, start=1):
                 x = convolution(x, f"{name}.conv{number}", shape, step)
                 x = add("relu", x) if number < len(parts) else x
-            x = add("relu", add("add", x, shortcut))
+            x = add("relu", add("add", x, shortcut), ends_stage=order == depth - 1)
             channels, block = width * widening, block + 1
     x = add("mean", x, numbers=(2, 3))
     add("linear", x, name="fc", shape=(channels, network.num_outputs))
@@ -155,7 +157,7 @@ def _vgg(network: Network) -> list[Layer]:
             add("convolution", numbers=(1, 1), name=f"features.{number}", shape=(width, channels, 3, 3))
             add("relu")
             channels, number = width, number + 2
-        add("max_pool", numbers=(2, 2, 0))
+        add("max_pool", numbers=(2, 2, 0), ends_stage=True)
         number += 1
     add("pool_to", numbers=(7, 7))
     add("reshape", numbers=(-1, channels * 49))
@@ -165,6 +167,14 @@ def _vgg(network: Network) -> list[Layer]:
         if name != "6.3":
             add("relu")
     return layers
+
+
+def stage_channels(network: Network) -> list[int]:
+    """Channels of the maps that each stage of a known network ends with."""
+    if network.model in RESNETS:
+        depths, widening = RESNETS[network.model]
+        return [64 * 2**stage * widening for stage in range(len(depths))]
+    return [width for width, _ in VGG_STAGES]
 
 
 def array_shapes(layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:
@@ -183,21 +193,24 @@ def array_shapes(layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:
 # --- graphs ------------------------------------------------------------------------------------------
 
 
-def logits_graph(sidecar: Sidecar, state: dict[str, np.ndarray], name: object) -> Graph:
+def logits_graph(sidecar: Sidecar, state: dict[str, np.ndarray], name: object, features: bool = False) -> Graph:
     """From preprocessed `image` (N, C, S, S) float32 to `logits` (N, outputs), averaged over the sidecar's flips.
 
     Args:
         sidecar: of a network in KNOWN.
         state: arrays of the weight file under our names.
+        features: also give `features` (N, channels): the maps that each stage ends with, averaged over the image, one
+            stage after the other.
 
     Raises:
         WeightsError: arrays are missing, unexpected, of another shape or type, or not finite.
     """
     spec = sidecar.preprocessing
     operations: list[Operation] = []
-    logits = _add_network(operations, 0, sidecar, state, name)
+    ends = _add_network(operations, 0, sidecar, state, name)
     shape = (spec.num_channels, spec.size_px, spec.size_px)
-    return Graph("float32", shape, tuple(operations), {"logits": (logits, sidecar.network.num_outputs)})
+    ends = ends if features else {"logits": ends["logits"]}
+    return Graph("float32", shape, tuple(operations), ends)
 
 
 def pixels_graph(models: Sequence[tuple[Sidecar, dict[str, np.ndarray]]], name: object) -> Graph:
@@ -240,7 +253,7 @@ def _add_model(
     x = _add(operations, "subtract", x, array=np.array(spec.mean, np.float32).reshape(1, 1, 1, -1))
     x = _add(operations, "divide", x, array=np.array(spec.std, np.float32).reshape(1, 1, 1, -1))
     x = _add(operations, "transpose", x, numbers=(0, 3, 1, 2))
-    logits = _add_network(operations, x, sidecar, state, name)
+    logits = _add_network(operations, x, sidecar, state, name)["logits"][0]
     z = _add(operations, "divide", logits, array=np.array([sidecar.temperature], np.float32))
     if sidecar.loss == "softmax":
         return _add(operations, "softmax", z), logits
@@ -274,8 +287,8 @@ def _add_average(operations: list[Operation], probabilities: Sequence[int], side
 
 def _add_network(
     operations: list[Operation], x: int, sidecar: Sidecar, state: dict[str, np.ndarray], name: object
-) -> int:
-    """Adds the network, averaged over an image and its flips in one batch; gives the number of its logits."""
+) -> dict[str, tuple[int, int]]:
+    """Adds the network, averaged over an image and its flips in one batch; gives `logits` and `features`."""
     layers = layers_of(sidecar.network)
     check_arrays(state, array_shapes(layers), name)
     views = flip_axes(sidecar.flips)
@@ -304,12 +317,20 @@ def _add_network(
         inputs = tuple(first + k if k else x for k in layer.inputs)
         operations.append(Operation(layer.kind, inputs, arrays, numbers))
         sides.append(_side(layer, before))
-    logits = len(operations)
-    if len(views) > 1:
-        operations.append(Operation("reshape", (logits,), (), (len(views), -1, sidecar.network.num_outputs)))
-        operations.append(Operation("mean", (logits + 1,), (), (0,)))
-        logits += 2
-    return logits
+    logits, stages = len(operations), [k for k, layer in enumerate(layers, start=1) if layer.ends_stage]
+    for number in stages:
+        operations.append(Operation("mean", (first + number,), (), (2, 3)))
+    operations.append(Operation("concat", tuple(logits + 1 + k for k in range(len(stages))), (), (1,)))
+    ends = {}
+    channels = sum(stage_channels(sidecar.network))
+    for end, number, columns in (("logits", logits, sidecar.network.num_outputs), ("features", 0, channels)):
+        number = number or logits + len(stages) + 1
+        if len(views) > 1:
+            operations.append(Operation("reshape", (number,), (), (len(views), -1, columns)))
+            operations.append(Operation("mean", (len(operations),), (), (0,)))
+            number = len(operations)
+        ends[end] = number, columns
+    return ends
 
 
 def _folded(layer: Layer, state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

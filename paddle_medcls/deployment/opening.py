@@ -27,6 +27,7 @@ from paddle_medcls.deployment.inference_engines import (
     resolve_precision,
 )
 from paddle_medcls.models.network import MODELS
+from paddle_medcls.models.novelty import Novelty, novelty_of, novelty_path
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.models.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
 from paddle_medcls.models.weight_layouts import recognise
@@ -58,6 +59,13 @@ class PaddleNetwork:
 
         return predict_logits(self.network, x, self._flips)
 
+    def outputs(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """`logits`, and `features` (N, channels), see `evaluate.predict_features`."""
+        from paddle_medcls.evaluation.evaluate import predict_features
+
+        logits, features = predict_features(self.network, x, self._flips)
+        return {"logits": logits, "features": features}
+
 
 class Opened(NamedTuple):
     """The arguments of a `Predictor`, in its order."""
@@ -67,6 +75,7 @@ class Opened(NamedTuple):
     notes: Sequence[str] = ()
     load_network: Callable[[], PaddleNetwork] | None = None
     path: Path | None = None
+    novelty: Novelty | None = None
 
 
 def open_trained(
@@ -111,17 +120,21 @@ def _open_weights(
         state = _read_checked(path, sidecar, engine in ("auto", "openvino"))
     else:
         sidecar, state, notes = _infer_sidecar(path, read_weights(path), recipe)
+    novelty = novelty_of(path, sidecar) if sidecar.novelty else None
+    if sidecar.novelty and novelty is None:
+        missing = novelty_path(path).name
+        notes.append(f"{missing} is missing: images unlike the training images are not told from others")
     for name in _candidates(sidecar.network.model, engine, precision):
         try:
-            graph, outputs = logits_graph(sidecar, state, path), sidecar.network.num_outputs
+            graph, outputs = logits_graph(sidecar, state, path, novelty is not None), sidecar.network.num_outputs
             backend = compile_graph(graph, name, resolve_precision(name, precision), outputs)
-            return Opened(sidecar, backend, notes, lambda: _reload(path, sidecar), path)
+            return Opened(sidecar, backend, notes, lambda: _reload(path, sidecar), path, novelty)
         except SetupError as error:  # of the engine; faults of the weights are the same everywhere
             if engine != "auto":
                 raise
             say(f"{name} cannot be used: {error.what}")
     require("paddle", resolve_precision("paddle", precision))
-    return Opened(sidecar, _paddle_network(sidecar, state, path), notes, path=path)
+    return Opened(sidecar, _paddle_network(sidecar, state, path), notes, path=path, novelty=novelty)
 
 
 def _read_checked(path: Path, sidecar: Sidecar, with_openvino: bool = False) -> dict[str, np.ndarray]:

@@ -36,6 +36,9 @@ class Prediction:
         probabilities: class name -> probability, in the order of the classes.
         notes: remarks on the model, such as what was assumed about a weight file without a sidecar.
         disagreement: of the models of an average; None for one model.
+        novelty: how unlike the training images the image is, see `models.novelty`; None: the model has no such score.
+        in_distribution: whether that is at most the model's limit.
+        prediction_set: the classes that are possible at the coverage that was given; None: none was given.
     """
 
     label: str
@@ -43,6 +46,9 @@ class Prediction:
     probabilities: dict[str, float]
     notes: tuple[str, ...] = ()
     disagreement: Disagreement | None = None
+    novelty: float | None = None
+    in_distribution: bool | None = None
+    prediction_set: tuple[str, ...] | None = None
 
     @property
     def probs(self) -> np.ndarray:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -20,6 +21,7 @@ from paddle_medcls.deployment.ensemble import Ensemble, open_ensemble
 from paddle_medcls.deployment.inference_engines import InferenceBackend
 from paddle_medcls.deployment.opening import PaddleNetwork, open_trained
 from paddle_medcls.deployment.prediction import HeatMap, Prediction
+from paddle_medcls.models.novelty import Novelty
 from paddle_medcls.models.output_head import OutputHead, check_finite
 from paddle_medcls.models.sidecar import Sidecar, find_models
 from paddle_medcls.preprocessing.transforms import preprocess, unfit
@@ -40,6 +42,7 @@ class Predictor:
         notes: what was assumed about a file without a sidecar, one line each.
         path: the file that was opened; None for a network in memory and for an average of models.
         members: the models of an average; empty for one model.
+        novelty: scores images by their features; None: the model has none, as exports and averages.
     """
 
     def __init__(
@@ -49,12 +52,14 @@ class Predictor:
         notes: Sequence[str] = (),
         load_network: Callable[[], PaddleNetwork] | None = None,
         path: Path | None = None,
+        novelty: Novelty | None = None,
     ) -> None:
         """See `from_weights` for files; `load_network` makes the network in Paddle when heat maps are asked for."""
         self.sidecar = sidecar
         self.backend = backend
         self.notes = list(notes)
         self.path = path
+        self.novelty = novelty
         self._network = backend if isinstance(backend, PaddleNetwork) else None
         self._load_network = load_network
         self._layer = ""
@@ -146,30 +151,65 @@ class Predictor:
         pixels = (self.decode(image, f"image {number}") for number, image in enumerate(images))
         return np.stack([preprocess(to_channels(image, spec.channels), spec) for image in pixels])
 
-    def predict(self, image: AnyImage, name: object = None) -> Prediction:
-        """The prediction for one image: `.label`, `.probability`, `.probabilities`, `.notes`, `.disagreement`.
+    def predict(self, image: AnyImage, coverage: float | None = None, name: object = None) -> Prediction:
+        """The prediction for one image: `.label`, `.probability`, `.probabilities`, `.in_distribution`, `.notes`, …
 
         Args:
+            coverage: also `.prediction_set`, the classes that hold the true one in this share of images, 0.5 to 0.99.
             name: of the image, for messages; default: its path.
 
         Raises:
             DataError: see `decode`.
             WeightsError: logits that are not finite.
+            RunError: a coverage that is not possible, or a model whose prediction sets were not calibrated.
         """
         name = name or (image if isinstance(image, (str, Path)) else "image 0")
-        return self._predictions(self.input_of([image]), [name])[0]
+        (prediction,) = self.predictions(self.input_of([image]), [name])
+        if coverage is None:
+            return prediction
+        return replace(prediction, prediction_set=self.possible_classes(prediction.probs, coverage))
 
-    def _predictions(self, x: np.ndarray, names: Sequence[object]) -> list[Prediction]:
+    def predictions(self, x: np.ndarray, names: Sequence[object]) -> list[Prediction]:
+        """The predictions for preprocessed images x (N, C, S, S); `names` of the images are for messages."""
         notes = tuple(self.notes)
         if not isinstance(self.backend, Ensemble):
-            probs = self.head.probabilities(self.backend.logits(x), names)
-            return [Prediction.of(row, self.head, notes) for row in probs]
+            logits, novelty = self.logits_and_novelty(x)
+            found = [Prediction.of(row, self.head, notes) for row in self.head.probabilities(logits, names)]
+            if novelty is None:
+                return found
+            limit = self.sidecar.novelty["limit"]
+            return [
+                replace(one, novelty=float(score), in_distribution=bool(score <= limit))
+                for one, score in zip(found, novelty)
+            ]
         each = self.backend.probabilities(x, names)  # (models, N, classes)
         probs = self.head.probabilities(self.backend.average(each), names)
         return [
             Prediction.of(row, self.head, notes, self.backend.disagreement(each[:, k], row))
             for k, row in enumerate(probs)
         ]
+
+    def logits_and_novelty(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits (N, outputs) of preprocessed images x (N, C, S, S), and novelty (N,), where the model scores it."""
+        if self.novelty is None or isinstance(self.backend, Ensemble):
+            return self.backend.logits(x), None
+        outputs = self.backend.outputs(x)
+        return outputs["logits"], self.novelty.scores(outputs["features"])
+
+    def possible_classes(self, probs: np.ndarray, coverage: float) -> tuple[str, ...]:
+        """The prediction set of one image, see `evaluation.conformal`.
+
+        Args:
+            probs: (C,).
+            coverage: the share of images whose set holds the true class, 0.5 to 0.99 in steps of 0.01.
+
+        Raises:
+            RunError: another coverage, or a model whose prediction sets were not calibrated.
+        """
+        from paddle_medcls.evaluation.conformal import prediction_sets
+
+        (inside,) = prediction_sets(probs[None], self.sidecar.prediction_sets, coverage)
+        return tuple(self.sidecar.classes[k] for k in np.flatnonzero(inside))
 
     def gradcam(
         self, image: AnyImage, label: str | None = None, layer: str | None = None, method: str = "gradcam"
@@ -210,12 +250,22 @@ class Predictor:
 
     def split_logits(self, index: Index, batch_size: int, workers: int) -> np.ndarray:
         """Logits (N, outputs) of a whole split, in its order."""
+        return self.split_outputs(index, batch_size, workers)[0]
+
+    def split_outputs(self, index: Index, batch_size: int, workers: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits (N, outputs) of a whole split, in its order, and novelty (N,), where the model scores it."""
         from paddle_medcls.evaluation.evaluate import forward_split
         from paddle_medcls.preprocessing.loader import ImageDataset, cut
 
         images, batches = ImageDataset(index, self.sidecar.preprocessing), cut(range(len(index)), batch_size)
-        logits = np.concatenate(forward_split(self.backend.logits, images, batches, workers))
-        return check_finite(logits, index.ids)
+
+        def forward(x: np.ndarray) -> np.ndarray:
+            logits, novelty = self.logits_and_novelty(x)
+            return logits if novelty is None else np.column_stack([logits, novelty])
+
+        columns = np.concatenate(forward_split(forward, images, batches, workers))
+        logits = check_finite(columns[:, : self.head.num_outputs], index.ids)
+        return logits, None if self.novelty is None else columns[:, -1]
 
     def input_zeros(self) -> np.ndarray:
         """A batch of one empty image, to ask about layers with."""
@@ -281,7 +331,7 @@ class Predictor:
         for group in self.read_files(paths, batch_size, workers):
             names = [path for path, image in group if not isinstance(image, DataError)]
             readable = [image for _, image in group if not isinstance(image, DataError)]
-            found = iter(self._predictions(self.input_of(readable), names) if readable else ())
+            found = iter(self.predictions(self.input_of(readable), names) if readable else ())
             for path, image in group:
                 yield (path, None, image) if isinstance(image, DataError) else (path, image, next(found))
 

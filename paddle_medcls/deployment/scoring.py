@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,12 +15,23 @@ from paddle_medcls.data.duplicates import not_leaked
 from paddle_medcls.data.image_list import CSV, ImageList, read_image_list
 from paddle_medcls.data.index import Index
 from paddle_medcls.deployment.predictor import Predictor, load_predictor
+from paddle_medcls.deployment.robustness import robustness, robustness_table
 from paddle_medcls.evaluation.by_source import source_table
 from paddle_medcls.evaluation.calibration import threshold_for
+from paddle_medcls.evaluation.conformal import (
+    SET_METHODS,
+    calibrate_sets,
+    check_coverage,
+    coverage_report,
+    coverage_table,
+    require_calibration,
+)
 from paddle_medcls.evaluation.error_report import write_error_page
+from paddle_medcls.evaluation.metrics import clusters_of
 from paddle_medcls.evaluation.model_facts import known_recipe, overrides, run_file
-from paddle_medcls.evaluation.outputs import calibrate, score_split, write_outputs
+from paddle_medcls.evaluation.outputs import calibrate, keep_calibration, score_split, write_outputs
 from paddle_medcls.evaluation.predictions import Predictions
+from paddle_medcls.evaluation.selective import errors_of, passed_report, passed_table
 from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE, choice_of_epoch, class_table, confusion_table, summary
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.preprocessing.statistics import image_statistics
@@ -34,22 +45,29 @@ class EvalOptions:
     Attributes:
         batch_size: images at a time.
         workers: threads that read images.
-        calibrate: first fit the temperature on the validation split, and write it to the sidecar.
+        calibrate: first fit the temperature on the validation split, and the thresholds of prediction sets on half of
+            the evaluated split; write them to the sidecar.
+        sets: with `calibrate`: how, one of `conformal.SET_METHODS`; None: "lac". Multi-label models have no sets.
+        coverage: evaluate prediction sets for it, 0.5 to 0.99; None: for 0.9 after a calibration, else not.
         sensitivity: with `calibrate`, two classes: also choose the threshold that reaches it there, in (0, 1].
         prevalence: two classes: also PPV and NPV at this prevalence, in (0, 1).
         without_leaks: also the metrics without the images of which the training split has a copy or near copy.
         output: folder for metrics.json, predictions and pictures; None: nothing is written.
+        robustness: also evaluate corrupted images, see `deployment.robustness`.
         errors: with `output`: errors.html with so many images a section; 0: no such page.
     """
 
     batch_size: int = 32
     workers: int = 2
     calibrate: bool = False
+    sets: str | None = None
+    coverage: float | None = None
     sensitivity: float | None = None
     prevalence: float | None = None
     without_leaks: bool = False
     output: str | Path | None = None
     errors: int = 0
+    robustness: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,9 @@ class Evaluation:
         logits: (N, outputs) of its images.
         clean_rows: rows of which the training split has no copy; None if that was not asked for.
         prevalence: for PPV and NPV.
+        coverage: of the prediction sets that `metrics` describes; None: it does not.
+        novelty: (N,) of the images, where the model scores it.
+        robustness: of corrupted images; None if that was not asked for.
     """
 
     weights: Path | None
@@ -71,11 +92,28 @@ class Evaluation:
     logits: np.ndarray
     clean_rows: tuple[int, ...] | None = None
     prevalence: float | None = None
+    coverage: float | None = None
+    novelty: np.ndarray | None = None
+    robustness: dict | None = None
 
     @cached_property
     def metrics(self) -> dict:
-        """As in `metrics.json`, see `metrics.evaluate_logits`."""
-        return score_split(self.logits, self.index, self.sidecar.head)
+        """As in `metrics.json`, see `outputs.score_split`; `prediction_sets`: see `conformal.coverage_report`.
+
+        `novelty`: see `selective.passed_report`.
+        """
+        result = score_split(self.logits, self.index, self.sidecar.head)
+        if self.coverage is not None:
+            probs = self.sidecar.head.probabilities(self.logits)
+            result["prediction_sets"] = coverage_report(probs, self.index, self.sidecar.prediction_sets, self.coverage)
+        if self.novelty is not None:
+            probs = self.sidecar.head.probabilities(self.logits)
+            errors = errors_of(self.index.labels, self.sidecar.head.decide(probs))
+            limit = self.sidecar.novelty["limit"]
+            result["novelty"] = passed_report(self.novelty, limit, errors, clusters_of(self.index.groups))
+        if self.robustness is not None:
+            result["robustness"] = self.robustness
+        return result
 
     @cached_property
     def metrics_without_leaks(self) -> dict | None:
@@ -108,6 +146,12 @@ class Evaluation:
             parts.append(source_table(self.metrics["by_source"]))
         if "monitor" in self.sidecar.metrics:
             parts.append(choice_of_epoch(self.sidecar.metrics))
+        if "prediction_sets" in self.metrics:
+            parts.append(coverage_table(self.metrics["prediction_sets"]))
+        if "novelty" in self.metrics:
+            parts.append(passed_table(self.metrics["novelty"]))
+        if self.robustness is not None:
+            parts.append(robustness_table(self.robustness))
         if self.weights and (changes := _recipe_changes(self.weights, self.sidecar)):
             parts.append(f"differs from recipe {self.sidecar.recipe}: {'; '.join(changes)}")
         if self.clean_rows is not None and self.metrics_without_leaks is not None:
@@ -124,6 +168,11 @@ class Evaluation:
         """
         folder, sidecar, index = Path(folder), self.sidecar, self.index
         write_outputs(folder, self.logits, index, sidecar, self.metrics)
+        if self.robustness is not None:
+            from paddle_medcls.evaluation import plots  # here: matplotlib takes half a second to import
+
+            title = f"{sidecar.dataset}, {index.split}: corrupted images"
+            plots.robustness(folder / f"robustness_{index.split}.png", self.robustness, title)
         if errors:
             title = f"Errors of {sidecar.recipe} ({sidecar.network.model}) on {sidecar.dataset}, {index.split}"
             probs = sidecar.head.probabilities(self.logits)
@@ -175,14 +224,26 @@ def evaluate(
     if options.sensitivity is not None:
         labels = indexes["val"].labels
         threshold_for(np.zeros(len(labels)), labels, options.sensitivity)  # fails now if there is no positive image
-    logits = {name: _logits(predictor, indexes[name], options) for name in sorted(scored)}
+    scores = {name: _outputs(predictor, indexes[name], options) for name in sorted(scored)}
+    logits = {name: found[0] for name, found in scores.items()}
     output = Path(options.output) if options.output is not None else None
     if path is not None and options.calibrate:
-        sidecar = calibrate(path, sidecar, logits["val"], indexes["val"], options.sensitivity, output)
+        sidecar = calibrate(sidecar, logits["val"], indexes["val"], options.sensitivity, output)
+        if sidecar.task != "multi-label" and split != "train":
+            probs = sidecar.head.probabilities(logits[split])
+            sidecar = replace(sidecar, prediction_sets=calibrate_sets(probs, indexes[split], options.sets or "lac"))
+        sidecar = keep_calibration(path, sidecar)
+    coverage = options.coverage
+    if coverage is None and options.calibrate and sidecar.prediction_sets:
+        coverage = 0.9
+    if options.robustness:  # with the temperature that was just fitted
+        predictor.sidecar = sidecar
+    report = robustness(predictor, indexes[split], options.batch_size) if options.robustness else None
     clean_rows = None
     if options.without_leaks:
         clean_rows = tuple(int(row) for row in not_leaked(indexes["train"], indexes[split], options.workers))
-    result = Evaluation(path, sidecar, indexes[split], logits[split], clean_rows, options.prevalence)
+    found = logits[split], clean_rows, options.prevalence, coverage, scores[split][1], report
+    result = Evaluation(path, sidecar, indexes[split], *found)
     if output is not None:
         result.write(output, options.errors)
     return result
@@ -192,7 +253,8 @@ def check_options(sidecar: Sidecar, options: EvalOptions) -> None:
     """Refuses options that do not fit a model, before work begins.
 
     Raises:
-        RunError: a sensitivity or a prevalence for other than two classes, or a calibration of an export.
+        RunError: a sensitivity or a prevalence for other than two classes, a calibration of an export, prediction
+            sets of several labels, of another coverage, or without a calibration.
     """
     for name in ("sensitivity", "prevalence"):
         if getattr(options, name) is not None and sidecar.task != "binary":
@@ -203,13 +265,27 @@ def check_options(sidecar: Sidecar, options: EvalOptions) -> None:
             )
     if options.sensitivity is not None and not options.calibrate:
         raise RunError("a sensitivity is reached by calibration alone", fix="give --calibrate too")
+    if sidecar.task == "multi-label" and (options.sets or options.coverage is not None):
+        raise RunError(
+            "prediction sets need images of one class each",
+            expected=f"a binary, multi-class or ordinal model; this one is {sidecar.task}",
+            fix="leave --sets and --coverage out",
+        )
+    if options.sets and not options.calibrate:
+        raise RunError("the thresholds of prediction sets are chosen by calibration alone", fix="give --calibrate too")
+    if options.sets and options.sets not in SET_METHODS:
+        raise RunError(f"unknown prediction sets {options.sets!r}", expected=", ".join(SET_METHODS))
+    if options.coverage is not None:
+        check_coverage(options.coverage)
+        if not options.calibrate:
+            require_calibration(sidecar.prediction_sets)
     if options.calibrate and sidecar.form:
         raise RunError("an export cannot be calibrated", fix="calibrate the weights, export again")
 
 
-def _logits(predictor: Predictor, index: Index, options: EvalOptions) -> np.ndarray:
+def _outputs(predictor: Predictor, index: Index, options: EvalOptions) -> tuple[np.ndarray, np.ndarray | None]:
     try:
-        return predictor.split_logits(index, options.batch_size, options.workers)
+        return predictor.split_outputs(index, options.batch_size, options.workers)
     except DataError:
         # the reader stops at the first unreadable image; this names all of them
         image_statistics(index, max(1, options.workers), predictor.sidecar.preprocessing.channels)

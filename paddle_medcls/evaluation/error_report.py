@@ -11,6 +11,7 @@ import numpy as np
 
 from paddle_medcls.core.files import write_text
 from paddle_medcls.data.index import Index
+from paddle_medcls.evaluation import selective
 from paddle_medcls.evaluation.metrics import auc, confusion, per_class
 from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
 from paddle_medcls.models.output_head import OutputHead
@@ -65,6 +66,7 @@ def write_error_page(path: Path, index: Index, probs: np.ndarray, head: OutputHe
     ]
     if index.synthetic:
         parts.append(f'<p class="warn">{SYNTHETIC_NOTICE}</p>')
+    parts += ["<h2>Does the model know when it errs?</h2>", _kept_table(probs, index, head)]
     parts += ["<h2>Recall of each class</h2>", _class_table(per_class(index.labels, guesses, index.classes))]
     if head.task != "multi-label":
         table = confusion(index.labels, guesses, len(index.classes))
@@ -97,6 +99,23 @@ def _class_table(classes: list[dict]) -> str:
         rows.append(f'<tr><td>{html.escape(row["class"])}</td>{cells}<td class="n">{row["support"]}</td></tr>')
     head = "<tr><th>class</th><th>recall</th><th>precision</th><th>F1</th><th>images</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _kept_table(probs: np.ndarray, index: Index, head: OutputHead) -> str:
+    """Accuracy of the most certain answers, at several shares of them."""
+    certain, errors = selective.certainty(probs, head), selective.errors_of(index.labels, head.decide(probs))
+    kept = selective.kept_accuracies(selective.risk_coverage(certain, errors))
+    rows = [
+        f'<tr><td>{share:.0%}</td><td class="n">{count}</td><td class="n">{accuracy:.4f}</td></tr>'
+        for share, count, accuracy in kept
+    ]
+    found = selective.areas(certain, errors)
+    note = (
+        f"Area under the curve of errors (AURC) {found['aurc']:.4f}, of which {found['excess_aurc']:.4f} could be "
+        "saved by a better order of certainty."
+    )
+    head_row = "<tr><th>most certain answers</th><th>images</th><th>accuracy</th></tr>"
+    return f'<table>{head_row}{"".join(rows)}</table><p class="note">{note}</p>'
 
 
 def _number(value: float, digits: int = 3) -> str:

@@ -22,6 +22,28 @@ def predict_logits(model, x: np.ndarray, flips: tuple[str, ...] = ()) -> np.ndar
         return (total / len(axes)).astype("float32").numpy()
 
 
+def predict_features(model, x: np.ndarray, flips: tuple[str, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Logits as of `predict_logits`, and the features of the same images, averaged over the same flips.
+
+    Returns:
+        (N, outputs), and (N, channels): the maps that each stage of the network ends with, averaged over the image,
+        one stage after the other; of a network without `stages` what its head reads.
+    """
+    parts: list = []
+    stages = getattr(model, "stages", ())
+    hooks = [layer.register_forward_post_hook(lambda _, x, y: parts.append(y.mean([2, 3]))) for layer in stages]
+    if not stages:
+        hooks = [model.head.register_forward_pre_hook(lambda _, inputs: parts.append(inputs[0].flatten(1)))]
+    try:
+        logits = predict_logits(model, x, flips)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    views = len(parts) // len(hooks)
+    features = sum(paddle.concat(parts[k * len(hooks) : (k + 1) * len(hooks)], 1) for k in range(views)) / views
+    return logits, features.astype("float32").numpy()
+
+
 def evaluate_split(
     model,
     dataset: ImageDataset,
@@ -59,7 +81,7 @@ def evaluate_split(
 def forward_split(
     forward: Callable[[np.ndarray], np.ndarray],
     dataset: ImageDataset,
-    batches: Sequence[range],
+    batches: Sequence[range] | Sequence[np.ndarray],
     workers: int,
     show: bool = True,
 ) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from paddle_medcls.core.files import sha256, write_text
 from paddle_medcls.evaluation import metrics, tables
+from paddle_medcls.evaluation.conformal import calibration_text
 from paddle_medcls.evaluation.model_facts import dataset_card, known_recipe, overrides
 from paddle_medcls.evaluation.usage_code import export_code, preprocessing_text, weights_code
 from paddle_medcls.models.sidecar import Sidecar
@@ -167,6 +168,11 @@ def _calibration(sidecar: Sidecar) -> str:
     metrics_calibration = sidecar.metrics.get("temperature", 1.0), sidecar.metrics.get("threshold", 0.5)
     if metrics_calibration != (sidecar.temperature, sidecar.threshold):
         lines.append("The results above are from before this calibration.")
+    if sidecar.prediction_sets:
+        lines.append(
+            f"Prediction sets (`--coverage 0.9`) are calibrated, method {sidecar.prediction_sets['method']}, on "
+            f"{calibration_text(sidecar.prediction_sets)}."
+        )
     return " ".join(lines)
 
 
@@ -232,13 +238,23 @@ def _data(sidecar: Sidecar, about_data: dict[str, str], facts: dict) -> str:
 
 
 def _limits(sidecar: Sidecar) -> str:
+    strange = "Every image gets an answer, also one of another kind and one to which none of the classes applies."
+    if sidecar.novelty:
+        strange = (
+            f"An image whose features are unlike those of the training images (score above "
+            f"{sidecar.novelty['limit']:.4g}; 95% of the validation images are below) is said to be so, and gets no "
+            "label with `--refuse`. Images of quite another kind are recognised so, and not all that differ slightly; "
+            "an image of the right kind to which none of the classes applies is not."
+        )
+    elif sidecar.form:
+        strange += " The export has no score that tells them; predictions with the weight file may have one."
     people = "How the results differ among groups of patients (age, sex, origin) was not measured."
     return _bullets(
         [
             "Intended use: research and teaching. Not for diagnosis, screening or triage.",
             "The results are those of one run on one data set. Images of another device, hospital, population or "
             "preparation may be classified much worse, without any sign of it in the probabilities.",
-            "Every image gets an answer, also one of another kind and one to which none of the classes applies.",
+            strange,
             "It was trained on synthetic images: it knows nothing about patients." if sidecar.drawn else people,
         ]
     )

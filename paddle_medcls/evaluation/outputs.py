@@ -10,9 +10,10 @@ import numpy as np
 from paddle_medcls.core.files import sha256, write_json
 from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.data.index import Index
-from paddle_medcls.evaluation import calibration, metrics, model_card, model_facts, tables
+from paddle_medcls.evaluation import calibration, metrics, model_card, model_facts, selective, tables
 from paddle_medcls.evaluation.by_source import metrics_by_source
 from paddle_medcls.evaluation.medmnist_scores import write_scores
+from paddle_medcls.models.novelty import novelty_path
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 
@@ -23,6 +24,7 @@ def score_split(logits: np.ndarray, index: Index, head: OutputHead) -> dict:
     probs = head.probabilities(logits, index.ids)
     confidences = calibration.confidence_and_hits(probs, index.labels, head.task)
     error = calibration.expected_calibration_error(*confidences)
+    result |= selective.areas(selective.certainty(probs, head), selective.errors_of(index.labels, head.decide(probs)))
     extra: dict = {"calibration_error": error, "temperature": head.temperature, "threshold": head.threshold}
     if index.sources:
         extra["by_source"] = metrics_by_source(probs, head.decide(probs), index)
@@ -30,16 +32,15 @@ def score_split(logits: np.ndarray, index: Index, head: OutputHead) -> dict:
 
 
 def calibrate(
-    weights: Path, sidecar: Sidecar, logits: np.ndarray, index: Index, sensitivity: float | None, output: Path | None
+    sidecar: Sidecar, logits: np.ndarray, index: Index, sensitivity: float | None, output: Path | None
 ) -> Sidecar:
-    """Fits the temperature and, for a given sensitivity, the threshold on a split; writes both to the sidecar.
+    """Fits the temperature and, for a given sensitivity, the threshold on a split.
 
     Args:
-        weights: the weight file; its sidecar is written, also where there was none.
         logits: (N, outputs) of the validation split.
 
     Returns:
-        The new sidecar.
+        The new sidecar, without prediction sets: these belong to a temperature.
     """
     temperature = calibration.fit_temperature(logits, index.labels, sidecar.loss)
     threshold = sidecar.threshold
@@ -58,17 +59,21 @@ def calibrate(
             )
         note = tables.SYNTHETIC_NOTICE if index.synthetic or sidecar.drawn else ""
         plots.reliability(output / "calibration.png", diagrams, f"{index.dataset}, {index.split}", note)
-    sidecar = replace(sidecar, temperature=temperature, threshold=threshold, sha256=sha256(weights))
+    return replace(sidecar, temperature=temperature, threshold=threshold, prediction_sets={})
+
+
+def keep_calibration(weights: Path, sidecar: Sidecar) -> Sidecar:
+    """Writes the sidecar of a weight file, also where there was none, and its model card; returns the sidecar."""
+    sidecar = replace(sidecar, sha256=sha256(weights))
     sidecar.write(sidecar_of(weights))
     if model_card.is_card(weights.parent / "README.md"):
-        model_card.write_card(
-            weights.parent, sidecar, "weights", [weights.name], model_facts.run_facts(weights, sidecar)
-        )
+        files = [path.name for path in (weights, novelty_path(weights)) if path.is_file()]
+        model_card.write_card(weights.parent, sidecar, "weights", files, model_facts.run_facts(weights, sidecar))
     return sidecar
 
 
 def write_outputs(folder: Path, logits: np.ndarray, index: Index, sidecar: Sidecar, result: dict) -> None:
-    """Writes `metrics.json`, `predictions_<split>.csv`, `confusion_<split>.png` and `roc_<split>.png`.
+    """Writes `metrics.json`, `predictions_<split>.csv`, and `confusion_`, `roc_` and `risk_coverage_<split>.png`.
 
     For a MedMNIST set also the predictions in the format of its own evaluator.
 
@@ -87,4 +92,8 @@ def write_outputs(folder: Path, logits: np.ndarray, index: Index, sidecar: Sidec
     title = f"{index.dataset}, {index.split}: {len(index)} images"
     if "confusion" in result:
         plots.confusion(folder / f"confusion_{index.split}.png", result["confusion"], index.classes, title, note)
+    curve = selective.risk_coverage(
+        selective.certainty(probs, sidecar.head), selective.errors_of(index.labels, guesses)
+    )
+    plots.risk_coverage(folder / f"risk_coverage_{index.split}.png", curve, result["aurc"], title, note)
     plots.roc(folder / f"roc_{index.split}.png", probs, index.labels, index.classes, index.task, note)

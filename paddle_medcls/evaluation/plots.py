@@ -136,6 +136,36 @@ def _roc_points(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
     return false_rate, true_rate
 
 
+def risk_coverage(path: Path, curve: np.ndarray, area: float, title: str, note: str = "") -> None:
+    """Accuracy of the most certain answers against their share; `curve` of `selective.risk_coverage`."""
+    figure = Figure(figsize=(6, 4.5))
+    axis = figure.subplots()
+    shares = np.arange(1, len(curve) + 1) / len(curve)
+    axis.plot(shares, 1 - curve, color=COLORS[0])
+    axis.axhline(1 - curve[-1], linestyle=":", color="gray", linewidth=1)
+    lowest = float((1 - curve).min())
+    axis.set(xlabel="share of answers kept, the most certain first", ylabel="accuracy of these", xlim=(0, 1))
+    axis.set(title=f"{title}\narea above the curve (AURC) {area:.4f}", ylim=(max(0.0, lowest - 0.02), 1.005))
+    axis.grid(alpha=0.3)
+    _save(figure, path, note)
+
+
+def robustness(path: Path, report: dict, title: str, note: str = "") -> None:
+    """Accuracy on corrupted images by severity, and the share of them that is like the training images."""
+    names = [name for name in ("accuracy", "passed") if report["clean"][name] is not None]
+    figure = Figure(figsize=(5.5 * len(names), 4.6))
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        for number, (kind, rows) in enumerate(report["corruptions"].items()):
+            values = [report["clean"][name], *(row[name] for row in rows)]
+            style = ("-", "--")[number // len(COLORS) % 2]
+            axis.plot(range(len(values)), values, style, color=COLORS[number % len(COLORS)], label=kind)
+        label = {"accuracy": "accuracy", "passed": "share like the training images"}[name]
+        axis.set(xlabel="severity", ylabel=label, ylim=(-0.02, 1.02))
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=8, ncol=2)
+    _save(figure, path, note, title)
+
+
 def reliability(path: Path, diagrams: Sequence[tuple[str, list[dict], float]], title: str, note: str = "") -> None:
     """Reliability diagrams: accuracy against confidence; (name, bins of `calibration.reliability`, error) each."""
     figure = Figure(figsize=(4.6 * len(diagrams), 4.8))

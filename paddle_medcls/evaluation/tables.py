@@ -53,6 +53,9 @@ def summary(metrics: dict, targets: Sequence[tuple[str, float]] = (), prevalence
     if "calibration_error" in metrics:
         temperature_text = f"  (temperature {metrics['temperature']:.3f})" if metrics["temperature"] != 1 else ""
         lines.append(f"  calibration error {metrics['calibration_error']:.4f}{temperature_text}")
+    if "aurc" in metrics:
+        best = metrics["aurc"] - metrics["excess_aurc"]
+        lines.append(f"  AURC         {metrics['aurc']:.4f}  (0 is best; the best order of certainty has {best:.4f})")
     if metrics.get("threshold", 0.5) != 0.5:
         lines.append(f"  threshold    {metrics['threshold']:.4f}")
     if prevalence is not None and "sensitivity" in metrics:

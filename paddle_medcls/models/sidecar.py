@@ -134,6 +134,8 @@ class Sidecar:
         flips: axes averaged at evaluation, see `evaluate.predict_logits`; an exported model does it inside.
         temperature: logits are divided by it.
         threshold: in [0, 1]: of class 1 in a binary task, of each label in a multi-label task.
+        prediction_sets: calibration of prediction sets, see `evaluation.conformal`; empty without one.
+        novelty: `limit` of the novelty score and `sha256` of its file, see `models.novelty`; empty without one.
         metrics: of the validation split, as `metrics.json` has them.
         labels: reading of the data set's labels, as in the recipe.
         drawn: trained on synthetic images; the name that it has in the files of 0.1.
@@ -167,6 +169,8 @@ class Sidecar:
     precision: str = "f32"
     files: dict = field(default_factory=dict)
     members: dict = field(default_factory=dict)
+    prediction_sets: dict = field(default_factory=dict)
+    novelty: dict = field(default_factory=dict)
 
     @property
     def head(self) -> OutputHead:

@@ -21,6 +21,8 @@ PRECISIONS = ("f32", "bf16")
 MONITORS = ("accuracy", "auc", "loss", "last")  # of `recipe.Recipe`: what the epoch was chosen by
 MAX_CLASSES = 1000
 MAX_MEMBERS = 1000
+SET_METHODS = ("lac", "aps", "lac-by-class", "aps-by-class")  # of prediction sets, see `evaluation.conformal`
+COVERAGES = tuple(k / 100 for k in range(50, 100))
 
 
 def faults(sidecar: Sidecar) -> Iterator[tuple[str, str]]:
@@ -64,6 +66,15 @@ def faults(sidecar: Sidecar) -> Iterator[tuple[str, str]]:
     )
     yield from check("temperature", _is_number(sidecar.temperature, 0.001, 1000), "a number of 0.001 to 1000")
     yield from check("threshold", _is_number(sidecar.threshold, 0, 1), "a number of 0 to 1")
+    expected = "a calibration as eval --calibrate writes it, or nothing"
+    yield from check("prediction_sets", sidecar.prediction_sets == {} or _are_sets(sidecar), expected)
+    novelty = sidecar.novelty
+    scored = isinstance(novelty, dict) and novelty.keys() == {"limit", "sha256"} and _is_sha256(novelty["sha256"])
+    scored = scored and _is_number(novelty["limit"], 0, 1e6)
+    scored = scored and not sidecar.form
+    yield from check(
+        "novelty", novelty == {} or scored, "a limit of 0 to 1000000 and a sha256, or nothing; nothing for an export"
+    )
     yield from check("drawn", isinstance(sidecar.drawn, bool), "true or false")
     yield from check("sha256", sidecar.sha256 == "" or _is_sha256(sidecar.sha256), "64 hexadecimal digits, or nothing")
     versions = isinstance(sidecar.versions, dict) and len(sidecar.versions) <= 100
@@ -98,6 +109,28 @@ def _is_file_name(value: object) -> bool:
     return _is_text(value) and not re.search(r"[/\\:]", str(value)) and value not in (".", "..")
 
 
+def _are_sets(sidecar: Sidecar) -> bool:
+    """Whether the calibration of prediction sets is complete: thresholds in [0, 1] that grow with the coverage."""
+    record = sidecar.prediction_sets
+    names = {"method", "split", "images", "fingerprint", "thresholds"}
+    if not isinstance(record, dict) or record.keys() != names or sidecar.task == "multi-label":
+        return False
+    if not isinstance(record["method"], str) or record["method"] not in SET_METHODS:
+        return False
+    rows = record["thresholds"]
+    count = len(sidecar.classes) if record["method"].endswith("-by-class") else 1
+    return (
+        record["split"] in ("val", "test")
+        and _is_metric(record["images"])
+        and _is_sha256(record["fingerprint"])
+        and isinstance(rows, list)
+        and len(rows) == count
+        and all(isinstance(row, list) and len(row) == len(COVERAGES) for row in rows)
+        and all(_is_number(value, 0, 1) for row in rows for value in row)
+        and all(low <= high for row in rows for low, high in zip(row, row[1:]))
+    )
+
+
 _SHARE, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
 _CLASS_METRICS: dict[str, tuple[float, float] | None] = {
     **dict.fromkeys(("precision", "recall", "f1", "specificity"), _SHARE),
@@ -106,6 +139,7 @@ _CLASS_METRICS: dict[str, tuple[float, float] | None] = {
 _METRICS: dict[str, tuple[float, float] | None] = {
     **dict.fromkeys(("n", "patients", "epoch", "fold")),
     **dict.fromkeys(("accuracy", "auc", "sensitivity", "specificity", "calibration_error", "threshold"), _SHARE),
+    **dict.fromkeys(("aurc", "excess_aurc"), _SHARE),
     **dict.fromkeys(("loss", "mean_absolute_error", "temperature"), _POSITIVE),
     "quadratic_kappa": (-math.inf, 1.0),
 }

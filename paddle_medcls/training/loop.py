@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from paddle_medcls.core.progress import progress
 from paddle_medcls.data.image_list import ImageList
 from paddle_medcls.evaluation import metrics, model_card, model_facts, outputs
 from paddle_medcls.evaluation.evaluate import evaluate_split
+from paddle_medcls.models.novelty import novelty_path
 from paddle_medcls.models.onednn.network import Accelerated
 from paddle_medcls.models.onednn.speed import bf16_speedup
 from paddle_medcls.models.output_head import check_finite
@@ -34,6 +35,7 @@ from paddle_medcls.training import run_directory
 from paddle_medcls.training.distributed import exchange_gradients, from_first, pieces, sum_over_processes, synchronise
 from paddle_medcls.training.frozen_features import FeatureDataset, head_logits, start_training
 from paddle_medcls.training.interruption import Interrupt, interrupted
+from paddle_medcls.training.novelty import fit_novelty
 from paddle_medcls.training.resume import locked, read_environment
 from paddle_medcls.training.run import Training, open_run
 from paddle_medcls.training.run_directory import HISTORY, State
@@ -240,10 +242,12 @@ def finish(training: Training, session: Session) -> Run:
     result = outputs.score_split(logits, data.val, learner.sidecar.head)
     result |= {"epoch": state.best_epoch, "monitor": recipe.monitor, "drawn": data.train.synthetic}
     result |= {"fold": recipe.fold} if recipe.fold else {}
+    novelty = fit_novelty(training, session)
     outputs.write_outputs(training.directory, logits, data.val, learner.sidecar, result)
-    sidecar = run_directory.write_sidecar(weights, learner.sidecar, result)
+    sidecar = run_directory.write_sidecar(weights, replace(learner.sidecar, novelty=novelty), result)
+    files = [weights.name, *[novelty_path(weights).name] * bool(novelty)]
     facts = model_facts.run_facts(weights, sidecar, _count_parameters(learner.model))
-    model_card.write_card(training.directory, sidecar, "weights", [weights.name], facts)
+    model_card.write_card(training.directory, sidecar, "weights", files, facts)
     return Run(training.directory, weights, result, state.history)
 
 

@@ -159,7 +159,8 @@ def write_sidecar(weights: Path, sidecar: Sidecar, result: dict) -> Sidecar:
     digest, path = sha256(weights), sidecar_of(weights)
     earlier = Sidecar.read(path) if path.is_file() else sidecar
     if earlier.sha256 == digest:
-        sidecar = replace(sidecar, temperature=earlier.temperature, threshold=earlier.threshold)
+        kept = {name: getattr(earlier, name) for name in ("temperature", "threshold", "prediction_sets")}
+        sidecar = replace(sidecar, **kept)
     metrics_kept = {name: value for name, value in result.items() if name not in ("confusion", "by_source")}
     sidecar = replace(sidecar, metrics=metrics_kept, sha256=digest)
     sidecar.write(path)

@@ -28,10 +28,22 @@ from paddle_medcls.deployment.prediction import Prediction
 from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.deployment.trained_models import trained_models
 from paddle_medcls.evaluation.plots import overlay
-from paddle_medcls.models.sidecar import Sidecar
+from paddle_medcls.models.novelty import SUFFIX as NOVELTY_SUFFIX
 from paddle_medcls.web import is_local
 from paddle_medcls.web.texts import LANGUAGES, words
-from paddle_medcls.web.views import STYLE, Words, bars, block, decide, plain, safe, sentence, show_model, show_table
+from paddle_medcls.web.views import (
+    STYLE,
+    Words,
+    bars,
+    block,
+    decide,
+    plain,
+    possible,
+    safe,
+    sentence,
+    show_model,
+    show_table,
+)
 
 SHOWN_PX = 800  # longer side of the images on the page
 MAX_FAULTS = 20
@@ -80,7 +92,7 @@ def page(weights: str = "", language: str = "") -> None:
     with st.sidebar:
         model = _choose_model(t, weights)
     with head:
-        _show_head(t, model.predictor.sidecar if model else None)
+        _show_head(t, model.predictor if model else None)
     work, about = st.tabs([t["predict"], t["about"]])
     with work:
         images = _choose_images(t, model.predictor.sidecar.dataset if model else "")
@@ -95,14 +107,15 @@ def page(weights: str = "", language: str = "") -> None:
             st.info(t["no_model"])
 
 
-def _show_head(t: Words, sidecar: Sidecar | None) -> None:
+def _show_head(t: Words, predictor: Predictor | None) -> None:
     """The title, the model, and the notices that every view shows."""
+    sidecar, known = (predictor.sidecar, predictor.novelty is not None) if predictor else (None, False)
     lines = [f"<h1>{t['title']}</h1>"]
     if sidecar:
         ellipsis = ", …" if len(sidecar.classes) > 8 else ""
         description = f"{sidecar.dataset} · {sidecar.network.model} · {', '.join(sidecar.classes[:8])}{ellipsis}"
         lines.append(f'<p class="soft">{safe(description)}</p>')
-    lines.append(f'<p class="note"><b>{t["notice"]}</b> {t["any_picture"]}</p>')
+    lines.append(f'<p class="note"><b>{t["notice"]}</b> {t["told" if known else "any_picture"]}</p>')
     if sidecar and sidecar.drawn:
         lines.append(f'<p class="note">{t["synthetic_model"]}</p>')
     block(*lines)
@@ -147,13 +160,18 @@ def _uploaded_model(t: Words) -> Model | None:
     st.caption(t["weights_note"])
     if not files:
         return None
-    parts = {Path(file.name).suffix.lower(): file.getvalue() for file in files}
-    if len(parts) < len(files) or len(parts.keys() - {".json"}) != 1:
+    parts = {_suffix(file.name): file.getvalue() for file in files}
+    weights = parts.keys() - {".json", NOVELTY_SUFFIX}
+    if len(parts) < len(files) or len(weights) != 1:
         raise WeightsError(t["one_weight_file"])
     digest = repr([(suffix, hashlib.sha256(data).hexdigest()) for suffix, data in sorted(parts.items())])
     with st.spinner(t["loading"]):
-        stem = next(Path(file.name).stem for file in files if not file.name.lower().endswith(".json"))
+        stem = next(Path(file.name).stem for file in files if _suffix(file.name) in weights)
         return Model(digest, _unpack(digest, stem, parts)[0], "")
+
+
+def _suffix(name: str) -> str:
+    return NOVELTY_SUFFIX if name.lower().endswith(NOVELTY_SUFFIX) else Path(name).suffix.lower()
 
 
 def _engine() -> str | None:
@@ -173,7 +191,7 @@ def _unpack(digest: str, _stem: str, _parts: dict[str, bytes]) -> tuple[Predicto
     try:
         for suffix, data in _parts.items():
             Path(folder.name, f"{_stem}{suffix}").write_bytes(data)
-        weights = next(suffix for suffix in _parts if suffix != ".json")
+        weights = next(suffix for suffix in _parts if suffix not in (".json", NOVELTY_SUFFIX))
         return Predictor.from_weights(Path(folder.name, f"{_stem}{weights}"), engine=_engine()), folder
     except Exception as error:
         folder.cleanup()
@@ -221,7 +239,7 @@ def _predict(t: Words, model: Model, images: Sequence[Image]) -> list[Prediction
         try:
             pixels = model.predictor.decode(image.read(), image.name)
             with _lock():
-                results[model.key, image.key] = model.predictor.predict(pixels, image.name)
+                results[model.key, image.key] = model.predictor.predict(pixels, name=image.name)
         except Exception as error:
             results[model.key, image.key] = sentence(error)
     if bar:
@@ -239,7 +257,7 @@ def _show_results(t: Words, model: Model, images: Sequence[Image], results: Sequ
     predicted = _pairs(images, results, Prediction)
     number = 0
     if len(predicted) > 1:
-        show_table(t, model.predictor.sidecar, [(image.name, one.probs) for image, one in predicted])
+        show_table(t, model.predictor, [(image.name, prediction) for image, prediction in predicted])
         titles = [f"{n}. {image.name}" for n, (image, _) in enumerate(predicted, start=1)]
         number = st.selectbox(t["show"], range(len(predicted)), format_func=lambda n: titles[n], key="shown")
     if predicted:
@@ -254,8 +272,11 @@ def _pairs(images: Sequence[Image], results: Sequence, kind: type) -> list[tuple
 
 
 def _show_image(t: Words, model: Model, image: Image, prediction: Prediction) -> None:
-    """One image: its decision, probabilities, and heat map."""
+    """One image: whether it is like the training images, its decision, probabilities, possible classes and heat map."""
     sidecar, probs, models = model.predictor.sidecar, prediction.probs, prediction.disagreement
+    if prediction.in_distribution is False:
+        score, limit = f"{prediction.novelty:.4g}", f"{sidecar.novelty['limit']:.4g}"
+        block(f'<p class="note"><b>{t["unlike"].format(score=score, limit=limit)}</b> {t["unlike_note"]}</p>')
     yes, reason = decide(t, sidecar, probs)
     verdict = ", ".join(sidecar.classes[k] for k in yes) or t["none"]
     left, middle, right = st.columns(3, gap="medium")
@@ -265,6 +286,7 @@ def _show_image(t: Words, model: Model, image: Image, prediction: Prediction) ->
             f'<p class="soft">{safe(reason)}</p>',
             f'<p class="soft">{t["disagreement"].format(**models._asdict())}</p>' if models else "",
             *bars(t, sidecar, probs, yes),
+            *possible(t, model.predictor, probs),
         )
         explained = int(model.predictor.head.explained(probs[None])[0])
         key, numbers = f"class {model.key} {image.key}", range(len(probs))

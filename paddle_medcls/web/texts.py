@@ -13,6 +13,22 @@ TEXTS = {
         "The model gives a result for every image, even for one that is unlike all of its training images.",
         "模型对任何图像都会给出结果，即使它与训练图像完全不同。",
     ),
+    "told": (
+        "The model says which images are unlike its training images; it does not notice all of them.",
+        "模型会指出与训练图像差异较大的图像，但不能保证全部识别。",
+    ),
+    "unlike": (
+        "This image is unlike the training images (score {score}, limit {limit}).",
+        "该图像与训练图像差异较大（得分 {score}，上限 {limit}）。",
+    ),
+    "unlike_note": ("Do not rely on the answer below.", "请勿采信下面的结果。"),
+    "possible": (
+        "Possible classes (they hold the true one in {share} of images)",
+        "可能的类别（{share} 的图像其真实类别在其中）",
+    ),
+    "like": ("Like the training images", "与训练图像相似"),
+    "yes": ("yes", "是"),
+    "no": ("no", "否"),
     "synthetic_model": (
         f"This model was trained on synthetic images. {SYNTHETIC_NOTICE}",
         "该模型用程序生成的合成图像训练，其指标不代表任何病人的情况。",
@@ -23,16 +39,16 @@ TEXTS = {
     "uploaded": ("Upload a weight file …", "上传权重文件 …"),
     "path": ("Path of the weight file", "权重文件的路径"),
     "weights_upload": (
-        "Weight file (.pdparams, .safetensors) and its sidecar (.json)",
-        "权重文件（.pdparams、.safetensors）及其配套的 .json 文件",
+        "Weight file (.pdparams, .safetensors), its sidecar (.json) and .novelty.safetensors file",
+        "权重文件（.pdparams、.safetensors）及其配套的 .json 和 .novelty.safetensors 文件",
     ),
     "weights_note": (
         "Kept in a temporary folder until the page is stopped. No code in the file is run.",
         "保存在临时文件夹中，页面服务停止时删除。不会执行文件中的任何代码。",
     ),
     "one_weight_file": (
-        "Upload one weight file and at most one .json file.",
-        "请上传一个权重文件，以及至多一个 .json 文件。",
+        "Upload one weight file, at most one .json file and at most one .novelty.safetensors file.",
+        "请上传一个权重文件，以及至多一个 .json 文件和一个 .novelty.safetensors 文件。",
     ),
     "no_such_file": ("There is no file {path}.", "文件 {path} 不存在。"),
     "bad_model": ("The model cannot be used: {fault}", "无法使用该模型：{fault}"),

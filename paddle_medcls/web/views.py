@@ -16,6 +16,7 @@ import pandas as pd
 import streamlit as st
 
 from paddle_medcls.core.errors import MedclsError
+from paddle_medcls.deployment.prediction import Prediction
 from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.models.sidecar import Sidecar
 
@@ -116,20 +117,33 @@ def bars(t: Words, sidecar: Sidecar, probs: np.ndarray, yes: Sequence[int]) -> l
     return bars
 
 
-def show_table(t: Words, sidecar: Sidecar, rows: list[tuple[str, np.ndarray]]) -> None:
-    """The table of all images, and the button that downloads it as CSV; rows of (name, probabilities (classes,))."""
+def possible(t: Words, predictor: Predictor, probs: np.ndarray) -> list[str]:
+    """HTML of the prediction set of an image, at a coverage of 0.9; nothing for a model that was not calibrated."""
+    if not predictor.sidecar.prediction_sets:
+        return []
+    names = ", ".join(predictor.possible_classes(probs, 0.9)) or t["none"]
+    return [f'<p class="soft">{t["possible"].format(share="90%")}: {safe(names)}</p>']
+
+
+def show_table(t: Words, predictor: Predictor, rows: list[tuple[str, Prediction]]) -> None:
+    """The table of all images, and the button that downloads it as CSV; rows of (name, prediction)."""
+    sidecar, scored = predictor.sidecar, predictor.novelty is not None
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "label", *sidecar.classes])
+    writer.writerow(["image", "label", *["in_distribution", "novelty"] * scored, *sidecar.classes])
     lines = []
-    for name, probs in rows:
+    for name, prediction in rows:
+        probs, novelty, like = prediction.probs, prediction.novelty, prediction.in_distribution
         yes, largest = sidecar.head.decide_one(probs)
         labels = [sidecar.classes[k] for k in yes]
-        writer.writerow([name, "; ".join(labels), *(round(float(p), 8) for p in probs)])
-        lines.append([name, ", ".join(labels) or t["none"], largest, *map(float, probs)])
-    columns = [t["image"], t["decision"], t["probability"], *(f"P({name})" for name in sidecar.classes)]
+        scores = [like, round(novelty, 4)] if novelty is not None else []
+        writer.writerow([name, "; ".join(labels), *scores, *(round(float(p), 8) for p in probs)])
+        words = [t["yes" if like else "no"]] * scored
+        lines.append([name, ", ".join(labels) or t["none"], largest, *words, *map(float, probs)])
+    columns = [t["image"], t["decision"], t["probability"], *[t["like"]] * scored]
+    columns += [f"P({name})" for name in sidecar.classes]
     bars = {t["probability"]: st.column_config.ProgressColumn(format="%.4f", min_value=0.0, max_value=1.0)}
-    digits = {name: st.column_config.NumberColumn(format="%.4f") for name in columns[3:]}
+    digits = {name: st.column_config.NumberColumn(format="%.4f") for name in columns[3 + scored :]}
     title, button = st.columns([3, 1], vertical_alignment="bottom")
     with title:
         block(f"<h2>{t['table']}</h2>")

@@ -92,9 +92,20 @@ class ResNet(nn.Layer):
                 blocks.append(block(channels, out_channels, stride, project))
                 channels = out_channels
         self.block = nn.Sequential(*blocks)
+        self.depths, self.expansion = depths, block.expansion
         self.avg_pool = nn.AdaptiveAvgPool2D(1)
         bound = 1 / math.sqrt(channels)  # last layer of the PALM myopia tutorial: Uniform(-1/sqrt(2048), 1/sqrt(2048))
         self.fc = nn.Linear(channels, network.num_outputs, weight_attr=nn.initializer.Uniform(-bound, bound))
+
+    @property
+    def stage_channels(self) -> list[int]:
+        """Channels of their output."""
+        return [64 * 2**stage * self.expansion for stage in range(len(self.depths))]
+
+    @property
+    def stages(self) -> list:
+        """The last block of each stage; their output describes an image at four scales."""
+        return [self.block[sum(self.depths[: k + 1]) - 1] for k in range(len(self.depths))]
 
     @property
     def head(self):

@@ -50,6 +50,16 @@ class VGG(nn.Layer):
         )
 
     @property
+    def stage_channels(self) -> list[int]:
+        """Channels of their output."""
+        return [width for width, _ in STAGES]
+
+    @property
+    def stages(self) -> list:
+        """The max-pool that ends each stage; their output describes an image at five scales."""
+        return [layer for layer in self.features if isinstance(layer, nn.MaxPool2D)]
+
+    @property
     def head(self):
         """The last layers; `embed` computes their input."""
         return self.classifier[6]

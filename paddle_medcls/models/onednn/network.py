@@ -54,6 +54,12 @@ class Accelerated(paddle.nn.Layer):
             return self.model.head(_Features.apply(self, x, *trainable))
         return self.model.head(paddle.to_tensor(_Pass(self, keep=False).forward(x)))
 
+    def features(self, x: np.ndarray) -> np.ndarray:
+        """x (N, C, H, W) -> features of all stages (N, channels), see `evaluate.predict_features`."""
+        means: list[np.ndarray] = []
+        _Pass(self, keep=False).forward(paddle.to_tensor(np.ascontiguousarray(x)), means)
+        return np.concatenate(means, axis=1)
+
 
 class _Features(paddle.autograd.PyLayer):
     """Everything before the head, as one differentiable function of x and the trainable parameters."""
@@ -82,14 +88,16 @@ class _Pass:
         self.backwards: list[Backward] = []
         self.gradients: dict[int, object] = {}
 
-    def forward(self, x) -> np.ndarray:
-        """x (N, C, H, W), a tensor -> features (N, channels) float32."""
+    def forward(self, x, stage_means: list[np.ndarray] | None = None) -> np.ndarray:
+        """x (N, C, H, W), a tensor -> features (N, channels) float32; those of each stage are added to a list."""
         self.operators.set_batch_shape(tuple(x.shape))
         y = self.operators.to_nhwc(x)
         steps = [(self.conv_bn, self.model.conv), (self.max_pool, self.model.max_pool)]
         steps += [(self.block, block) for block in self.model.block]
         for step, layer in steps:
             y, back = step(layer, y)
+            if stage_means is not None and any(layer is end for end in self.model.stages):
+                stage_means.append(self.operators.mean(y))
             if self.keep:
                 self.backwards.append(back)
         shape = y.shape
