@@ -37,11 +37,22 @@ def tarred(members: dict[str, bytes], mode: str) -> bytes:
     return data.getvalue()
 
 
+def workbook(columns: dict) -> bytes:
+    """An Excel file of one sheet."""
+    data = io.BytesIO()
+    pandas.DataFrame(columns).to_excel(data, index=False)
+    return data.getvalue()
+
+
 def covid_kaggle(count: int = 10) -> dict[str, bytes]:
     """archive.zip of tawsifurrahman/covid19-radiography-database."""
     top = "COVID-19_Radiography_Dataset"
-    members = {f"{top}/README.md.txt": b"citation", f"{top}/COVID.metadata.xlsx": b"PK"}
+    members = {f"{top}/README.md.txt": b"citation"}
     for label, folder in enumerate(COVID_FOLDERS["kaggle"]):
+        names = [f"{folder}-{number}" for number in range(1, count + 1)]
+        url = "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/data"
+        table = {"FILE NAME": names, "FORMAT": "PNG", "SIZE": "256*256", "URL": url}
+        members[f"{top}/{folder}.metadata.xlsx"] = workbook(table)
         for number in range(1, count + 1):
             image = encoded(".png", 100 * label + number, 40 + 55 * label)
             members[f"{top}/{folder}/images/{folder}-{number}.png"] = image
@@ -102,10 +113,8 @@ def palm_ai_studio() -> dict[str, bytes]:
     }
     names = [f"V{number:04}.jpg" for number in range(1, 8)]
     val = {f"PALM-Validation400/{name}": encoded(".jpg", k, 190 if k % 2 else 60) for k, name in enumerate(names)}
-    table = pandas.DataFrame({"ID": range(1, 8), "imgName": names, "Label": [k % 2 for k in range(7)]})
-    workbook = io.BytesIO()
-    table.to_excel(workbook, index=False)
-    truth = {"PALM-Validation-GT/PM_Label_and_Fovea_Location.xlsx": workbook.getvalue()}
+    table = {"ID": range(1, 8), "imgName": names, "Label": [k % 2 for k in range(7)]}
+    truth = {"PALM-Validation-GT/PM_Label_and_Fovea_Location.xlsx": workbook(table)}
     return {"training.zip": zipped(inside), "validation.zip": zipped(val), "valid_gt.zip": zipped(truth)}
 
 
