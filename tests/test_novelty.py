@@ -105,6 +105,13 @@ def test_a_hostile_file_is_refused(tmp_path: Path, name: str, array) -> None:
         read_novelty(path)
 
 
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "a.safetensors", "wb") as file:
+        file.truncate(5 << 30)
+    with pytest.raises(WeightsError, match="at most 67,108,864"):
+        read_novelty(tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize(
     "record",
     (

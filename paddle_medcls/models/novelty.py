@@ -29,6 +29,7 @@ PASSING = 0.95
 """Share of the validation images that are in distribution."""
 MAX_IMAGES = 5000
 """Training images that the distribution is fitted to, at most."""
+MAX_BYTES = 64 << 20
 _MAX_STAGES, _MAX_CHANNELS = 16, 65536
 
 
@@ -118,7 +119,8 @@ def novelty_of(weights: Path, sidecar: Sidecar) -> Novelty | None:
     path = novelty_path(weights)
     if not path.is_file():
         return None
-    if path.stat().st_size <= 256 << 20 and sha256(path) != sidecar.novelty["sha256"]:
+    _check_size(path)
+    if sha256(path) != sidecar.novelty["sha256"]:
         raise WeightsError(
             f"{path} is not the file that {sidecar_of(weights).name} describes (sha256 differs)",
             fix="copy all files again from one place",
@@ -130,8 +132,9 @@ def read_novelty(path: Path) -> Novelty:
     """Reads and checks every array of a file.
 
     Raises:
-        WeightsError: not a safetensors file, larger than 256 MiB, or arrays that are missing, unexpected or faulty.
+        WeightsError: not a safetensors file, larger than 64 MiB, or arrays that are missing, unexpected or faulty.
     """
+    _check_size(path)
     state = read_weights(path)
     stages = len(state) // len(_NAMES)
     expected = {f"{name}.{k}" for name in _NAMES for k in range(stages)}
@@ -153,6 +156,12 @@ def read_novelty(path: Path) -> Novelty:
                 fix=_FIX,
             )
     return novelty
+
+
+def _check_size(path: Path) -> None:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise WeightsError(f"{path}: {size:,} bytes", expected=f"at most {MAX_BYTES:,}", fix=_FIX)
 
 
 _FIX = "copy the file again from the run that made the weights, or remove it: the model then works without it"
