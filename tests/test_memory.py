@@ -18,8 +18,8 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.preprocessing.statistics import image_statistics
 from paddle_medcls.preprocessing.loader import ImageDataset
 from paddle_medcls.evaluation.evaluate import evaluate_split
-from paddle_medcls.data.decode import Preprocessing
-from paddle_medcls.models import Network
+from paddle_medcls.preprocessing.transforms import Preprocessing
+from paddle_medcls.models.network import Network
 
 count = int(sys.argv[1])
 with tempfile.TemporaryDirectory() as folder:
