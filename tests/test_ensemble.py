@@ -278,7 +278,7 @@ def two_folds_exchanged(root: Path) -> None:
 
 
 def a_recipe_of_nested_lists(root: Path) -> None:
-    (root / "fold2" / "recipe.json").write_text("[" * 5000)
+    (root / "fold2" / "recipe.json").write_text("[" * 10**5)
 
 
 def one_fold_alone(root: Path) -> None:
