@@ -236,7 +236,7 @@ def test_coverage_in_every_way_out(trained: Path, tmp_path: Path, capsys) -> Non
     assert eval.main([*arguments, "--sets", "aps", "--coverage", "0.6", "--output", str(tmp_path / "out")]) == 0
     assert "prediction sets for a coverage of 0.6 (aps)" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())["prediction_sets"]
-    assert report["wanted"] == 0.6 and report["images"] == 3 and len(report["by_class"]) == 2
+    assert report["target"] == 0.6 and report["images"] == 3 and len(report["by_class"]) == 2
     assert predict.main([image, "--weights", str(weights), "--coverage", "0.9", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert set(row["prediction_set"]) <= {"non-pathologic", "pathologic"} and row["label"] in row["prediction_set"]

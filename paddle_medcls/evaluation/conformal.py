@@ -131,7 +131,7 @@ def coverage_report(probs: np.ndarray, index: Index, record: dict, coverage: flo
         record, coverage: as of `prediction_sets`.
 
     Returns:
-        `wanted`, `method`, `images` (counted), `calibrated_on` (a sentence), `coverage` with its 95% `interval`,
+        `target`, `method`, `images` (counted), `calibrated_on` (a sentence), `coverage` with its 95% `interval`,
         `mean_size`, `sizes` (images whose set has 0, 1, 2 … classes), `by_class` (the same for each class).
     """
     inside = prediction_sets(probs, record, coverage)
@@ -146,23 +146,25 @@ def coverage_report(probs: np.ndarray, index: Index, record: dict, coverage: flo
         )
     chosen = np.flatnonzero(others).tolist()
     inside, index = inside[chosen], index.subset(chosen)
-    held, sizes = inside[np.arange(len(chosen)), index.labels], inside.sum(axis=1)
+    covered, sizes = inside[np.arange(len(chosen)), index.labels], inside.sum(axis=1)
     by_class = []
     for k, name in enumerate(index.classes):
         own = index.labels == k
-        by_class.append({"class": name, **_share(held[own], sizes[own], [g for g, o in zip(index.groups, own) if o])})
-    found = {"wanted": coverage, "method": record["method"], "calibrated_on": calibration_text(record)}
+        by_class.append(
+            {"class": name, **_share(covered[own], sizes[own], [g for g, o in zip(index.groups, own) if o])}
+        )
+    found = {"target": coverage, "method": record["method"], "calibrated_on": calibration_text(record)}
     counts = np.bincount(sizes, minlength=len(index.classes) + 1).tolist()
-    return {**found, **_share(held, sizes, index.groups), "sizes": counts, "by_class": by_class}
+    return {**found, **_share(covered, sizes, index.groups), "sizes": counts, "by_class": by_class}
 
 
-def _share(held: np.ndarray, sizes: np.ndarray, groups: Sequence[str]) -> dict:
-    if not len(held):
+def _share(covered: np.ndarray, sizes: np.ndarray, groups: Sequence[str]) -> dict:
+    if not len(covered):
         return {"images": 0, "coverage": None, "interval": None, "mean_size": None}
-    interval = accuracy_interval(held.astype(float), clusters_of(groups))
+    interval = accuracy_interval(covered.astype(float), clusters_of(groups))
     return {
-        "images": len(held),
-        "coverage": float(held.mean()),
+        "images": len(covered),
+        "coverage": float(covered.mean()),
         "interval": list(interval),
         "mean_size": float(sizes.mean()),
     }
@@ -190,7 +192,7 @@ def coverage_table(report: dict) -> str:
         return f"  {name}: {row['coverage']:.4f} {between}, {row['mean_size']:.2f} classes, {row['images']} images"
 
     sizes = ", ".join(f"{count} with {size}" for size, count in enumerate(report["sizes"]) if count)
-    lines = [f"prediction sets for a coverage of {report['wanted']:g} ({report['method']})"]
+    lines = [f"prediction sets for a coverage of {report['target']:g} ({report['method']})"]
     lines += [line("coverage", report), *(line(row["class"], row) for row in report["by_class"])]
     lines += [f"  sets by number of classes: {sizes}", f"  calibrated on {report['calibrated_on']}"]
     return "\n".join(lines)
