@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paddle_medcls.core.errors import DataError
-from paddle_medcls.data.image_list import Remark, path_fault
+from paddle_medcls.data.image_list import Remark, path_fault, refuse_rows
 from paddle_medcls.data.index import image_files, subfolders
 from paddle_medcls.data.label_table import Table, read_table
 
@@ -183,13 +183,8 @@ def read_labels(root: Path, path: Path, columns: Mapping[str, str]) -> Layout:
     faults = [f"row {k}: no label" for k, own in zip(table.rows, labels) if not own and not multi_label]
     if any(given):
         faults += [f"row {k}: {text!r} is no split" for k, text, split in zip(table.rows, given, splits) if not split]
-    if faults:
-        raise DataError(
-            f"{path.name}: {len(faults)} faulty row(s)",
-            items=faults,
-            path=path,
-            expected="a label in each row, empty only in tables with several labels a row (a;b); train, val or test",
-        )
+    expected = "a label in each row, empty only in tables with several labels a row (a;b); train, val or test"
+    refuse_rows(table, faults, expected)
     origin = {
         f"{name}s": f"column {table.columns[at[name]]!r} of {path.name}" for name in ("label", "patient") if name in at
     }

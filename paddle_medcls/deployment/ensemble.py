@@ -18,8 +18,7 @@ from paddle_medcls.core.files import sha256
 from paddle_medcls.deployment.opening import Opened, open_trained
 from paddle_medcls.deployment.prediction import Disagreement
 from paddle_medcls.models.output_head import OutputHead
-from paddle_medcls.models.sidecar import Sidecar
-from paddle_medcls.preprocessing.transforms import Preprocessing
+from paddle_medcls.models.sidecar import Sidecar, without_scale
 
 if TYPE_CHECKING:
     from paddle_medcls.recipes.recipe import Recipe
@@ -109,7 +108,7 @@ def average_sidecar(sidecars: Sequence[Sidecar], paths: Sequence[Path]) -> Sidec
         WeightsError: names all values that differ.
     """
     first = sidecars[0]
-    specs = [_without_scale(one.preprocessing) for one in sidecars]
+    specs = [without_scale(one.preprocessing) for one in sidecars]
     faults = []
     for sidecar, spec, path in zip(sidecars, specs, paths):
         pairs = [(name, getattr(first, name), getattr(sidecar, name)) for name in COMMON]
@@ -141,8 +140,3 @@ def average_sidecar(sidecars: Sequence[Sidecar], paths: Sequence[Path]) -> Sidec
         prediction_sets={},  # thresholds and scores of a member are not those of the average
         novelty={},
     )
-
-
-def _without_scale(spec: Preprocessing) -> Preprocessing:
-    """The preprocessing that gives pixel values: mean 0, std 1."""
-    return replace(spec, mean=(0.0,) * spec.num_channels, std=(1.0,) * spec.num_channels)

@@ -9,16 +9,20 @@ from paddle_medcls.core.progress import progress
 from paddle_medcls.data.index import Index
 from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.evaluation import calibration, metrics
+from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.preprocessing.corruptions import KINDS, SEVERITIES, corrupt
 from paddle_medcls.preprocessing.transforms import fit, normalize
 
 MEASURES = ("accuracy", "auc", "balanced_error", "calibration_error", "passed")
 
 
-def robustness(predictor: Predictor, index: Index, batch_size: int = 32) -> dict:
+def robustness(predictor: Predictor, index: Index, head: OutputHead, batch_size: int = 32) -> dict:
     """Evaluates a model on corrupted images of a split; each image is read once, and goes through the network 46 times.
 
     Images are scaled to the network's size, rounded to whole values, corrupted, and normalised.
+
+    Args:
+        head: what the logits mean: the model's own, or that of a calibration just made.
 
     Returns:
         `clean`: the measures without a corruption; `corruptions`: kind -> measures at each severity; `mean`: of all
@@ -44,7 +48,8 @@ def robustness(predictor: Predictor, index: Index, batch_size: int = 32) -> dict
                 logits[case].append(found)
                 novelty[case].append(scores)
             bar.update(len(images))
-    measured = {case: _measures(np.concatenate(logits[case]), novelty[case], index, predictor) for case in cases}
+    limit = None if predictor.novelty is None else predictor.sidecar.novelty["limit"]
+    measured = {case: _measures(np.concatenate(logits[case]), novelty[case], index, head, limit) for case in cases}
     corruptions = {kind: [measured[kind, severity] for severity in SEVERITIES] for kind in KINDS}
     every = [row for rows in corruptions.values() for row in rows]
     mean = {name: _mean([row[name] for row in every]) for name in MEASURES}
@@ -59,15 +64,16 @@ def _scaled(index: Index, row: int, predictor: Predictor) -> np.ndarray:
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
 
-def _measures(logits: np.ndarray, scores: list, index: Index, predictor: Predictor) -> dict[str, float | None]:
-    head, labels = predictor.head, index.labels
+def _measures(
+    logits: np.ndarray, scores: list, index: Index, head: OutputHead, limit: float | None
+) -> dict[str, float | None]:
+    """The measures of one case; `limit` of the novelty scores, None for a model without them."""
+    labels = index.labels
     probs = head.probabilities(logits, index.ids)
     guesses = head.decide(probs)
     recalls = [row["recall"] for row in metrics.per_class(labels, guesses, head.classes)]
     error = calibration.expected_calibration_error(*calibration.confidence_and_hits(probs, labels, head.task))
-    passed = None
-    if predictor.novelty is not None:
-        passed = float((np.concatenate(scores) <= predictor.sidecar.novelty["limit"]).mean())
+    passed = None if limit is None else float((np.concatenate(scores) <= limit).mean())
     return {
         "accuracy": float((guesses == labels).mean()),
         "auc": float(metrics.auc(probs, labels, head.task)),

@@ -97,6 +97,11 @@ class Evaluation:
     robustness: dict | None = None
 
     @cached_property
+    def probs(self) -> np.ndarray:
+        """Probabilities (N, C) of the images."""
+        return self.sidecar.head.probabilities(self.logits)
+
+    @cached_property
     def metrics(self) -> dict:
         """As in `metrics.json`, see `outputs.score_split`; `prediction_sets`: see `conformal.coverage_report`.
 
@@ -104,11 +109,11 @@ class Evaluation:
         """
         result = score_split(self.logits, self.index, self.sidecar.head)
         if self.coverage is not None:
-            probs = self.sidecar.head.probabilities(self.logits)
-            result["prediction_sets"] = coverage_report(probs, self.index, self.sidecar.prediction_sets, self.coverage)
+            result["prediction_sets"] = coverage_report(
+                self.probs, self.index, self.sidecar.prediction_sets, self.coverage
+            )
         if self.novelty is not None:
-            probs = self.sidecar.head.probabilities(self.logits)
-            errors = errors_of(self.index.labels, self.sidecar.head.decide(probs))
+            errors = errors_of(self.index.labels, self.sidecar.head.decide(self.probs))
             limit = self.sidecar.novelty["limit"]
             result["novelty"] = passed_report(self.novelty, limit, errors, clusters_of(self.index.groups))
         if self.robustness is not None:
@@ -127,11 +132,8 @@ class Evaluation:
     def predictions(self) -> Predictions:
         """Labels, predicted classes and probabilities of the images, as `significance.compare` takes them."""
         head, index = self.sidecar.head, self.index
-        probs = head.probabilities(self.logits)
-        path = self.weights or Path("predictions")
-        return Predictions(
-            path, list(index.ids), index.labels, head.decide(probs), probs, tuple(index.classes), index.groups
-        )
+        path, guesses = self.weights or Path("predictions"), head.decide(self.probs)
+        return Predictions(path, list(index.ids), index.labels, guesses, self.probs, tuple(index.classes), index.groups)
 
     def table(self) -> str:
         """The metrics as text, beside the published ones."""
@@ -175,8 +177,7 @@ class Evaluation:
             plots.robustness(folder / f"robustness_{index.split}.png", self.robustness, title)
         if errors:
             title = f"Errors of {sidecar.recipe} ({sidecar.network.model}) on {sidecar.dataset}, {index.split}"
-            probs = sidecar.head.probabilities(self.logits)
-            write_error_page(folder / "errors.html", index, probs, sidecar.head, title, errors)
+            write_error_page(folder / "errors.html", index, self.probs, sidecar.head, title, errors)
 
 
 def evaluate(
@@ -236,9 +237,9 @@ def evaluate(
     coverage = options.coverage
     if coverage is None and options.calibrate and sidecar.prediction_sets:
         coverage = 0.9
-    if options.robustness:  # with the temperature that was just fitted
-        predictor.sidecar = sidecar
-    report = robustness(predictor, indexes[split], options.batch_size) if options.robustness else None
+    report = None
+    if options.robustness:
+        report = robustness(predictor, indexes[split], sidecar.head, options.batch_size)
     clean_rows = None
     if options.without_leaks:
         clean_rows = tuple(int(row) for row in not_leaked(indexes["train"], indexes[split], options.workers))

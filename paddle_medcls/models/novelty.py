@@ -13,15 +13,16 @@ unusual about the image, so all stages count). `benchmarks/novelty.py` compares 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from paddle_medcls.core.errors import WeightsError
-from paddle_medcls.core.files import atomic_write, sha256
+from paddle_medcls.core.files import atomic_write, read_bounded
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
-from paddle_medcls.models.weights import read_weights
+from paddle_medcls.models.weights import parse_weights
 
 SUFFIX = ".novelty.safetensors"
 DIMENSIONS = 32
@@ -117,25 +118,29 @@ def novelty_of(weights: Path, sidecar: Sidecar) -> Novelty | None:
         WeightsError: not the file that the sidecar describes, or faulty arrays.
     """
     path = novelty_path(weights)
-    if not path.is_file():
-        return None
-    _check_size(path)
-    if sha256(path) != sidecar.novelty["sha256"]:
-        raise WeightsError(
-            f"{path} is not the file that {sidecar_of(weights).name} describes (sha256 differs)",
-            fix="copy all files again from one place",
-        )
-    return read_novelty(path)
+    return read_novelty(path, sidecar.novelty["sha256"]) if path.is_file() else None
 
 
-def read_novelty(path: Path) -> Novelty:
-    """Reads and checks every array of a file.
+def read_novelty(path: Path, sha256: str = "") -> Novelty:
+    """Reads a file once and checks every array of it.
+
+    Args:
+        sha256: of the file, as its sidecar has it; "": not checked.
 
     Raises:
-        WeightsError: not a safetensors file, larger than 64 MiB, or arrays that are missing, unexpected or faulty.
+        WeightsError: another file, no safetensors file, larger than 64 MiB, or arrays that are missing, unexpected or
+            faulty.
     """
-    _check_size(path)
-    state = read_weights(path)
+    try:
+        data = read_bounded(path, MAX_BYTES)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror or error}", fix=_FIX) from None
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise WeightsError(
+            f"{path} is not the file that {path.name[: -len(SUFFIX)]}.json describes (sha256 differs)",
+            fix="copy all files again from one place",
+        )
+    state = parse_weights(data, path)
     stages = len(state) // len(_NAMES)
     expected = {f"{name}.{k}" for name in _NAMES for k in range(stages)}
     faults = [f"unexpected {name[:100]}" for name in state.keys() - expected]
@@ -156,12 +161,6 @@ def read_novelty(path: Path) -> Novelty:
                 fix=_FIX,
             )
     return novelty
-
-
-def _check_size(path: Path) -> None:
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise WeightsError(f"{path}: {size:,} bytes", expected=f"at most {MAX_BYTES:,}", fix=_FIX)
 
 
 _FIX = "copy the file again from the run that made the weights, or remove it: the model then works without it"

@@ -113,11 +113,14 @@ def _model_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: (form_of(path) != "", path.name))
 
 
+def without_scale(spec: Preprocessing) -> Preprocessing:
+    """Returns the preprocessing that gives pixel values: mean 0, std 1."""
+    return replace(spec, mean=(0.0,) * spec.num_channels, std=(1.0,) * spec.num_channels)
+
+
 def pixels_spec(spec: Preprocessing) -> Preprocessing:
     """Returns the preprocessing before an exported model, which takes uint8 pixels: decoding and scaling only."""
-    count = spec.num_channels
-    channels = "gray" if count == 1 else "rgb"
-    return replace(spec, channels=channels, mean=(0.0,) * count, std=(1.0,) * count, resize_dtype="uint8")
+    return replace(without_scale(spec), channels="gray" if spec.num_channels == 1 else "rgb", resize_dtype="uint8")
 
 
 @dataclass(frozen=True)
