@@ -53,11 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from paddle_medcls.cli.image_arguments import expand
     from paddle_medcls.core.errors import DataError, RecipeError, WeightsError, command, printable
     from paddle_medcls.core.files import picture_names, write_csv
     from paddle_medcls.core.progress import progress
-    from paddle_medcls.deployment.prediction import Disagreement
+    from paddle_medcls.deployment.prediction import Disagreement, prediction_row
     from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
 
@@ -86,10 +88,10 @@ def _work(args: argparse.Namespace) -> int:
                 failed += 1
                 continue
             probs = prediction.probs
-            rows.append(_row(path, prediction, predictor, args))
-            if prediction.disagreement:
-                disagreement = prediction.disagreement._asdict()
-                rows[-1][0]["disagreement"] = {**disagreement, "sd": round(disagreement["sd"], 6)}
+            if args.coverage is not None:
+                prediction = replace(prediction, prediction_set=predictor.possible_classes(probs, args.coverage))
+            row = prediction_row(path, prediction, sidecar, args.topk, args.refuse)
+            rows.append((row, [round(float(p), 8) for p in probs]))
             if args.pictures:
                 _picture(args.pictures / pictures[path], path, image, rows[-1][0], sidecar)
             if args.gradcam and not without_map:
@@ -138,25 +140,6 @@ def _check(predictor, args: argparse.Namespace) -> None:
             expected="one weight file with its .novelty.safetensors file beside it; exports and averages have no score",
             fix="leave --refuse out, or train again with this version",
         )
-
-
-def _row(path: Path, prediction, predictor, args: argparse.Namespace) -> tuple[dict, list[float]]:
-    probs, sidecar = prediction.probs, predictor.sidecar
-    order = probs.argsort()[::-1][: args.topk]
-    labels, largest = sidecar.head.decide_one(probs)
-    names = [sidecar.classes[i] for i in labels]
-    label: object = names if sidecar.task == "multi-label" else names[0]
-    topk = [{"label": sidecar.classes[i], "probability": round(float(probs[i]), 6)} for i in order]
-    row = {"image": str(path), "label": label, "probability": round(largest, 6), "topk": topk}
-    if args.coverage is not None:
-        row["prediction_set"] = list(predictor.possible_classes(probs, args.coverage))
-    if prediction.novelty is not None:
-        row |= {"in_distribution": prediction.in_distribution, "novelty": round(prediction.novelty, 4)}
-        if args.refuse and not prediction.in_distribution:
-            row["label"] = None
-    if sidecar.drawn:
-        row["drawn"] = True  # trained on synthetic images: the probabilities say nothing about patients
-    return row, [round(float(p), 8) for p in probs]
 
 
 def _cell(value: object) -> object:

@@ -10,6 +10,7 @@ import numpy as np
 
 from paddle_medcls.data.decode import write_png
 from paddle_medcls.models.output_head import OutputHead
+from paddle_medcls.models.sidecar import Sidecar
 
 
 class Disagreement(NamedTuple):
@@ -63,6 +64,40 @@ class Prediction:
         decided, probability = head.decide_one(probs)
         label = "; ".join(head.classes[k] for k in decided)
         return Prediction(label, probability, dict(zip(head.classes, probs.tolist())), notes, disagreement)
+
+
+def prediction_row(
+    image: object, prediction: Prediction, sidecar: Sidecar, topk: int = 1, refuse: bool = False
+) -> dict:
+    """A prediction as an object of JSON, as `predict --json` prints it.
+
+    Args:
+        image: its name.
+        topk: the number of most probable classes to list.
+        refuse: an image that is unlike the training images gets the label None.
+
+    Returns:
+        `image`, `label` (of a multi-label task a list), `probability` and `topk`; `prediction_set`, `in_distribution`
+        and `novelty`, `drawn`, and `disagreement` where the prediction or the model has them.
+    """
+    probs = prediction.probs
+    labels, largest = sidecar.head.decide_one(probs)
+    names = [sidecar.classes[k] for k in labels]
+    most = [{"label": sidecar.classes[k], "probability": round(float(probs[k]), 6)} for k in probs.argsort()[::-1]]
+    label = names if sidecar.task == "multi-label" else names[0]
+    row: dict = {"image": str(image), "label": label, "probability": round(largest, 6), "topk": most[:topk]}
+    if prediction.prediction_set is not None:
+        row["prediction_set"] = list(prediction.prediction_set)
+    if prediction.novelty is not None:
+        row |= {"in_distribution": prediction.in_distribution, "novelty": round(prediction.novelty, 4)}
+        if refuse and not prediction.in_distribution:
+            row["label"] = None
+    if sidecar.drawn:
+        row["drawn"] = True  # trained on synthetic images: the probabilities say nothing about patients
+    if prediction.disagreement:
+        disagreement = prediction.disagreement._asdict()
+        row["disagreement"] = {**disagreement, "sd": round(disagreement["sd"], 6)}
+    return row
 
 
 @dataclass(frozen=True)
