@@ -1,7 +1,11 @@
-"""The documents against the code: links, files and options of commands that they name exist."""
+"""The documents against the code: links, files, commands and options that they name exist.
+
+docs/commands.md is generated: `python -m pytest tests/test_documents.py --update-docs` writes it again.
+"""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import re
@@ -9,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from fakes import ROOT
+
+from paddle_medcls.cli import COMMANDS
 
 READMES = ("README.md", "README.zh-CN.md")
 DOCUMENTS = sorted(
@@ -52,16 +58,24 @@ def options_named(text: str) -> set[tuple[str, str]]:
     return found
 
 
+class Parser(Exception):
+    """Carries a command's argument parser out of its `main`."""
+
+
 @functools.cache
-def known_options(name: str) -> set[str]:
-    """The options that a command's --help names."""
+def parser_of(name: str) -> argparse.ArgumentParser:
+    def stop(self: argparse.ArgumentParser, argv: object = None) -> None:
+        raise Parser(self)
+
     with pytest.MonkeyPatch.context() as patch:
-        shown: list[str] = []
-        patch.setattr("argparse.ArgumentParser._print_message", lambda self, text, file=None: shown.append(text))
-        with pytest.raises(SystemExit) as end:
-            importlib.import_module(f"paddle_medcls.cli.{name}").main(["--help"])
-    assert end.value.code == 0
-    return set(OPTION.findall("".join(shown)))
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        with pytest.raises(Parser) as found:
+            importlib.import_module(f"paddle_medcls.cli.{name}").main([])
+    return found.value.args[0]
+
+
+def known_options(name: str) -> set[str]:
+    return {option for action in parser_of(name)._actions for option in action.option_strings if option != "-h"}
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=named)
@@ -86,3 +100,47 @@ def test_the_tests_above_can_fail() -> None:
         ("train", "--lr"),
     }
     assert "--nothing" not in known_options("eval")
+
+
+COMMANDS_PAGE = ROOT / "docs/commands.md"
+COMMANDS_HEAD = """# Commands
+
+Written from the commands' own `--help` by
+
+    python -m pytest tests/test_documents.py --update-docs
+
+Every `python tools/NAME.py` is also `medcls NAME` after the installation (`benchmark` in a clone only). Exit codes:
+0 done, 1 failed (one message, no traceback without `--debug`), 2 wrong usage. `--recipe list`, `--model list`,
+`--dataset list` and `--set list` of `train` print the known names.
+"""
+
+
+def commands_page() -> str:
+    """docs/commands.md: each command's description and a table of its options."""
+    sections = [COMMANDS_HEAD]
+    for name, title in COMMANDS.items():
+        parser = parser_of(name)
+        description = parser.description.replace("<", "&lt;").replace("%%", "%")
+        rows = [option_row(action) for action in parser._actions if action.dest not in ("help", "debug")]
+        sections.append(
+            f"## {name}: {title}\n\n{description}\n\n| option | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"
+        )
+    return "\n".join(sections)
+
+
+def option_row(action: argparse.Action) -> str:
+    """One row of the table; argparse's own layout differs between versions of Python."""
+    value = action.metavar or (action.dest.upper() if action.choices is None else "|".join(map(str, action.choices)))
+    value = " ".join(value) if isinstance(value, tuple) else value + " …" * (action.nargs in ("+", "*"))
+    names = ", ".join(action.option_strings)
+    usage = names if action.nargs == 0 else f"{names} {value}".lstrip()
+    meaning = action.help.replace("%%", "%").replace("<", "&lt;")
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{usage}`", meaning)) + " |"
+
+
+def test_the_page_of_commands(request: pytest.FixtureRequest) -> None:
+    page = commands_page()
+    if request.config.getoption("--update-docs"):
+        COMMANDS_PAGE.write_text(page, encoding="utf-8")
+    assert COMMANDS_PAGE.read_text(encoding="utf-8") == page, "write it again with --update-docs"
+    assert all(option in page for name in COMMANDS for option in known_options(name) - {"--help", "--debug"})

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--errors", type=int, metavar="N", help="with --output: errors.html with N images a section")
     p.add_argument("--output", type=Path, help="also write metrics.json, predictions and pictures here")
-    p.add_argument("--batch-size", type=int, default=32)
+    p.add_argument("--batch-size", type=int, default=32, help="images computed at once (default: 32)")
     p.add_argument("--workers", type=int, default=2, help="threads that read images")
     add_engine_options(p)
     args = p.parse_args(argv)

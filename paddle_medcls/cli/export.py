@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser("export", TEXT)
     add_weights_option(p)
     add_recipe_option(p)
-    p.add_argument("--format", choices=("paddle", "onnx", "openvino"))
+    p.add_argument("--format", choices=("paddle", "onnx", "openvino"), help="form of the export")
     p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="precision at inference")
     p.add_argument("--output", type=Path, metavar="DIR", help="new, or an earlier export")
     p.add_argument(

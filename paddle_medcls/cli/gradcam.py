@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--list-layers", action="store_true", help="print the layers that --layer takes, and exit")
     p.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
     p.add_argument("--workers", type=int, default=2, metavar="N", help="threads that read images (default: 2)")
-    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU where Paddle sees one")
     args = p.parse_args(argv)
     args.images = images_behind_weights(args)
     if not args.list_layers and not args.images:

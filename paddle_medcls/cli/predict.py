@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--csv", type=Path, metavar="FILE", help="also write image, label and all probabilities")
     p.add_argument("--pictures", type=Path, metavar="DIR", help="each image beside its probabilities, as a picture")
     p.add_argument("--gradcam", type=Path, metavar="DIR", help="each image with the heat map of its class (Grad-CAM)")
-    p.add_argument("--batch-size", type=int, default=16)
+    p.add_argument("--batch-size", type=int, default=16, help="images computed at once (default: 16)")
     p.add_argument("--workers", type=int, default=2, help="threads that read images")
     add_engine_options(p)
     args = p.parse_args(argv)

@@ -19,7 +19,7 @@ keeps those of the finished runs there: recipe, data, environment, history, metr
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser("reproduce", TEXT)
-    p.add_argument("--suite", required=True, choices=("medmnist", "palm", "covid", "oct"))
+    p.add_argument("--suite", required=True, choices=("medmnist", "palm", "covid", "oct"), help="what to reproduce")
     p.add_argument(
         "--recipe",
         type=named("recipe", _names),
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--evidence", action="store_true", help="copy what the finished runs show to --results")
     p.add_argument("--budget-minutes", type=float, default=math.inf, help="time limit; the same command continues")
-    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU where Paddle sees one")
     p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
     p.add_argument("--kernels", choices=("auto", "paddle", "onednn"), default="auto", help="see train")
     p.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="of oneDNN's operators (default: f32)")

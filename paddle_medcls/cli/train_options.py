@@ -39,9 +39,9 @@ def train_parser() -> argparse.ArgumentParser:
     p.add_argument("--sample", action="store_true", help="train on synthetic sample images")
     p.add_argument("--model", type=named("model"), help="resnet18, densenet121, …; list: names them")
     p.add_argument("--epochs", "--num_epoch", type=int, help="warm-up and decay points keep their share of the run")
-    p.add_argument("--batch-size", type=int)
+    p.add_argument("--batch-size", type=int, help="images in a step (default: the recipe's)")
     p.add_argument("--lr", type=float, help="peak learning rate")
-    p.add_argument("--seed", type=int)
+    p.add_argument("--seed", type=int, help="of weights, order and augmentation (default: the recipe's)")
     p.add_argument(
         "--folds",
         type=int,
@@ -76,7 +76,7 @@ def _add_run_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--force", action="store_true", help="with --resume: although data, versions or settings have changed"
     )
-    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU where Paddle sees one")
     p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
     p.add_argument(
         "--processes",
