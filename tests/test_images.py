@@ -422,6 +422,19 @@ def test_normalize_against_a_loop() -> None:
     np.testing.assert_allclose(normalize(image, spec), slow, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(5, 4, 3), (2, 5, 4, 3), (5, 4, 1)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_normalize_to_the_bit(shape: tuple[int, ...], dtype: type) -> None:
+    """The order of the axes does not change a bit: trained networks get what they were trained with."""
+    count = shape[-1]
+    spec = Preprocessing(channels="gray" if count == 1 else "rgb", mean=(120.3,) * count, std=(57.7, 58.1, 0.3)[:count])
+    image = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
+    pixels_first = (image.astype(np.float32) - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
+    x = normalize(image, spec)
+    assert x.flags.c_contiguous and x.dtype == np.float32
+    np.testing.assert_array_equal(x, np.moveaxis(pixels_first, -1, -3))
+
+
 def test_one_channel_keeps_its_axis() -> None:
     spec = Preprocessing(size_px=16, channels="gray", mean=(127.5,), std=(127.5,))
     assert preprocess(noise(40, 30)[:, :, :1], spec).shape == (1, 16, 16)
