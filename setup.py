@@ -36,6 +36,10 @@ setup(
         "xlsx": ["openpyxl"],
         "dicom": ["pydicom>=2.4"],
         "app": ["streamlit>=1.50"],
+        "docs": [  # the site, see mkdocs.yml
+            *("properdocs", "mkdocs-material", "mkdocs-same-dir", "mkdocs-static-i18n", "mkdocstrings[python]"),
+            "ruff",  # lays out long signatures
+        ],
         "dev": [
             *("pytest", "pytest-cov", "pytest-xdist", "hypothesis", "scikit-learn", "openpyxl", "pydicom"),
             *("ruff", "mypy"),

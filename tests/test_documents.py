@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fakes import ROOT
 
+import paddle_medcls
 from paddle_medcls.cli import COMMANDS
 
 READMES = ("README.md", "README.zh-CN.md")
@@ -21,6 +22,7 @@ DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*/README.md")],
     key=lambda path: path.relative_to(ROOT),
 )
+SITE = [*DOCUMENTS, ROOT / "results/README.md"]
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]+)(?:#[^)]*)?\)")
 FILE = re.compile(r"\b((?:paddle_medcls|tools|tests|benchmarks|docs|datasets)/[\w./-]*\w\.(?:py|md|json|txt))\b")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
@@ -144,3 +146,13 @@ def test_the_page_of_commands(request: pytest.FixtureRequest) -> None:
         COMMANDS_PAGE.write_text(page, encoding="utf-8")
     assert COMMANDS_PAGE.read_text(encoding="utf-8") == page, "write it again with --update-docs"
     assert all(option in page for name in COMMANDS for option in known_options(name) - {"--help", "--debug"})
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    assert re.findall(r"^::: paddle_medcls\.(\w+)$", page, re.M) == paddle_medcls.__all__
+
+
+def test_the_site_leads_to_every_document() -> None:
+    pages = re.findall(r"[\w./-]+\.md\b", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:\n")[2])
+    assert sorted(pages) == sorted(named(path) for path in SITE if not path.name.endswith(".zh-CN.md"))

@@ -68,7 +68,8 @@ def train_folds(
     Args:
         recipe: what to train, or its name.
         folds: their number, 2 to 100.
-        data_root, options: see `train`.
+        data_root: see `train`.
+        options: see `train`.
         output: directory of the cross-validation. None: a new one below `runs/`.
 
     Raises:
