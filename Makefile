@@ -7,7 +7,7 @@ DEMO ?= runs/demo
 
 .PHONY: demo test lint docs clean
 
-$(VENV)/ready: requirements.txt setup.py
+$(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -c "import cv2" 2>/dev/null || { \

@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # what an editor completes
     from paddle_medcls.training.loop import train as train
     from paddle_medcls.training.session import Options as Options
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _SOURCES = {
     # data

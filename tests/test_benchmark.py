@@ -213,7 +213,7 @@ def test_a_plain_installation_is_what_the_requirements_bring(tmp_path):
 
 
 def test_the_benchmark_is_not_installed(monkeypatch, tmp_path, capsys):
-    assert 'include=["paddle_medcls", "paddle_medcls.*"]' in (ROOT / "setup.py").read_text()
+    assert 'include = ["paddle_medcls", "paddle_medcls.*"]' in (ROOT / "pyproject.toml").read_text()
     installed = tmp_path / "paddle_medcls" / "commands" / "benchmark.py"
     monkeypatch.setattr("paddle_medcls.cli.benchmark.__file__", str(installed))
     assert main(["--help"]) == 1

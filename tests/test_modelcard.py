@@ -90,6 +90,7 @@ def test_the_card_of_a_run_says_what_the_run_knows(trained: Path, palm_root: Pat
     environment = json.loads((trained / "environment.json").read_text())
     assert f"Started on {environment['date']}" in text and environment["code"] in text
     assert "not for diagnosis" in text and "P0056 = V0163" in text and "optimistic" in text
+    assert "`medcls predict " in text and "tools/" not in text  # its readers may have no clone
     assert str(palm_root) not in text and str(palm_root.parent) not in text  # no folder of the maker's machine
 
 

@@ -28,6 +28,8 @@ COMMANDS = {
     "reproduce": "train recipes with several seeds and write a table",
     "benchmark": "measure speed and memory",
 }
+COMPLETION = """The TAB key completes commands and options after: eval "$(medcls completion bash)"
+(zsh, fish: medcls completion --help)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,14 +48,14 @@ def medcls(argv: Sequence[str] | None = None) -> int:
     """Runs `medcls COMMAND …`, the same commands as `python tools/COMMAND.py …`, and returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     lines = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
-    usage = f"usage: medcls COMMAND [options]\n       medcls --version\n\n{lines}"
+    usage = f"usage: medcls COMMAND [options]\n       medcls --version\n\n{lines}\n\n{COMPLETION}"
     if argv and argv[0] in ("-h", "--help"):
         print(usage)
         return 0
     if argv and argv[0] == "--version":
         print(_versions())
         return 0
-    if not argv or argv[0] not in COMMANDS:
+    if not argv or argv[0] not in (*COMMANDS, "completion"):
         fault = f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}" if argv else "a command is needed"
         print(f"{usage}\n\nmedcls: error: {printable(fault)}", file=sys.stderr)
         return 2

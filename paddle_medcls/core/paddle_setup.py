@@ -112,14 +112,9 @@ def environment(device: str) -> dict:
     import cv2
     import numpy
 
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        code = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        code = ""
     return {
         "paddle_medcls": __version__,
-        "code": code or "unknown",
+        "code": _state_of_the_code(Path(__file__).parents[2]),
         "date": time.strftime("%Y-%m-%d"),
         "paddle": paddle.__version__,
         "python": platform.python_version(),
@@ -133,3 +128,14 @@ def environment(device: str) -> dict:
             name: os.environ[name] for name in ("MKL_DEBUG_CPU_TYPE", "FLAGS_cudnn_deterministic") if name in os.environ
         },
     }
+
+
+def _state_of_the_code(clone: Path) -> str:
+    """The commit of a clone; of an installed package, which may lie inside a repository of its user, the version."""
+    if not (clone / ".git").exists():
+        return f"{__version__}, installed"
+    try:
+        git = ["git", "-C", str(clone), "describe", "--always", "--dirty"]
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"

@@ -7,6 +7,7 @@ and, for MedMNIST, from `data.medmnist_cards`; the results from the sidecar, the
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -73,6 +74,7 @@ def card_text(folder: Path, sidecar: Sidecar, form: str, files: Sequence[str], f
         "## Files\n\n" + _table(["file", "sha256"], [[f"`{name}`", f"`{sha256(folder / name)}`"] for name in files]),
     ]
     if not sidecar.drawn:
+        faults = [re.sub(r"(?:python )?tools/(\w+)\.py", r"medcls \1", fault) for fault in faults]  # no clone at hand
         faults_text = _bullets(faults) or "The data set's own card was not at hand when this was written: look there."
         sections.insert(7, f"## Known faults of the data\n\n{faults_text}")
     if sidecar.members:
@@ -129,7 +131,7 @@ def _results(sidecar: Sidecar, recipe: Recipe | None, facts: dict) -> str:
         if other_splits:
             text += " Also published, for another split than the results above: "
             text += ", ".join(f"{name.replace('/', ' ')} {published[name]:.4f}" for name in other_splits)
-            text += " (`tools/eval.py` scores the test split)."
+            text += " (`medcls eval` scores the test split)."
         if "recipe" in facts and overrides(sidecar, recipe, facts.get("environment", {})):
             text += " This model was trained with other settings, see Training."
         lines.append(text)
@@ -275,8 +277,8 @@ def _loading(sidecar: Sidecar, form: str, files: Sequence[str]) -> str:
         return (
             f"With the Python package paddle_medcls and `{Path(files[0]).stem}.json` beside the weights:\n\n"
             f"```python\n{weights_code(files[0])}```\n\n"
-            f"or `python tools/predict.py image.png --weights {name}`. The weight file holds arrays and no program; to "
-            f"run it without Paddle: `python tools/export.py --weights {name} --format onnx --output DIR`.\n\n{text}"
+            f"or `medcls predict image.png --weights {name}`. The weight file holds arrays and no program; to "
+            f"run it without Paddle: `medcls export --weights {name} --format onnx --output DIR`.\n\n{text}"
         )
     module = {"paddle": "Paddle's inference library", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}[form]
     shape = f"(N, {spec.size_px}, {spec.size_px}, {spec.num_channels})"
@@ -284,7 +286,7 @@ def _loading(sidecar: Sidecar, form: str, files: Sequence[str]) -> str:
     flag = " --allow-program" if form == "paddle" else ""
     return (
         f"With {module}, OpenCV and NumPy alone:\n\n```python\n{export_code(sidecar, form, files)}```\n\n"
-        f"With the Python package paddle_medcls: `python tools/predict.py image.png --weights {name}{flag}`.\n\n{text} "
+        f"With the Python package paddle_medcls: `medcls predict image.png --weights {name}{flag}`.\n\n{text} "
         f"It takes `image`, uint8 {shape}, {order}, and gives `probabilities`, float32 (N, {len(sidecar.classes)}), "
         f"and `logits`, float32 (N, {sidecar.network.num_outputs}), from which they come."
     )
