@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import socket
@@ -53,7 +54,7 @@ def connect(address: str, shared: Sequence[str | Path] = ()) -> Any:
         _knock(address)
     environment = {"env_vars": {"PYTHONPATH": python_path()}}
     try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     except Exception as error:  # of many kinds
         lines = str(error.__cause__ or error).strip().splitlines()
         if "Traceback" in lines[0]:
@@ -174,5 +175,5 @@ def probe_fault(probe: str) -> str:
             return f"{path.parent} is not shared: a file has another content there"
     except OSError as error:
         return f"{path.parent} is not shared: a file from here cannot be read there: {error.strerror}"
-    error = folder_error(path.parent)
-    return f"cannot write in {path.parent}: {error}" if error else ""
+    full = folder_error(path.parent)
+    return f"cannot write in {path.parent}: {full}" if full else ""
