@@ -16,6 +16,8 @@ import safetensors.numpy
 from paddle_medcls.cli import eval, predict
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.files import sha256
+from paddle_medcls.deployment import opening
+from paddle_medcls.deployment.export import export
 from paddle_medcls.deployment.graph import logits_graph, stage_channels
 from paddle_medcls.deployment.inference_engines import compile_graph
 from paddle_medcls.deployment.opening import PaddleNetwork
@@ -119,6 +121,7 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
         {"limit": -1, "sha256": "0" * 64},
         {"limit": 2.0, "sha256": 5},
         {"limit": True, "sha256": "0" * 64},
+        {"limit": 2.0, "sha256": "0" * 64, "more": 1},
     ),
 )
 def test_a_faulty_record_is_refused(record: dict) -> None:
@@ -226,6 +229,43 @@ def test_another_file_is_refused(trained: Path, tmp_path: Path) -> None:
     Novelty.fit(features(), [40, 3]).write(novelty_path(weights))
     with pytest.raises(WeightsError, match="sha256 differs"):
         Predictor.from_weights(weights)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A ResNet-18 of random weights with a novelty file, and its OpenVINO export."""
+    from paddle_medcls.core.paddle_setup import paddle
+
+    folder, network, spec = tmp_path_factory.mktemp("export"), Network("resnet18", 3), Preprocessing(32)
+    paddle.seed(1)
+    layer = network.build()
+    weights = folder / "COVID.pdparams"
+    paddle.save(layer.state_dict(), str(weights))
+    x = np.random.default_rng(0).normal(size=(24, 3, 32, 32)).astype(np.float32)
+    Novelty.fit(PaddleNetwork(layer).outputs(x)["features"], stage_channels(network)).write(novelty_path(weights))
+    record = {"limit": 2.0, "sha256": sha256(novelty_path(weights))}
+    head = ("covid", "covid", ("a", "b", "c"), "multi-class", "softmax")
+    Sidecar(*head, network, spec, sha256=sha256(weights), novelty=record).write(folder / "COVID.json")
+    fakes.import_openvino_or_skip()
+    assert export(weights, "openvino", folder / "export").novelty < 1e-4
+    return weights, folder / "export"
+
+
+def test_an_export_gives_the_score(exported: tuple[Path, Path]) -> None:
+    weights, folder = exported
+    images = [fakes.pixels(seed, level) for seed, level in enumerate((20, 128, 230))]
+    network, served = Predictor.from_weights(weights), Predictor.from_weights(folder)
+    for one, other in zip(map(network.predict, images), map(served.predict, images)):
+        assert other.novelty == pytest.approx(one.novelty, rel=1e-4)
+        assert other.in_distribution == one.in_distribution == (one.novelty <= 2)
+    assert served.sidecar.novelty == {"limit": 2.0}
+    assert "`novelty`, float32 (N, 1)" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scores", ({}, {"novelty": np.zeros((1, 1))}, {"novelty": np.full((2, 1), np.nan)}))
+def test_an_export_without_the_promised_score_is_refused(scores: dict) -> None:
+    with pytest.raises(WeightsError, match="novelty score that its sidecar promises"):
+        opening._exported_novelty({"logits": np.zeros((2, 3)), **scores})
 
 
 def test_coverage_in_every_way_out(trained: Path, tmp_path: Path, capsys) -> None:

@@ -137,7 +137,7 @@ def _check(predictor, args: argparse.Namespace) -> None:
     if args.refuse and predictor.novelty is None:
         raise RunError(
             "--refuse: this model cannot tell which images are unlike its training images",
-            expected="one weight file with its .novelty.safetensors file beside it; exports and averages have no score",
+            expected="weights with their .novelty.safetensors file, or their ONNX or OpenVINO export; no average",
             fix="leave --refuse out, or train again with this version",
         )
 

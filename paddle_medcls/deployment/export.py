@@ -7,7 +7,8 @@
 | `openvino` | `<NAME>.xml`, `<NAME>.bin`, f32 |
 
 Every form takes `image` uint8 (N, S, S, 3) RGB or (N, S, S, 1), scaled to the network's size, any N, and gives
-`probabilities` (N, classes) and `logits` (N, outputs). Channel order, mean, std, flips and temperature are inside; the
+`probabilities` (N, classes) and `logits` (N, outputs); ONNX and OpenVINO of a known network whose weights have a
+novelty score also `novelty` (N, 1). Channel order, mean, std, flips and temperature are inside; the
 sidecar `<NAME>.json` of an export describes what is left to do outside.
 """
 
@@ -27,7 +28,7 @@ from paddle_medcls.core.files import sha256
 from paddle_medcls.core.progress import progress
 from paddle_medcls.data.datasets import dataset_names, is_own, load_index
 from paddle_medcls.data.sample import draw
-from paddle_medcls.deployment.export_writers import WRITERS
+from paddle_medcls.deployment.export_writers import WRITERS, gives_novelty
 from paddle_medcls.deployment.exported_models import stdout_to_stderr
 from paddle_medcls.deployment.inference_engines import FORMS, require
 from paddle_medcls.deployment.predictor import AnyImage, Predictor
@@ -36,7 +37,8 @@ from paddle_medcls.evaluation.model_facts import run_facts
 from paddle_medcls.models.sidecar import Sidecar, find_model, find_models, form_of, pixels_spec, sidecar_of
 
 TOLERANCE = {"f32": 1e-4, "bf16": 0.1}
-"""Largest difference of a probability that an export may show; bf16's is there to catch a broken model."""
+"""Largest difference of a probability that an export may show, and of a novelty score by its size; bf16's is there to
+catch a broken model."""
 BATCHES = (1, 5)
 """Batch sizes that an export is compared in."""
 
@@ -52,6 +54,7 @@ class Agreement:
         same_labels: share of images decided alike, in [0, 1].
         rounding: largest change of a probability because pixels are rounded after resizing, as an export takes them;
             0 where the network was trained so.
+        novelty: largest difference of a novelty score, as a share of it; 0 where the export has none.
     """
 
     images: int
@@ -59,6 +62,7 @@ class Agreement:
     difference: float
     same_labels: float
     rounding: float = 0.0
+    novelty: float = 0.0
 
 
 def export(
@@ -109,14 +113,16 @@ def export(
         pixels_only = pixels_spec(predictor.sidecar.preprocessing)
         sidecar = replace(predictor.sidecar, preprocessing=pixels_only, flips=())
         digest = "" if predictor.members else sha256(files_of_models[0])
-        sidecar = replace(sidecar, form=form, precision=precision, files=files, sha256=digest, novelty={})
+        novelty = {"limit": predictor.sidecar.novelty["limit"]} if gives_novelty(predictor, form) else {}
+        sidecar = replace(sidecar, form=form, precision=precision, files=files, sha256=digest, novelty=novelty)
         sidecar.write(temporary / f"{name}.json")
         facts = {} if predictor.members else run_facts(files_of_models[0], predictor.sidecar)
         write_card(temporary, sidecar, form, list(files), facts)
         agreement = compare(predictor, Predictor.from_weights(temporary, allow_program=True), images)
-        if not agreement.difference <= TOLERANCE[precision]:
+        if not max(agreement.difference, agreement.novelty) <= TOLERANCE[precision]:
             raise RunError(
-                f"the exported model disagrees: a probability differs by {agreement.difference:.2g}",
+                f"the exported model disagrees: a probability differs by {agreement.difference:.2g}, "
+                f"a novelty score by {agreement.novelty:.2g} of it",
                 expected=f"at most {TOLERANCE[precision]:g}",
                 fix="report this with the versions of the libraries; nothing was kept",
             )
@@ -140,18 +146,22 @@ def weight_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
 def compare(network: Predictor, served: Predictor, images: Sequence[AnyImage]) -> Agreement:
     """Compares the probabilities of a network and of its export on the same images, in batches of `BATCHES`."""
     spec = network.sidecar.preprocessing
-    rounded = Predictor(replace(network.sidecar, preprocessing=replace(spec, resize_dtype="uint8")), network.backend)
-    difference = rounding = 0.0
+    as_pixels = replace(network.sidecar, preprocessing=replace(spec, resize_dtype="uint8"))
+    rounded = Predictor(as_pixels, network.backend, novelty=network.novelty if served.novelty else None)
+    difference = rounding = novelty = 0.0
     same = total = 0
     with progress(None, "comparing", len(images) * len(BATCHES), "image") as bar:
         for size in BATCHES:
             for start in range(0, len(images), size):
                 group = [network.decode(image) for image in images[start : start + size]]
-                expected = rounded.head.probabilities(rounded.logits(group))
+                logits, scores = rounded.logits_and_novelty(rounded.input_of(group))
+                expected = rounded.head.probabilities(logits)
                 outputs = served.backend.outputs(served.input_of(group))  # type: ignore[union-attr]
                 by_head = served.head.probabilities(outputs["logits"])
                 for probs in (by_head, outputs["probabilities"]):
                     difference = max(difference, float(np.abs(probs - expected).max()))
+                if scores is not None and served.novelty is not None:
+                    novelty = max(novelty, float(np.abs(served.novelty(outputs) / scores - 1).max()))
                 equal = served.head.decide(by_head) == network.head.decide(expected)
                 same += int(equal.reshape(len(group), -1).all(axis=1).sum())
                 total += len(group)
@@ -159,7 +169,7 @@ def compare(network: Predictor, served: Predictor, images: Sequence[AnyImage]) -
                     exact = network.head.probabilities(network.logits(group))
                     rounding = max(rounding, float(np.abs(exact - expected).max()))
                 bar.update(len(group))
-    return Agreement(len(images), BATCHES, difference, same / total, rounding)
+    return Agreement(len(images), BATCHES, difference, same / total, rounding, novelty)
 
 
 def comparison_images(sidecar: Sidecar, images: Sequence[AnyImage]) -> Sequence[AnyImage]:

@@ -14,6 +14,7 @@ from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.deployment.graph import KNOWN, pixels_graph
 from paddle_medcls.deployment.graph_models import OPSET, to_onnx, to_openvino
 from paddle_medcls.deployment.predictor import Predictor
+from paddle_medcls.models.novelty import novelty_of
 from paddle_medcls.models.output_head import TINY
 from paddle_medcls.preprocessing.augmentation import flip_axes
 
@@ -115,6 +116,11 @@ def _write_openvino(predictor: Predictor, folder: Path, name: str) -> None:
 WRITERS = {"paddle": _write_paddle, "onnx": _write_onnx, "openvino": _write_openvino}
 
 
+def gives_novelty(predictor: Predictor, form: str) -> bool:
+    """Whether an export of this form computes the novelty score: those that `graph` makes of a single model."""
+    return predictor.novelty is not None and form != "paddle" and _is_known(predictor)
+
+
 def _is_known(predictor: Predictor) -> bool:
     return all(model.sidecar.network.model in KNOWN for model in predictor.members or [predictor])
 
@@ -122,7 +128,8 @@ def _is_known(predictor: Predictor) -> bool:
 def _graph(predictor: Predictor):
     models = predictor.members or [predictor]
     states = [{key: value.numpy() for key, value in one.model.state_dict().items()} for one in models]
-    return pixels_graph([(one.sidecar, state) for one, state in zip(models, states)], "the network")
+    novelty = novelty_of(predictor.path, predictor.sidecar) if predictor.path and predictor.novelty else None
+    return pixels_graph([(one.sidecar, state) for one, state in zip(models, states)], "the network", novelty)
 
 
 def _through_paddle2onnx(predictor: Predictor, folder: Path, name: str):

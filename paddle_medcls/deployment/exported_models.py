@@ -31,7 +31,7 @@ MAX_BYTES = {"onnx": 2 << 30, "openvino": 64 << 20, "paddle": 2 << 30}
 """Largest file that an export of a form may be opened by; of OpenVINO the XML, whose arrays lie in a file beside it."""
 MAX_NODES = 100_000  # ResNet-152 has about 400
 _CONTROL_FLOW = ("Loop", "Scan", "If", "TensorIterator")
-_ENDS = ("image", "uint8", ("logits", "probabilities"))
+_ENDS = ("image", "uint8", {"logits", "probabilities"})
 
 
 def open_model(folder: Path, name: str, form: str, precision: str, num_outputs: int) -> InferenceBackend:
@@ -68,7 +68,7 @@ def _to_pixels(x: np.ndarray) -> np.ndarray:
 
 def _check_ends(path: Path, image: str, kind: str, outputs: tuple[str, ...]) -> None:
     """Refuses a model that does not take pixels and give probabilities and logits, as those of version 0.1."""
-    if (image, kind, tuple(sorted(outputs))) != _ENDS:
+    if (image, kind, {*outputs} - {"novelty"}) != _ENDS or len(outputs) != len({*outputs}):
         raise WeightsError(
             f"{path}: the model takes {image} ({kind}) and gives {', '.join(outputs)}",
             expected="image (uint8) and probabilities, logits; version 0.1 exported otherwise",

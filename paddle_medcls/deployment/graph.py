@@ -9,7 +9,7 @@ other networks are Paddle's.
 |---|---|---|---|
 | `convolution` | weight (O, I, k, k), bias (O,) | stride, padding | (N, O, h, w) |
 | `linear` | weight (I, O), bias (O,) | | (N, O) |
-| `relu`, `sigmoid`, `softmax` (axis 1), `log`, `add` | | | as the input |
+| `relu`, `sigmoid`, `softmax` (axis 1), `log`, `sqrt`, `add`, `multiply` | | | as the input |
 | `max_pool` | | kernel, stride, padding | (N, C, h, w) |
 | `pool_to` | rows (a, h), columns (w, b) | | rows @ x @ columns: (N, C, a, b) |
 | `mean` | | axes, which disappear | |
@@ -31,6 +31,7 @@ import numpy as np
 
 from paddle_medcls.core.errors import SetupError
 from paddle_medcls.models.network import Network
+from paddle_medcls.models.novelty import Novelty
 from paddle_medcls.models.output_head import TINY
 from paddle_medcls.models.weights import check_arrays
 from paddle_medcls.preprocessing.augmentation import flip_axes
@@ -213,7 +214,9 @@ def logits_graph(sidecar: Sidecar, state: dict[str, np.ndarray], name: object, f
     return Graph("float32", shape, tuple(operations), ends)
 
 
-def pixels_graph(models: Sequence[tuple[Sidecar, dict[str, np.ndarray]]], name: object) -> Graph:
+def pixels_graph(
+    models: Sequence[tuple[Sidecar, dict[str, np.ndarray]]], name: object, novelty: Novelty | None = None
+) -> Graph:
     """From pixels `image` (N, S, S, C) uint8, RGB or grey, to `logits` and `probabilities` (N, classes).
 
     Channel order, mean, std, flips and temperature of each sidecar are inside, and the average of several models.
@@ -221,17 +224,20 @@ def pixels_graph(models: Sequence[tuple[Sidecar, dict[str, np.ndarray]]], name: 
     Args:
         models: the sidecar and the arrays of each, as for `logits_graph`.
         name: of the model, for messages.
+        novelty: of a single model: also give `novelty` (N, 1), its score.
     """
     sidecar = models[0][0]
     operations: list[Operation] = []
     pixels = _add(operations, "cast", 0)
     ends = [_add_model(operations, pixels, *model, name) for model in models]
-    probabilities, logits = ends[0]
+    probabilities, logits, features = ends[0]
     if len(ends) > 1:
-        probabilities, logits = _add_average(operations, [one for one, _ in ends], sidecar)
+        probabilities, logits = _add_average(operations, [one[0] for one in ends], sidecar)
     spec = sidecar.preprocessing
     shape = (spec.size_px, spec.size_px, spec.num_channels)
     outputs = {"probabilities": (probabilities, len(sidecar.classes)), "logits": (logits, sidecar.head.num_outputs)}
+    if novelty is not None:
+        outputs["novelty"] = (_add_novelty(operations, features, novelty), 1)
     return Graph("uint8", shape, tuple(operations), outputs)
 
 
@@ -245,22 +251,48 @@ def _add(
 
 def _add_model(
     operations: list[Operation], pixels: int, sidecar: Sidecar, state: dict[str, np.ndarray], name: object
-) -> tuple[int, int]:
-    """Adds a model from pixels (N, S, S, C) float32; gives the numbers of its probabilities and logits."""
+) -> tuple[int, int, int]:
+    """Adds a model from pixels (N, S, S, C) float32; gives the numbers of its probabilities, logits and features."""
     spec, x = sidecar.preprocessing, pixels
     if spec.channels == "bgr":
         x = _add(operations, "take", x, array=[2, 1, 0], numbers=(3,))
     x = _add(operations, "subtract", x, array=np.array(spec.mean, np.float32).reshape(1, 1, 1, -1))
     x = _add(operations, "divide", x, array=np.array(spec.std, np.float32).reshape(1, 1, 1, -1))
     x = _add(operations, "transpose", x, numbers=(0, 3, 1, 2))
-    logits = _add_network(operations, x, sidecar, state, name)["logits"][0]
+    ends = _add_network(operations, x, sidecar, state, name)
+    logits, features = ends["logits"][0], ends["features"][0]
     z = _add(operations, "divide", logits, array=np.array([sidecar.temperature], np.float32))
     if sidecar.loss == "softmax":
-        return _add(operations, "softmax", z), logits
+        return _add(operations, "softmax", z), logits, features
     if sidecar.task == "binary":  # class 0 has the logit -z
         negative = _add(operations, "divide", z, array=np.array([-1], np.float32))
         z = _add(operations, "concat", negative, z, numbers=(1,))
-    return _add(operations, "sigmoid", z), logits
+    return _add(operations, "sigmoid", z), logits, features
+
+
+def _add_novelty(operations: list[Operation], features: int, novelty: Novelty) -> int:
+    """Adds `Novelty.scores` of features (N, channels); gives the number of its value (N, 1)."""
+
+    def linear(x: int, weight: np.ndarray) -> int:  # weight (inside, outside)
+        bias = np.zeros(weight.shape[1], np.float32)
+        operations.append(Operation("linear", (x,), (np.ascontiguousarray(weight), bias)))
+        return len(operations)
+
+    def mean_square(x: int, scale: object) -> int:
+        x = _add(operations, "divide", x, array=np.asarray(scale, np.float32).reshape(1, -1))
+        return _add(operations, "mean", _add(operations, "multiply", x, x), numbers=(1,))
+
+    total, start = 0, 0
+    for mean, axes, scales, rest in zip(novelty.means, novelty.axes, novelty.scales, novelty.rests):
+        stage = _add(operations, "take", features, array=np.arange(start, start + len(mean)), numbers=(1,))
+        centred = _add(operations, "subtract", stage, array=mean.reshape(1, -1))
+        along = linear(centred, axes.T)
+        beside = _add(operations, "subtract", centred, linear(along, axes))
+        for term in (mean_square(along, scales), mean_square(beside, rest / np.sqrt(len(mean)))):
+            total = _add(operations, "add", total, term) if total else term
+        start += len(mean)
+    total = _add(operations, "divide", total, array=np.array([2 * len(novelty.means)], np.float32))
+    return _add(operations, "reshape", _add(operations, "sqrt", total), numbers=(-1, 1))
 
 
 def _add_average(operations: list[Operation], probabilities: Sequence[int], sidecar: Sidecar) -> tuple[int, int]:

@@ -45,9 +45,9 @@ def _openvino_node(ops, operation: Operation, inputs: list):
         return ops.add(ops.matmul(x, arrays[0], False, False), arrays[1])
     if kind == "pool_to":
         return ops.matmul(ops.matmul(arrays[0], x, False, False), arrays[1], False, False)
-    if kind in ("relu", "sigmoid", "log"):
+    if kind in ("relu", "sigmoid", "log", "sqrt"):
         return getattr(ops, kind)(x)
-    if kind in ("add", "subtract", "divide"):
+    if kind in ("add", "subtract", "multiply", "divide"):
         return getattr(ops, kind)(x, arrays[0] if arrays else inputs[1])
     if kind == "take":
         return ops.gather(x, arrays[0], ops.constant(np.array(numbers[0])))
@@ -96,7 +96,7 @@ def _onnx_nodes(helper, operation: Operation, inputs: list[str], constant_names:
         first = helper.make_node("MatMul", [constant_names[0], *inputs], [product])
         return [first, helper.make_node("MatMul", [product, constant_names[1]], [output])]
     name = {"subtract": "Sub", "divide": "Div", "linear": "Gemm", "take": "Gather", "convolution": "Conv"}.get(kind)
-    name = name or {"max_pool": "MaxPool", "mean": "ReduceMean"}.get(kind, kind.capitalize())
+    name = name or {"max_pool": "MaxPool", "mean": "ReduceMean", "multiply": "Mul"}.get(kind, kind.capitalize())
     fields: dict = {}
     if kind == "convolution":
         fields = {"strides": [numbers[0]] * 2, "pads": [numbers[1]] * 4}

@@ -27,7 +27,7 @@ from paddle_medcls.deployment.inference_engines import (
     resolve_precision,
 )
 from paddle_medcls.models.network import MODELS
-from paddle_medcls.models.novelty import Novelty, novelty_of, novelty_path
+from paddle_medcls.models.novelty import novelty_of, novelty_path
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.models.sidecar import Sidecar, find_model, form_of, pixels_spec, sidecar_of
 from paddle_medcls.models.weight_layouts import recognise
@@ -75,7 +75,7 @@ class Opened(NamedTuple):
     notes: Sequence[str] = ()
     load_network: Callable[[], PaddleNetwork] | None = None
     path: Path | None = None
-    novelty: Novelty | None = None
+    novelty: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None
 
 
 def open_trained(
@@ -120,13 +120,14 @@ def _open_weights(
         state = _read_checked(path, sidecar, engine in ("auto", "openvino"))
     else:
         sidecar, state, notes = _infer_sidecar(path, read_weights(path), recipe)
-    novelty = novelty_of(path, sidecar) if sidecar.novelty else None
-    if sidecar.novelty and novelty is None:
+    fitted = novelty_of(path, sidecar) if sidecar.novelty else None
+    novelty = None if fitted is None else lambda outputs: fitted.scores(outputs["features"])
+    if sidecar.novelty and fitted is None:
         missing = novelty_path(path).name
         notes.append(f"{missing} is missing: images unlike the training images are not told from others")
     for name in _candidates(sidecar.network.model, engine, precision):
         try:
-            graph, outputs = logits_graph(sidecar, state, path, novelty is not None), sidecar.network.num_outputs
+            graph, outputs = logits_graph(sidecar, state, path, fitted is not None), sidecar.network.num_outputs
             backend = compile_graph(graph, name, resolve_precision(name, precision), outputs)
             return Opened(sidecar, backend, notes, lambda: _reload(path, sidecar), path, novelty)
         except SetupError as error:  # of the engine; faults of the weights are the same everywhere
@@ -217,7 +218,19 @@ def _open_export(
     precision = "bf16" if "bf16" in (precision, sidecar.precision) else "f32"
     sidecar.check(path)
     backend = open_model(path.parent, sidecar_path.stem, form, precision, sidecar.network.num_outputs)
-    return Opened(sidecar, backend, path=path)
+    return Opened(sidecar, backend, path=path, novelty=_exported_novelty if sidecar.novelty else None)
+
+
+def _exported_novelty(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """The novelty (N,) that an exported model gives beside its logits."""
+    scores = outputs.get("novelty", np.zeros(0))
+    if scores.shape != (len(outputs["logits"]), 1) or not np.isfinite(scores).all():
+        raise WeightsError(
+            "the model does not give the novelty score that its sidecar promises",
+            expected=f"novelty of shape {(len(outputs['logits']), 1)}, finite",
+            fix="copy all files of the export again from one place",
+        )
+    return scores[:, 0].astype(np.float64)
 
 
 def _infer_sidecar(path: Path, state: dict, recipe: Recipe | None) -> tuple[Sidecar, dict, list[str]]:

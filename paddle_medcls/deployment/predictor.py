@@ -21,7 +21,6 @@ from paddle_medcls.deployment.ensemble import Ensemble, open_ensemble
 from paddle_medcls.deployment.inference_engines import InferenceBackend
 from paddle_medcls.deployment.opening import PaddleNetwork, open_trained
 from paddle_medcls.deployment.prediction import HeatMap, Prediction
-from paddle_medcls.models.novelty import Novelty
 from paddle_medcls.models.output_head import OutputHead, check_finite
 from paddle_medcls.models.sidecar import Sidecar, find_models
 from paddle_medcls.preprocessing.transforms import preprocess, unfit
@@ -42,7 +41,7 @@ class Predictor:
         notes: what was assumed about a file without a sidecar, one line each.
         path: the file that was opened; None for a network in memory and for an average of models.
         members: the models of an average; empty for one model.
-        novelty: scores images by their features; None: the model has none, as exports and averages.
+        novelty: outputs of the backend -> scores (N,), see `models.novelty`; None: the model has none, as averages.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Predictor:
         notes: Sequence[str] = (),
         load_network: Callable[[], PaddleNetwork] | None = None,
         path: Path | None = None,
-        novelty: Novelty | None = None,
+        novelty: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None,
     ) -> None:
         """See `from_weights` for files; `load_network` makes the network in Paddle when heat maps are asked for."""
         self.sidecar = sidecar
@@ -194,7 +193,7 @@ class Predictor:
         if self.novelty is None or isinstance(self.backend, Ensemble):
             return self.backend.logits(x), None
         outputs = self.backend.outputs(x)
-        return outputs["logits"], self.novelty.scores(outputs["features"])
+        return outputs["logits"], self.novelty(outputs)
 
     def possible_classes(self, probs: np.ndarray, coverage: float) -> tuple[str, ...]:
         """The prediction set of one image, see `evaluation.conformal`.

@@ -289,6 +289,8 @@ def _loading(sidecar: Sidecar, form: str, files: Sequence[str]) -> str:
         f"With the Python package paddle_medcls: `medcls predict image.png --weights {name}{flag}`.\n\n{text} "
         f"It takes `image`, uint8 {shape}, {order}, and gives `probabilities`, float32 (N, {len(sidecar.classes)}), "
         f"and `logits`, float32 (N, {sidecar.network.num_outputs}), from which they come."
+        + " `novelty`, float32 (N, 1), says how unlike the training images each image is."
+        * bool(sidecar.novelty)
     )
 
 

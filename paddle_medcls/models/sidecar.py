@@ -138,7 +138,8 @@ class Sidecar:
         temperature: logits are divided by it.
         threshold: in [0, 1]: of class 1 in a binary task, of each label in a multi-label task.
         prediction_sets: calibration of prediction sets, see `evaluation.conformal`; empty without one.
-        novelty: `limit` of the novelty score and `sha256` of its file, see `models.novelty`; empty without one.
+        novelty: `limit` of the novelty score and `sha256` of its file, see `models.novelty`; of an export the limit
+            alone; empty without a score.
         metrics: of the validation split, as `metrics.json` has them.
         labels: reading of the data set's labels, as in the recipe.
         drawn: trained on synthetic images; the name that it has in the files of 0.1.

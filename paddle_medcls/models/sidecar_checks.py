@@ -69,12 +69,10 @@ def faults(sidecar: Sidecar) -> Iterator[tuple[str, str]]:
     expected = "a calibration as eval --calibrate writes it, or nothing"
     yield from check("prediction_sets", sidecar.prediction_sets == {} or _are_sets(sidecar), expected)
     novelty = sidecar.novelty
-    scored = isinstance(novelty, dict) and novelty.keys() == {"limit", "sha256"} and _is_sha256(novelty["sha256"])
-    scored = scored and _is_number(novelty["limit"], 0, 1e6)
-    scored = scored and not sidecar.form
-    yield from check(
-        "novelty", novelty == {} or scored, "a limit of 0 to 1000000 and a sha256, or nothing; nothing for an export"
-    )
+    keys = {"limit"} if sidecar.form else {"limit", "sha256"}  # an export computes the score itself
+    scored = isinstance(novelty, dict) and novelty.keys() == keys and _is_number(novelty["limit"], 0, 1e6)
+    scored = scored and _is_sha256(novelty.get("sha256", "0" * 64))
+    yield from check("novelty", novelty == {} or scored, f"{' and '.join(sorted(keys))}, the limit 0 to 1000000")
     yield from check("drawn", isinstance(sidecar.drawn, bool), "true or false")
     yield from check("sha256", sidecar.sha256 == "" or _is_sha256(sidecar.sha256), "64 hexadecimal digits, or nothing")
     versions = isinstance(sidecar.versions, dict) and len(sidecar.versions) <= 100
