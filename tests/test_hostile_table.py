@@ -25,6 +25,7 @@ import test_dicom
 import test_ensemble
 import test_images
 import test_medmnist
+import test_novelty
 import test_own_images
 import test_predict
 import test_recipe
@@ -46,6 +47,7 @@ from paddle_medcls.data.download import download
 from paddle_medcls.data.own_images import own_images
 from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.evaluation.predictions import read_predictions
+from paddle_medcls.models.novelty import read_novelty
 from paddle_medcls.models.sidecar import Sidecar
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.recipes.recipe import Recipe
@@ -119,6 +121,16 @@ def sidecars() -> Iterator[Case]:
         yield name, written("COVID.json", content, Sidecar.read)
     sidecar = Sidecar(**{**vars(test_weights.SIDECAR), "sha256": "0" * 64})
     yield "weights with another sha256 (a flipped byte, another run)", written("COVID.pdparams", b"x", sidecar.check)
+
+
+def novelty_files() -> Iterator[Case]:
+    for name, array in parameters(test_novelty.test_a_hostile_file_is_refused):
+        shown = "missing" if array is None else f"{array.dtype} {array.shape}, {array.ravel()[:1]}"
+        yield f"{name}: {shown}", lambda folder, n=name, a=array: read_novelty(test_novelty.hostile_file(folder, n, a))
+    yield "5 GiB", lambda folder: read_novelty(test_novelty.huge_file(folder))
+    yield "a pickle", written("COVID.novelty.safetensors", b"cos\nsystem\n(S'touch ran'\ntR.", read_novelty)
+    other = written("COVID.novelty.safetensors", b"x", lambda path: read_novelty(path, "0" * 64))
+    yield "another file than the sidecar describes", other
 
 
 def exports() -> Iterator[Case]:
@@ -401,6 +413,7 @@ def test_the_page_is_what_the_code_does(request: pytest.FixtureRequest, tmp_path
     groups = {
         "Weight files": weights(),
         "Sidecars": sidecars(),
+        "Novelty files": novelty_files(),
         "Exports": exports(),
         "Folders of a cross-validation": cross_validations(tmp_path / "whole"),
         "Runs to resume": runs(*reversed(request.getfixturevalue("half"))),

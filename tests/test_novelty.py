@@ -98,20 +98,30 @@ def test_the_file_is_what_was_fitted(tmp_path: Path) -> None:
     ],
 )
 def test_a_hostile_file_is_refused(tmp_path: Path, name: str, array) -> None:
-    path = tmp_path / "a.safetensors"
+    with pytest.raises(WeightsError, match="not the features|cannot be used"):
+        read_novelty(hostile_file(tmp_path, name, array))
+
+
+def hostile_file(folder: Path, name: str, array: np.ndarray | None) -> Path:
+    """A novelty file with one array in place of another; None: without it."""
+    path = folder / "COVID.novelty.safetensors"
     Novelty.fit(features(), [40, 3]).write(path)
     arrays = safetensors.numpy.load(path.read_bytes())
     arrays.pop(name, None)
     path.write_bytes(safetensors.numpy.save(arrays if array is None else {**arrays, name: array}))
-    with pytest.raises(WeightsError, match="not the features|cannot be used"):
-        read_novelty(path)
+    return path
 
 
 def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
-    with open(tmp_path / "a.safetensors", "wb") as file:
-        file.truncate(5 << 30)
     with pytest.raises(WeightsError, match="at most 67,108,864"):
-        read_novelty(tmp_path / "a.safetensors")
+        read_novelty(huge_file(tmp_path))
+
+
+def huge_file(folder: Path) -> Path:
+    path = folder / "COVID.novelty.safetensors"
+    with open(path, "wb") as file:
+        file.truncate(5 << 30)
+    return path
 
 
 @pytest.mark.parametrize(
