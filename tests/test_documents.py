@@ -19,7 +19,7 @@ from paddle_medcls.cli import COMMANDS
 
 READMES = ("README.md", "README.zh-CN.md")
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*/README.md")],
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*/README*.md")],
     key=lambda path: path.relative_to(ROOT),
 )
 SITE = [*DOCUMENTS, ROOT / "results/README.md"]
