@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -318,6 +319,46 @@ def test_garbage_with_a_right_checksum_is_one_message(exports, tmp_path: Path) -
 def test_an_export_has_no_layers(exports, images) -> None:
     with pytest.raises(WeightsError, match="no layers to look into"):
         opened(exports["paddle"]).heatmaps(images[:1], 0)
+
+
+@pytest.mark.parametrize("layout, form", [("triton", "onnx"), ("openvino-model-server", "openvino")])
+def test_the_folders_of_model_servers(layout: str, form: str, weights, tmp_path: Path, images, capsys) -> None:
+    """The layouts of their documentation; Triton's configuration beside what ONNX Runtime finds in the model."""
+    need(form)
+    repository = tmp_path / "repository"
+    arguments = ["--weights", str(weights), "--format", form, "--layout", layout, "--output", str(repository)]
+    assert export.main(arguments) == 0
+    assert str(repository / "COVID" / "1") in capsys.readouterr().out
+    assert Predictor.from_weights(repository / "COVID" / "1").logits(images).shape == (len(images), 4)
+    assert {path.name for path in repository.iterdir()} == {"COVID"}
+    beside = {path.name for path in (repository / "COVID").iterdir()}
+    if layout != "triton":
+        assert beside == {"1"}
+        return
+    assert beside == {"1", "config.pbtxt", "labels.txt"}
+    config = (repository / "COVID" / "config.pbtxt").read_text()
+    session = inference_engines.onnx_session((repository / "COVID" / "1" / "COVID.onnx").read_bytes())
+    kinds = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
+    ends = [
+        (end.name, kinds[end.type], ", ".join(map(str, end.shape[1:])))
+        for end in (*session.get_inputs(), *session.get_outputs())
+    ]
+    assert re.findall(r'name: "(\w+)", data_type: (\w+), dims: \[ ([\d, ]+) \]', config) == ends
+    assert 'name: "COVID"\n' in config and 'default_model_filename: "COVID.onnx"' in config
+    labels = (repository / "COVID" / "labels.txt").read_text().splitlines()
+    assert labels == list(Predictor.from_weights(weights).sidecar.classes)
+    (repository / "COVID" / "config.pbtxt").write_text(config.replace("16", "8"))
+    assert export.main(arguments) == 1 and "config.pbtxt was changed" in capsys.readouterr().err
+
+
+def test_what_no_server_loads(weights, tmp_path: Path, capsys) -> None:
+    strange = Path(shutil.copytree(weights.parent, tmp_path / "strange"))
+    for path in list(strange.iterdir()):
+        path.rename(strange / path.name.replace("COVID", 'CO"VID'))
+    for file, form in ((weights, "openvino"), (strange / 'CO"VID.pdparams', "onnx")):
+        arguments = ["--weights", str(file), "--format", form, "--layout", "triton", "--output", str(tmp_path / "out")]
+        assert export.main(arguments) == 1 and not (tmp_path / "out").exists()
+    assert "has no --format openvino" in capsys.readouterr().err
 
 
 def test_find_model(weights: Path, tmp_path: Path) -> None:

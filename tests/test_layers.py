@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -106,6 +107,8 @@ def test_tools_only_call_a_command() -> None:
 
 def test_no_other_module_imports_paddle() -> None:
     names = [f"paddle_medcls.{name}" for name in MODULES if name and not f"{name}.".startswith(NEEDS_PADDLE)]
+    if not all(map(importlib.util.find_spec, ("fastapi", "prometheus_client", "python_multipart"))):
+        names.remove("paddle_medcls.web.service")
     assert len(names) > 50
     code = (
         f"import importlib, sys\nfor n in {names}:\n importlib.import_module(n)\n assert 'paddle' not in sys.modules, n"

@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "predict images with a trained model",
     "export": "export a trained model for other programs",
     "app": "show the web page",
+    "serve": "answer over HTTP",
     "gradcam": "draw Grad-CAM heat maps and measure their faithfulness",
     "reproduce": "train recipes with several seeds and write a table",
     "benchmark": "measure speed and memory",

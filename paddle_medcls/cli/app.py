@@ -47,7 +47,7 @@ def _work(args: argparse.Namespace) -> int:
         raise SetupError(f"Streamlit cannot be loaded: {error}", fix="pip install streamlit") from None
     if args.weights and not args.weights.exists():
         raise WeightsError("no such file", path=args.weights, fix="check the path given to --weights")
-    _refuse_taken(args.address, args.port)
+    refuse_taken(args.address, args.port)
     import paddle_medcls.core.paddle_setup  # noqa: F401  in the main thread; errors show before the page opens
 
     print(NOTICE, flush=True)  # Streamlit prints the address
@@ -81,7 +81,7 @@ def _work(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_taken(address: str, port: int) -> None:
+def refuse_taken(address: str, port: int) -> None:
     """Raises SetupError if another program uses the port, or if the address is not one of this machine."""
     from paddle_medcls.core.errors import SetupError
 

@@ -188,11 +188,15 @@ class Sidecar:
             value = functools.reduce(getattr, name.split(), self)
             raise WeightsError(f"{name}: {reprlib.repr(value)}; expected {expected}")
 
-    def write(self, path: Path) -> None:
-        """Writes the JSON file, with `kind` first."""
+    def to_json(self) -> dict:
+        """Returns what the JSON file holds, `kind` first."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values |= {"network": self.network.to_json(), "preprocessing": self.preprocessing.to_json()}
-        write_json(path, {"kind": KIND, **values})
+        return {"kind": KIND, **values}
+
+    def write(self, path: Path) -> None:
+        """Writes the JSON file."""
+        write_json(path, self.to_json())
 
     @staticmethod
     def read(path: Path) -> Sidecar:

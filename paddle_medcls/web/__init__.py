@@ -1,6 +1,6 @@
-"""The web page: `page.py` is the script that Streamlit runs, `texts.py` its texts in English and Chinese.
+"""The HTTP service, `service.py`, and the web page: `page.py` is the script that Streamlit runs, `texts.py` its texts.
 
-It has its own folder because Streamlit puts the folder of its script first in `sys.path`.
+The page has its own folder because Streamlit puts the folder of its script first in `sys.path`.
 """
 
 import ipaddress
