@@ -156,3 +156,17 @@ def test_the_reference_has_every_public_name() -> None:
 def test_the_site_leads_to_every_document() -> None:
     pages = re.findall(r"[\w./-]+\.md\b", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:\n")[2])
     assert sorted(pages) == sorted(named(path) for path in SITE if not path.name.endswith(".zh-CN.md"))
+
+
+def test_the_badges_are_true() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8") + (ROOT / "setup.py").read_text(encoding="utf-8")
+    versions = re.findall(r"Python :: (3\.\d+)", project)
+    shown = (ROOT / "docs/images/badges.svg").read_text(encoding="utf-8")
+    texts = re.findall(r">([^<>]+)</text>", shown)
+    assert (
+        texts[:2] == ["Python", f"{versions[0]} to {versions[-1]}"]
+        and "Apache-2.0" in texts
+        and "Apache-2.0" in project
+    )
+    assert f"Paddle {texts[3].split()[0]}" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert "http" not in shown.replace("http://www.w3.org/2000/svg", "")
