@@ -18,8 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from paddle_medcls.cli.image_arguments import expand
 from paddle_medcls.data.datasets import load_index
+from paddle_medcls.data.image_files import expand
 from paddle_medcls.deployment.graph import logits_graph, stage_channels
 from paddle_medcls.deployment.inference_engines import compile_graph
 from paddle_medcls.deployment.predictor import Predictor

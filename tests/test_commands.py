@@ -220,7 +220,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_an_error_that_nobody_foresaw_is_short_too(monkeypatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("paddle_medcls.cli.image_arguments.expand", lambda _: 1 / 0)
+    monkeypatch.setattr("paddle_medcls.data.image_files.ImageFiles", lambda *_: 1 / 0)
     assert predict.main(["a.png"]) == 1
     assert capsys.readouterr().err.startswith("unexpected ZeroDivisionError: division by zero\n  fix")
     with pytest.raises(ZeroDivisionError):
@@ -261,9 +261,10 @@ def test_ctrl_c_is_one_line(moment: str, tmp_path: Path) -> None:
     wait = "threading.Thread(target=time.sleep, args=(5,)).start()"
     code = {
         "while importing": f"cli.importlib.import_module = lambda _: exec({press!r})",
-        "at work": f"import paddle_medcls.cli.image_arguments as i; i.expand = lambda _: exec({press!r})",
-        "at exit": f"import paddle_medcls.cli.image_arguments as i; i.expand = lambda _: exec({wait!r}) or sys.exit(3)",
+        "at work": f"i.ImageFiles = lambda *_: exec({press!r})",
+        "at exit": f"i.ImageFiles = lambda *_: exec({wait!r}) or sys.exit(3)",
     }[moment]
+    code = f"import paddle_medcls.data.image_files as i; {code}"
     start = "import os, signal, sys, threading, time; from paddle_medcls import cli\n"
     start += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores Ctrl-C
     end = "try: code = cli.main(['predict', 'x'])\nfinally: print('over', flush=True)\nsys.exit(code)"

@@ -23,12 +23,12 @@ from pydicom.encaps import encapsulate  # noqa: E402
 from pydicom.filewriter import write_file_meta_info  # noqa: E402
 from pydicom.sequence import Sequence  # noqa: E402
 
-from paddle_medcls.cli.image_arguments import expand  # noqa: E402
 from paddle_medcls.core.errors import DataError  # noqa: E402
 from paddle_medcls.core.paddle_setup import paddle  # noqa: E402
 from paddle_medcls.data.decode import decode_image, image_mode, image_size, read_image  # noqa: E402
 from paddle_medcls.data.dicom import _can_decode  # noqa: E402
 from paddle_medcls.data.dicom_display import window  # noqa: E402
+from paddle_medcls.data.image_files import expand  # noqa: E402
 from paddle_medcls.deployment.predictor import PaddleNetwork, Predictor  # noqa: E402
 from paddle_medcls.models.network import Network  # noqa: E402
 from paddle_medcls.models.sidecar import Sidecar  # noqa: E402

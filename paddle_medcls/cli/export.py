@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parity(args: argparse.Namespace) -> int:
     from prettytable import PrettyTable
 
-    from paddle_medcls.cli.image_arguments import expand
     from paddle_medcls.core.paddle_setup import select_device
+    from paddle_medcls.data.image_files import expand
     from paddle_medcls.deployment.parity import all_ways
     from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import NOTICE
@@ -67,9 +67,9 @@ def _parity(args: argparse.Namespace) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    from paddle_medcls.cli.image_arguments import expand
     from paddle_medcls.core.files import write_text
     from paddle_medcls.core.paddle_setup import select_device
+    from paddle_medcls.data.image_files import expand
     from paddle_medcls.deployment.export import export, weight_files
     from paddle_medcls.deployment.export_writers import gives_novelty
     from paddle_medcls.deployment.layouts import server_files

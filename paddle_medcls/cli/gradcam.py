@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    from paddle_medcls.cli.image_arguments import expand
     from paddle_medcls.core.paddle_setup import select_device
+    from paddle_medcls.data.image_files import expand
     from paddle_medcls.deployment.heatmaps import HeatMapOptions, heat_maps
     from paddle_medcls.deployment.predictor import Predictor
     from paddle_medcls.deployment.trained_models import newest_weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from paddle_medcls.cli.common import (
@@ -17,6 +17,7 @@ from paddle_medcls.cli.common import (
     parser,
     run,
 )
+from paddle_medcls.core.hardware import usable_cores
 
 TEXT = """Predicts images with a trained model. Standard output holds the table, or one JSON object a
 line, and nothing else; below the table a line for each image that is unlike the training images.
@@ -40,34 +41,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--csv", type=Path, metavar="FILE", help="also write image, label and all probabilities")
     p.add_argument("--pictures", type=Path, metavar="DIR", help="each image beside its probabilities, as a picture")
     p.add_argument("--gradcam", type=Path, metavar="DIR", help="each image with the heat map of its class (Grad-CAM)")
+    p.add_argument("--list", type=Path, metavar="FILE", help="also the images of a list, one path a line")
+    many = p.add_argument_group("very many images, see docs/several-machines.md")
+    many.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write files of rows there, in place of a table; the same command resumes",
+    )
+    many.add_argument("--shard-rows", type=int, metavar="N", help="images of a file (default: 100,000)")
+    many.add_argument("--format", choices=("parquet", "csv"), help="default: parquet where pyarrow is installed")
     p.add_argument("--batch-size", type=int, default=16, help="images computed at once (default: 16)")
-    p.add_argument("--workers", type=int, default=2, help="threads that read images")
+    p.add_argument("--workers", type=int, metavar="N", help="threads that read images (default: one a core)")
     add_engine_options(p)
     args = p.parse_args(argv)
-    args.images = images_behind_weights(args)
-    if not args.images:
-        p.error("the following arguments are required: IMAGE")
-    if args.topk < 1 or args.batch_size < 1:
-        p.error("--topk and --batch-size must be at least 1")
+    args.images, args.workers = images_behind_weights(args), args.workers or usable_cores()
+    if not args.images and not args.list:
+        p.error("the following arguments are required: IMAGE or --list FILE")
+    if min(args.topk, args.batch_size, 1 if args.shard_rows is None else args.shard_rows) < 1:
+        p.error("--topk, --batch-size and --shard-rows must be at least 1")
+    if args.output and (args.json or args.csv or args.pictures or args.gradcam or args.topk > 1):
+        p.error("--output: not with --json, --csv, --pictures, --gradcam and --topk")
+    if not args.output and (args.shard_rows or args.format):
+        p.error("--shard-rows and --format need --output")
     return run(_work, args)
 
 
 def _work(args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from paddle_medcls.cli.image_arguments import expand
-    from paddle_medcls.core.errors import DataError, RecipeError, WeightsError, command, printable
-    from paddle_medcls.core.files import picture_names, write_csv
-    from paddle_medcls.core.progress import progress
-    from paddle_medcls.deployment.prediction import Disagreement, prediction_row
+    from paddle_medcls.core.errors import printable
+    from paddle_medcls.data.image_files import ImageFiles
+    from paddle_medcls.deployment.prediction import check_options
     from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
 
-    paths = expand(args.images)
+    images = ImageFiles(args.images, args.list)
+    paths = [] if args.output else [Path(path) for path in images]  # a missing file is found before the model is opened
     weights = args.weights or [newest_weights(Path("runs"))]
     predictor = open_predictor(weights, args)
     sidecar = predictor.sidecar
-    _check(predictor, args)
+    check_options(sidecar, predictor.novelty is not None, args.coverage, args.refuse)
     model_text = (
         f"({predictor.engine}, {predictor.precision}); data set {sidecar.dataset}; classes {', '.join(sidecar.classes)}"
     )
@@ -78,7 +90,37 @@ def _work(args: argparse.Namespace) -> int:
         NOTICE,
     ]
     print(*map(printable, notes), sep="\n", file=sys.stderr)
-    rows, failed, without_map = [], 0, ""
+    return _write_shards(predictor, images, args) if args.output else _show(predictor, paths, args)
+
+
+def _write_shards(predictor, images: Iterable[str], args: argparse.Namespace) -> int:
+    from paddle_medcls.deployment.sharded_prediction import ShardOptions, predict_shards
+
+    options = ShardOptions(
+        args.shard_rows or ShardOptions.rows,
+        args.format or "",
+        args.coverage,
+        args.refuse,
+        args.batch_size,
+        args.workers,
+    )
+    predicted, unreadable = predict_shards(predictor, images, args.output, options)
+    print(f"{predicted:,} image(s) predicted: {args.output / 'predictions-*'}")
+    if unreadable:
+        print(f"{unreadable:,} file(s) could not be read: {args.output / 'errors-*'}", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def _show(predictor, paths: list[Path], args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from paddle_medcls.core.errors import DataError, RecipeError, WeightsError, command
+    from paddle_medcls.core.files import picture_names, write_csv
+    from paddle_medcls.core.progress import progress
+    from paddle_medcls.deployment.prediction import prediction_row, table_columns, table_row
+
+    rows: list[dict] = []
+    cells, failed, without_map = [], 0, ""
     pictures, heat_maps = picture_names(paths, "prediction"), picture_names(paths, "gradcam")
     with progress(None, "predicting", len(paths), "image", len(paths) > args.batch_size) as bar:
         for path, image, prediction in predictor.predict_decoded(paths, args.batch_size, args.workers):
@@ -90,30 +132,24 @@ def _work(args: argparse.Namespace) -> int:
             probs = prediction.probs
             if args.coverage is not None:
                 prediction = replace(prediction, prediction_set=predictor.possible_classes(probs, args.coverage))
-            row = prediction_row(path, prediction, sidecar, args.topk, args.refuse)
-            rows.append((row, [round(float(p), 8) for p in probs]))
+            rows.append(prediction_row(path, prediction, predictor.sidecar, args.topk, args.refuse))
+            cells.append(table_row(path, prediction, args.refuse))
             if args.pictures:
-                _picture(args.pictures / pictures[path], path, image, rows[-1][0], sidecar)
+                _picture(args.pictures / pictures[path], path, image, rows[-1], predictor.sidecar)
             if args.gradcam and not without_map:
                 try:
                     _heat_map(args.gradcam / heat_maps[path], image, probs, predictor)
                 except (RecipeError, WeightsError) as error:  # no layer suits: true of every image
                     without_map = error.what
             if args.json:
-                bar.write(_json_line(rows[-1][0]), file=sys.stdout)
+                bar.write(_json_line(rows[-1]), file=sys.stdout)
                 sys.stdout.flush()
     if rows and not args.json:
-        print(_table([row for row, _ in rows], args.topk))
+        print(_table(rows, args.topk))
         print(*_unlike(rows, predictor), sep="", end="")
     if args.csv:
-        extra = [name for name in EXTRA if rows and name in rows[0][0]]
-        header = ["image", "label", *sidecar.classes, *extra, *(Disagreement._fields if predictor.members else ())]
-        cells = [
-            [row["image"], _cell(row["label"]), *probs, *(_cell(row[name]) for name in extra)]
-            + list(row.get("disagreement", {}).values())
-            for row, probs in rows
-        ]
-        write_csv(args.csv, header, cells)
+        kinds = args.coverage is not None, predictor.novelty is not None, bool(predictor.members)
+        write_csv(args.csv, [name for name, _ in table_columns(predictor.sidecar, *kinds)], cells)
     if failed:
         print(f"{failed} of {len(paths)} file(s) could not be read", file=sys.stderr)
     if without_map:
@@ -121,39 +157,18 @@ def _work(args: argparse.Namespace) -> int:
     return 1 if failed or without_map else 0
 
 
-EXTRA = ("prediction_set", "in_distribution", "novelty")
-"""Keys that only some models or options give, and columns of the CSV file."""
-
-
-def _check(predictor, args: argparse.Namespace) -> None:
-    """Refuses options that the model cannot serve, before any image is read."""
-    from paddle_medcls.core.errors import RunError
-
-    if args.coverage is not None:
-        from paddle_medcls.evaluation.conformal import check_coverage, require_calibration
-
-        check_coverage(args.coverage)
-        require_calibration(predictor.sidecar.prediction_sets)
-    if args.refuse and predictor.novelty is None:
-        raise RunError(
-            "--refuse: this model cannot tell which images are unlike its training images",
-            expected="weights with their .novelty.safetensors file, or their ONNX or OpenVINO export; no average",
-            fix="leave --refuse out, or train again with this version",
-        )
-
-
 def _cell(value: object) -> object:
-    """A value of a row for a CSV file: several labels as "a; b", no label as nothing."""
+    """A value of a row for the table: several labels as "a; b", no label as nothing."""
     if isinstance(value, list):
         return "; ".join(value)
     return "" if value is None else value
 
 
-def _unlike(rows: list[tuple[dict, list[float]]], predictor) -> Iterator[str]:
+def _unlike(rows: list[dict], predictor) -> Iterator[str]:
     """A line for each image that is unlike the training images."""
     from paddle_medcls.core.errors import printable
 
-    for row, _ in rows:
+    for row in rows:
         if row.get("in_distribution") is False:
             limit = predictor.sidecar.novelty["limit"]
             score = f"(score {row['novelty']:.4g}, limit {limit:.4g})"

@@ -5,6 +5,7 @@ Also bounded, strict reading of untrusted files.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -18,10 +19,10 @@ import tempfile
 import typing
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from paddle_medcls.core.errors import SetupError
+from paddle_medcls.core.errors import RunError, SetupError
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 """Names of recipes, data sets and readings of labels: they become parts of file names."""
@@ -80,6 +81,43 @@ def remove_abandoned(folder: str | Path) -> None:
     for file, match in files:
         if match and not _is_running(int(match[1])):
             file.unlink(missing_ok=True)  # another process may remove it at the same time
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, work: str) -> Iterator[None]:
+    """Creates a folder and locks it; the lock ends with the process. At the end an empty folder is removed.
+
+    Args:
+        work: what a process with the lock does, for the message of the others.
+
+    Raises:
+        RunError: another process has the lock, or there can be no such folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be used as a folder: {error.strerror}", fix="give another") from None
+    try:
+        _lock(handle, folder, work)
+        yield
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # where the work failed before it wrote anything; else it is not empty
+
+
+def _lock(handle: int, folder: Path, work: str) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return  # Windows has no lock on a folder
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"{folder}: another process {work}", fix="wait for its end") from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def _is_running(pid: int) -> bool:

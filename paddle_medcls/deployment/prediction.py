@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from paddle_medcls.core.errors import RunError
 from paddle_medcls.data.decode import write_png
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.models.sidecar import Sidecar
@@ -97,6 +98,57 @@ def prediction_row(
     if prediction.disagreement:
         disagreement = prediction.disagreement._asdict()
         row["disagreement"] = {**disagreement, "sd": round(disagreement["sd"], 6)}
+    return row
+
+
+def check_options(sidecar: Sidecar, scores_novelty: bool, coverage: float | None, refuse: bool) -> None:
+    """Refuses options of a prediction that the model cannot serve, before any image is read.
+
+    Args:
+        scores_novelty: whether the model tells which images are unlike its training images.
+        coverage: of prediction sets; None: there are none.
+        refuse: whether images that are unlike the training images get no label.
+
+    Raises:
+        RunError: see `Predictor.possible_classes`; nothing to refuse by.
+    """
+    if coverage is not None:
+        from paddle_medcls.evaluation.conformal import check_coverage, require_calibration
+
+        check_coverage(coverage)
+        require_calibration(sidecar.prediction_sets)
+    if refuse and not scores_novelty:
+        raise RunError(
+            "--refuse: this model cannot tell which images are unlike its training images",
+            expected="weights with their .novelty.safetensors file, or their ONNX or OpenVINO export; no average",
+            fix="leave --refuse out, or train again with this version",
+        )
+
+
+def table_columns(sidecar: Sidecar, with_set: bool, with_novelty: bool, with_models: bool) -> list[tuple[str, type]]:
+    """The columns of a table of predictions: (name, type of its values).
+
+    Args:
+        with_set, with_novelty, with_models: whether the predictions have a prediction set, a novelty score, and the
+            disagreement of several models.
+    """
+    columns: list[tuple[str, type]] = [("image", str), ("label", str), *((name, float) for name in sidecar.classes)]
+    columns += [("prediction_set", str)] if with_set else []
+    columns += [("in_distribution", bool), ("novelty", float)] if with_novelty else []
+    return columns + ([("sd", float), ("same_label", int), ("models", int)] if with_models else [])
+
+
+def table_row(image: object, prediction: Prediction, refuse: bool = False) -> list:
+    """The values of an image for `table_columns`; several labels are "a; b", a refused label is None."""
+    refused = refuse and not prediction.in_distribution
+    row: list = [str(image), None if refused else prediction.label]
+    row += [round(p, 8) for p in prediction.probabilities.values()]
+    if prediction.prediction_set is not None:
+        row.append("; ".join(prediction.prediction_set))
+    if prediction.novelty is not None:
+        row += [prediction.in_distribution, round(prediction.novelty, 4)]
+    if prediction.disagreement is not None:
+        row += [round(prediction.disagreement.sd, 6), *prediction.disagreement[1:]]
     return row
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, TypeVar, Union
 
 import numpy as np
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 AnyImage = Union[np.ndarray, str, Path, bytes]
 """Pixels, uint8 RGB (H, W, 3) or grey (H, W) or (H, W, 1); or an image file, by its path or its bytes."""
+AnyPath = TypeVar("AnyPath", str, Path)
 
 
 class Predictor:
@@ -144,11 +145,14 @@ class Predictor:
 
     def input_of(self, images: Sequence[AnyImage]) -> np.ndarray:
         """Images -> the network's input x (N, C, S, S) float32, channels in the order that it was trained with."""
-        spec = self.sidecar.preprocessing
         if isinstance(images, (str, bytes, Path)) or (isinstance(images, np.ndarray) and images.ndim < 4):
             raise DataError("one image was given where a list of images is expected", fix="pass [image]")
-        pixels = (self.decode(image, f"image {number}") for number, image in enumerate(images))
-        return np.stack([preprocess(to_channels(image, spec.channels), spec) for image in pixels])
+        return np.stack([self._input_of_one(self.decode(image, f"image {k}")) for k, image in enumerate(images)])
+
+    def _input_of_one(self, pixels: np.ndarray) -> np.ndarray:
+        """A `decode`d image -> the network's input x (C, S, S)."""
+        spec = self.sidecar.preprocessing
+        return preprocess(to_channels(pixels, spec.channels), spec)
 
     def predict(self, image: AnyImage, coverage: float | None = None, name: object = None) -> Prediction:
         """The prediction for one image: `.label`, `.probability`, `.probabilities`, `.in_distribution`, `.notes`, …
@@ -324,15 +328,30 @@ class Predictor:
             yield from (list(zip(group, images)) for group, images in loaded)
 
     def predict_decoded(
-        self, paths: Sequence[Path], batch_size: int = 16, workers: int = 2
-    ) -> Iterable[tuple[Path, np.ndarray | None, Prediction | DataError]]:
-        """Yields (path, decoded image, prediction) in order; for an unreadable file (path, None, its error)."""
-        for group in self.read_files(paths, batch_size, workers):
-            names = [path for path, image in group if not isinstance(image, DataError)]
-            readable = [image for _, image in group if not isinstance(image, DataError)]
-            found = iter(self.predictions(self.input_of(readable), names) if readable else ())
-            for path, image in group:
-                yield (path, None, image) if isinstance(image, DataError) else (path, image, next(found))
+        self, paths: Sequence[AnyPath], batch_size: int = 16, workers: int = 2, keep_images: bool = True
+    ) -> Iterable[tuple[AnyPath, np.ndarray | None, Prediction | DataError]]:
+        """Yields (path, decoded image, prediction) in order; for an unreadable file (path, None, its error).
+
+        Args:
+            workers: threads that decode, scale and normalise images while the network computes.
+            keep_images: False: None in place of the decoded images, which may be large.
+        """
+
+        def read(path: AnyPath) -> tuple[np.ndarray | None, np.ndarray | DataError]:
+            try:
+                image = self.decode(path)
+            except DataError as error:
+                return None, error
+            return image if keep_images else None, self._input_of_one(image)
+
+        groups = (paths[start : start + batch_size] for start in range(0, len(paths), batch_size))
+        with contextlib.closing(read_ahead(read, groups, max(1, workers), 1)) as loaded:
+            for group, results in loaded:
+                names = [path for path, (_, x) in zip(group, results) if not isinstance(x, DataError)]
+                inputs = [x for _, x in results if not isinstance(x, DataError)]
+                found = iter(self.predictions(np.stack(inputs), names) if inputs else ())
+                for path, (image, x) in zip(group, results):
+                    yield (path, None, x) if isinstance(x, DataError) else (path, image, next(found))
 
 
 def load_predictor(

@@ -15,7 +15,7 @@ import numpy as np
 
 from paddle_medcls import __version__
 from paddle_medcls.core.errors import RunError
-from paddle_medcls.core.files import read_json, remove_abandoned
+from paddle_medcls.core.files import locked_folder, read_json, remove_abandoned
 from paddle_medcls.core.paddle_setup import paddle
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import load_strict, read_weights
@@ -41,13 +41,7 @@ def locked(run_dir: Path, resume: bool, first: bool = True) -> Iterator[None]:
     if not first:
         yield
         return
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(run_dir, os.O_RDONLY)
-    except OSError as error:
-        raise RunError(f"{run_dir} cannot be used as a run directory: {error.strerror}", fix="give another") from None
-    try:
-        _lock(handle, run_dir)
+    with locked_folder(run_dir, "is training in this run directory"):
         if not resume:
             refuse_taken(run_dir)
         for folder in (run_dir, run_dir / "last"):
@@ -55,25 +49,6 @@ def locked(run_dir: Path, resume: bool, first: bool = True) -> Iterator[None]:
         for leftover in run_dir.glob("last/.state.safetensors.*"):  # of version 0.1
             leftover.unlink(missing_ok=True)
         yield
-    finally:
-        os.close(handle)
-        with contextlib.suppress(OSError):
-            run_dir.rmdir()  # where the run failed before it wrote anything; else it is not empty
-
-
-def _lock(handle: int, run_dir: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        return  # Windows has no lock on a folder
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunError(
-            f"{run_dir}: another process is training in this run directory", fix="wait for its end"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
 
 
 def refuse_taken(run_dir: Path) -> None:
