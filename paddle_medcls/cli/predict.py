@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="write files of rows there, in place of a table; the same command resumes",
     )
     many.add_argument("--shard-rows", type=int, metavar="N", help="images of a file (default: 100,000)")
-    many.add_argument("--format", choices=("parquet", "csv"), help="default: parquet where pyarrow is installed")
+    many.add_argument(
+        "--format", choices=("parquet", "csv"), help="of these files (default: parquet where pyarrow is installed)"
+    )
     p.add_argument("--batch-size", type=int, default=16, help="images computed at once (default: 16)")
     p.add_argument("--workers", type=int, metavar="N", help="threads that read images (default: one a core)")
     add_engine_options(p)
