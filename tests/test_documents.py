@@ -1,6 +1,7 @@
 """The documents against the code: links, files, commands and options that they name exist.
 
 docs/commands.md is generated: `python -m pytest tests/test_documents.py --update-docs` writes it again.
+page.zh-CN.md is page.md in Chinese. A change belongs in both; the code, links and numbers of both are compared.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import functools
 import importlib
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,9 @@ SITE = [*DOCUMENTS, ROOT / "results/README.md"]
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]+)(?:#[^)]*)?\)")
 FILE = re.compile(r"\b((?:paddle_medcls|tools|tests|benchmarks|docs|datasets)/[\w./-]*\w\.(?:py|md|json|txt))\b")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.M | re.S)
+NUMBER = re.compile(r"(?<![A-Za-z\d])\.?\d[\d,.]*")  # but for those that end a word: bf16, uint8
+ENGLISH_ONLY = ["docs/commands.md", "docs/hostile-inputs.md", "docs/reference.md", "results/README.md"]  # generated
 MADE_BY_COMMANDS = ("datasets/",)  # but for their pages, files in it are the user's
 
 
@@ -53,7 +58,7 @@ def test_links_and_files_exist(path: Path) -> None:
 def options_named(text: str) -> set[tuple[str, str]]:
     """(command, option) of all commands with options in a text; a table row that begins with a command is all its."""
     found = set()
-    for line in text.splitlines():
+    for line in re.sub(r"`[^`]+`", lambda span: " ".join(span[0].split()), text).splitlines():
         row = re.match(r"\| `python tools/(\w+)\.py", line)
         for name, words in [(row[1], line)] if row else re.findall(r"tools/(\w+)\.py([^`|]*)", line):
             found |= {(name, option) for option in OPTION.findall(words.partition("#")[0])}
@@ -87,9 +92,65 @@ def test_options_exist(path: Path) -> None:
     assert named_here or path.name not in READMES
 
 
-def test_both_languages_name_the_same_options() -> None:
-    english, chinese = (options_named((ROOT / name).read_text(encoding="utf-8")) for name in READMES)
-    assert english == chinese
+def chinese(path: Path) -> Path:
+    return path.with_suffix(".zh-CN.md")
+
+
+def facts(text: str) -> list[dict]:
+    """For each heading and the text below it, what is the same in both languages."""
+    text = FENCED.sub(lambda block: textwrap.indent(block[1], "    "), text)
+    return [section_facts(section) for section in re.split(r"^(?=#+ )", text, flags=re.M)]
+
+
+def section_facts(section: str) -> dict:
+    lines = section.splitlines()
+    prose = "\n".join(line for line in lines if not line.startswith("    "))
+    plain = re.sub(r"`[^`]+`|\]\([^)]*\)", "", prose)
+    return {
+        "heading": re.match("#*", section)[0],
+        "code without comments": [re.sub(" +# .*", "", line) for line in lines if line.startswith("    ")],
+        "options": options_named(section),
+        "`code`": {" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)},
+        "links": set(re.findall(r"\]\(([^)#\s]+)", prose)) - set(READMES),
+        "numbers of each cell": [
+            [numbers(cell) for cell in row.split("|")] for row in plain.splitlines() if row.startswith("|")
+        ],
+        "numbers": numbers(plain),
+    }
+
+
+def with_chinese_links(text: str, folder: Path) -> str:
+    """An English text with the links that its Chinese page has to have: to the Chinese page where there is one."""
+
+    def link(found: re.Match) -> str:
+        return found[0].replace(".md", ".zh-CN.md") if chinese(folder / found[1]).exists() else found[0]
+
+    return re.sub(r"\]\(([\w./-]+\.md)", link, text)
+
+
+def numbers(text: str) -> set[str]:
+    return {number.rstrip(",.") for number in NUMBER.findall(text)}
+
+
+def joined_lines(text: str) -> list[str]:
+    """Lines that continue a paragraph: browsers show a blank there, which Chinese text does not have."""
+    return re.findall(r"(?<=[^\n])\n((?! {4}|- |[|#]|\d+\. )[^\n]+)", FENCED.sub("", text))
+
+
+@pytest.mark.parametrize("path", [path for path in SITE if chinese(path).exists()], ids=named)
+def test_both_languages_have_the_same_code_links_and_numbers(path: Path) -> None:
+    english = facts(with_chinese_links(path.read_text(encoding="utf-8"), path.parent))
+    translation = facts(chinese(path).read_text(encoding="utf-8"))
+    for number, (left, right) in enumerate(zip(english, translation), 1):
+        differences = {name: (left[name], right[name]) for name in left if left[name] != right[name]}
+        assert not differences, f"section {number} of {named(path)} and of {named(chinese(path))}"
+    assert len(english) == len(translation)
+    assert not joined_lines(chinese(path).read_text(encoding="utf-8"))
+
+
+def test_every_page_has_a_chinese_one() -> None:
+    pages = [path for path in SITE if path.parent != ROOT and not path.name.endswith(".zh-CN.md")]
+    assert [named(path) for path in pages if not chinese(path).exists()] == ENGLISH_ONLY
 
 
 def test_the_tests_above_can_fail() -> None:
@@ -102,6 +163,13 @@ def test_the_tests_above_can_fail() -> None:
         ("train", "--lr"),
     }
     assert "--nothing" not in known_options("eval")
+    english = "# Title\n\nsee [a](docs/trust.md)\n\n    cd a  # go\n\n| `--x` | 5 of 1,200 |\n"
+    translation = "# 标题\n\n见[甲](docs/trust.zh-CN.md)\n\n    cd a  # 进入\n\n| `--x` | 1,200 中的 5 |\n"
+    english = facts(with_chinese_links(english, ROOT))
+    assert english == facts(translation)
+    for part, other in [("cd a", "cd b"), ("--x", "--y"), ("5", "6"), (".zh-CN", ""), ("# ", "## ")]:
+        assert english != facts(translation.replace(part, other, 1))
+    assert joined_lines("一行\n又一行\n- 一项\n  续行\n\n    code\n    code\n\n| a |\n|---|\n") == ["又一行", "  续行"]
 
 
 COMMANDS_PAGE = ROOT / "docs/commands.md"
