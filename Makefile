@@ -4,30 +4,37 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= runs/demo
+# Modules are compiled when they are first imported, and kept: pip would compile all of Paddle's, for 20 seconds.
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test lint docs clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	$(BIN)/python -c "import cv2" 2>/dev/null || { \
-	  $(BIN)/pip uninstall --quiet -y opencv-python && $(BIN)/pip install --quiet opencv-python-headless; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	  $(BIN)/pip uninstall --quiet -y opencv-python && $(INSTALL) opencv-python-headless; }
+	$(INSTALL) -e .
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps medmnist  # its evaluator; its other modules need torch
+	$(INSTALL) -e ".[dev]"
+	$(INSTALL) --no-deps medmnist  # its evaluator; its other modules need torch
 	touch $@
+
+SCANS = $(DEMO)/sample/PALM-Validation400
 
 demo: $(VENV)/ready
 	rm -rf $(DEMO)
-	$(BIN)/python tools/train.py --dataset palm --sample --recipe palm_tutorial --model resnet18 --epochs 6 \
+	$(BIN)/medcls train --dataset palm --sample --recipe palm_tutorial --model resnet18 --epochs 5 \
 	  --set size_px=96 --output $(DEMO)
-	$(BIN)/python tools/eval.py --weights $(DEMO)/PALM.pdparams --output $(DEMO)/evaluation --errors 8
-	$(BIN)/python tools/predict.py $(DEMO)/sample/PALM-Validation400/V000*.jpg --weights $(DEMO)/PALM.pdparams --topk 2
-	@echo "The demo is done. Look at: $(DEMO)/curves.png, $(DEMO)/confusion_val.png, $(DEMO)/roc_val.png,"
-	@echo "and the report of misclassified images: $(DEMO)/evaluation/errors.html"
+	$(BIN)/medcls eval --weights $(DEMO) --output $(DEMO)/evaluation --errors 8
+	$(BIN)/medcls predict $(SCANS)/V000*.jpg --weights $(DEMO) --topk 2
+	$(BIN)/medcls gradcam $(SCANS)/V0005.jpg $(SCANS)/V0007.jpg $(SCANS)/V0002.jpg $(SCANS)/V0009.jpg \
+	  --weights $(DEMO) --output $(DEMO)/gradcam --overview
+	@echo "The demo is done. Its picture is $(DEMO)/gradcam/overview.png; the pages for a browser are"
+	@echo "$(DEMO)/evaluation/errors.html, the misclassified images, and $(DEMO)/README.md, the model card."
 
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=paddle_medcls --cov-report=term

@@ -68,6 +68,18 @@ def test_the_documented_lines_run_outside_the_repository(palm_root: Path, tmp_pa
     assert (tmp_path / "eye_cam.png").is_file() and list((tmp_path / "export").glob("*.xml"))
 
 
+def test_synthetic_images_can_be_asked_for(tmp_path: Path) -> None:
+    images = medcls.load_dataset("breastmnist", "val", tmp_path / "new", sample=True)
+    assert images.synthetic and len(images) == 64 and (tmp_path / "new" / "DRAWN.txt").is_file()
+    medcls.load_dataset("breastmnist", "val", tmp_path / "new", sample=True)  # again is no fault
+    with pytest.raises(DataError, match="no folder is named"):
+        medcls.load_dataset("breastmnist", sample=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.png").write_bytes(b"mine")
+    with pytest.raises(DataError, match="not empty"):
+        medcls.load_dataset("breastmnist", "val", tmp_path / "mine", sample=True)
+
+
 def test_a_split_is_a_sequence(palm_root: Path) -> None:
     images = medcls.load_dataset("palm", "val", palm_root)
     pairs = list(images)
@@ -110,6 +122,8 @@ def test_one_image_as_path_bytes_or_pixels(palm_root: Path, tmp_path: Path) -> N
     assert sum(from_path.probabilities.values()) == pytest.approx(1)
     heat = predictor.gradcam(path, label="pathologic")
     assert heat.label == "pathologic" and heat.values.shape == (32, 32) and heat.overlay().shape == (32, 32, 3)
+    for figure, axes in ((heat.show(), 2), (run.show(), 2)):
+        assert len(figure.axes) == axes and figure._repr_png_().startswith(b"\x89PNG")
     with pytest.raises(DataError, match="unknown class 'patologic'; did you mean 'pathologic'"):
         predictor.gradcam(path, label="patologic")
 

@@ -18,12 +18,14 @@ import fakes
 import numpy as np
 import pytest
 from fakes import TOOLS, pixels, write_image
+from PIL import Image
 
 from paddle_medcls import __version__
 from paddle_medcls.cli import COMMANDS, eval, gradcam, medcls, predict, train
 from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, did_you_mean
 from paddle_medcls.data.datasets import load_index
 from paddle_medcls.data.decode import read_image
+from paddle_medcls.evaluation import overview
 from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE
 
 HEAVY = ("paddle", "matplotlib", "sklearn", "pandas", "cv2", "scipy", "numpy", "streamlit")
@@ -169,6 +171,7 @@ def test_medcls_passes_on(run: Path, capsys: pytest.CaptureFixture) -> None:
         (gradcam.main, [], "images are needed"),
         (gradcam.main, ["a.png"], "--output DIR, --measure or --masks"),
         (gradcam.main, ["a.png", "--output", "o", "--batch-size", "0"], "must be at least 1"),
+        (gradcam.main, ["a.png", "--masks", "--overview"], "--overview needs --output DIR"),
     ],
 )
 def test_wrong_usage_is_2(main, arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
@@ -516,6 +519,28 @@ def test_gradcam_writes_overlays_of_the_images_own_size(run: Path, tmp_path: Pat
     assert gradcam.main(arguments) == 0  # its own pictures are no images to explain
     shown = capsys.readouterr()
     assert "18 heat map(s)" in shown.out and "left out: 19 file(s)" in shown.err
+
+
+def test_gradcam_draws_the_overview_of_a_run(run: Path, tmp_path: Path, monkeypatch) -> None:
+    """Its curves are those of history.csv, its images the first four; weights outside a run have no curves."""
+    drawn: list[tuple] = []
+    monkeypatch.setattr("paddle_medcls.deployment.overview.write_overview", lambda *all: drawn.append(all))
+    images = sorted(map(str, (run.parent / "covid").rglob("COVID-*.png"))) * 2
+    arguments = [*images[:5], "--output", str(tmp_path / "maps"), "--overview"]
+    for suffix in ("pdparams", "json"):
+        shutil.copy(run / f"COVID.{suffix}", tmp_path / f"COVID.{suffix}")
+    assert gradcam.main(["--weights", str(run), *arguments]) == 0
+    assert gradcam.main(["--weights", str(tmp_path / "COVID.pdparams"), *arguments]) == 0
+    (path, history, items, title, _), (_, none, same, _, _) = drawn
+    assert path == tmp_path / "maps" / "overview.png" and title == "covid: toy_resnet, 32 × 32 pixels"
+    rows = (run / "history.csv").read_text().splitlines()[1:]
+    assert [row["val_loss"] for row in history] == [float(row.split(",")[5]) for row in rows] and none == []
+    assert len(items) == len(same) == 4 and items[0].bars == same[0].bars
+    values = [value for _, value in items[0].bars]
+    assert values == sorted(values, reverse=True) and sum(values) == pytest.approx(1)
+    overview.write_overview(path, history, items, title, "a note")
+    with Image.open(path) as picture:
+        assert picture.size == (1337, 731) and path.stat().st_size < 200_000
 
 
 def test_gradcam_reports_an_unreadable_image_and_does_the_others(run: Path, tmp_path: Path, capsys) -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from paddle_medcls.core import progress as module
-from paddle_medcls.core.progress import progress
+from paddle_medcls.core.progress import progress, say_line
 
 
 def standard_error(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
@@ -51,3 +51,13 @@ def test_only_one_of_several_processes_shows_it(monkeypatch: pytest.MonkeyPatch)
     with progress(range(3), "reading palm", 3, "image", show=False) as bar:
         assert list(bar) == [0, 1, 2]
     assert terminal.getvalue() == ""
+
+
+def test_a_notebook_shows_lines_as_output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Standard error is red there."""
+    say_line("in a terminal")
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    monkeypatch.setattr("sys.stderr", stream())
+    say_line("in a notebook")
+    monkeypatch.undo()
+    assert capsys.readouterr() == ("in a notebook\n", "in a terminal\n")

@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--class", dest="class_name", metavar="NAME", help="explain this class, not the predicted one")
     p.add_argument("--measure", action="store_true", help="measure how faithful the maps are; about 60 passes an image")
     p.add_argument("--masks", action="store_true", help="measure the share inside <class>/masks/<name> alone; quick")
+    p.add_argument(
+        "--overview", action="store_true", help="with --output: also overview.png, four maps beside the curves"
+    )
     p.add_argument("--list-layers", action="store_true", help="print the layers that --layer takes, and exit")
     p.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
     p.add_argument("--workers", type=int, default=2, metavar="N", help="threads that read images (default: 2)")
@@ -48,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error("images are needed: files, folders or globs; or --list-layers")
     if not args.list_layers and not (args.output or args.measure or args.masks):
         p.error("--output DIR, --measure or --masks is needed")
+    if args.overview and not args.output:
+        p.error("--overview needs --output DIR")
     if args.batch_size < 1:
         p.error("--batch-size must be at least 1")
     return run(_work, args)
@@ -71,7 +76,7 @@ def _work(args: argparse.Namespace) -> int:
         return _list_layers(predictor)
     for note in [f"weights: {', '.join(map(str, weights))}", *predictor.notes, *synthetic_note, NOTICE]:
         print(note, file=sys.stderr)
-    names = ("output", "layer", "method", "class_name", "measure", "masks", "batch_size", "workers")
+    names = ("output", "layer", "method", "class_name", "measure", "masks", "overview", "batch_size", "workers")
     result = heat_maps(predictor, paths, HeatMapOptions(**{name: getattr(args, name) for name in names}))
     if args.output and result.made:
         print(f"{len(result.made)} heat map(s) and contact_sheet.png written to {args.output}")

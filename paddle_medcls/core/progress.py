@@ -39,6 +39,12 @@ def progress(iterable: Iterable | None, what: str, total: int, unit: str, show: 
     )
 
 
+def say_line(line: str) -> None:
+    """Prints a line about the work to standard error; in a notebook, where that is red, to standard output."""
+    in_notebook = type(sys.stderr).__module__.startswith("ipykernel.")
+    print(line, file=sys.stdout if in_notebook else sys.stderr, flush=True)
+
+
 class _Lines:
     """A file for tqdm that prints its output as log lines, without carriage returns and padding."""
 

@@ -14,6 +14,7 @@ from paddle_medcls.core.errors import DataError, did_you_mean
 from paddle_medcls.core.files import picture_names, write_csv
 from paddle_medcls.core.progress import progress
 from paddle_medcls.data.decode import to_channels, write_png
+from paddle_medcls.deployment.overview import draw_overview
 from paddle_medcls.deployment.predictor import Predictor, load_predictor
 from paddle_medcls.evaluation.plots import heat_sheet, overlay
 from paddle_medcls.evaluation.tables import SYNTHETIC_NOTICE
@@ -34,6 +35,7 @@ class HeatMapOptions:
         class_name: explain this class; None: the predicted one of each image.
         measure: also measure how faithful the maps are, see `trust`.
         masks: measure the share of the map inside the masks beside the images, and nothing else.
+        overview: with `output`: also overview.png, four images with maps and probabilities beside the run's curves.
         batch_size: images at a time.
         workers: threads that read images.
     """
@@ -44,6 +46,7 @@ class HeatMapOptions:
     class_name: str | None = None
     measure: bool = False
     masks: bool = False
+    overview: bool = False
     batch_size: int = 8
     workers: int = 2
 
@@ -131,6 +134,8 @@ def heat_maps(
     if output and sheet:
         title = f"{METHODS[options.method]} of {sidecar.recipe}\n{sidecar.network.model}, {result.layer}"
         heat_sheet(output / "contact_sheet.png", sheet, title, SYNTHETIC_NOTICE if sidecar.drawn else "")
+    if output and options.overview and result.made:
+        draw_overview(output / "overview.png", predictor, result.made)
     if output and result.measurement and result.measurement.rows:
         write_csv(output / "measures.csv", *result.measurement.columns())
     return result

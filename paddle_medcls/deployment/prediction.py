@@ -172,6 +172,12 @@ class HeatMap:
 
         return overlay(self.image, self.values)
 
+    def show(self):
+        """A matplotlib figure of the image beside its map, which a notebook displays."""
+        from paddle_medcls.data.contact_sheet import contact_sheet
+
+        return contact_sheet([(self.label, [self.image, self.overlay()])])
+
     def save(self, path: str | Path) -> None:
         """Writes the overlay as a PNG file."""
         write_png(Path(path), self.overlay())

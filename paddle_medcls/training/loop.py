@@ -65,6 +65,12 @@ class Run:
     metrics: dict
     history: list[dict]
 
+    def show(self):
+        """A matplotlib figure of loss and accuracy by epoch, which a notebook displays."""
+        from paddle_medcls.evaluation.overview import history_figure  # matplotlib takes half a second to import
+
+        return history_figure(self.history)
+
 
 def train(
     recipe: Recipe | str,
@@ -345,7 +351,8 @@ def _timing(training: Training) -> list[float]:
 
 def _epoch_line(row: dict, recipe: Recipe, improved: bool, seconds: float) -> str:
     values = "  ".join(f"{name} {row[name]:.4f}" for name in HISTORY[3:])
-    return f"epoch {row['epoch']:>3}/{recipe.epochs}  {values}  {seconds:.0f} s{'  *' if improved else ''}"
+    took = f"  {seconds:.0f} s" if seconds >= 10 else ""  # of a trial run it tells nothing
+    return f"epoch {row['epoch']:>3}/{recipe.epochs}  {values}{took}{'  *' if improved else ''}"
 
 
 def _count_parameters(model) -> int:

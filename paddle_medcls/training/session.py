@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from paddle_medcls.core.errors import RunError, SetupError, did_you_mean
 from paddle_medcls.core.hardware import has_bfloat16
 from paddle_medcls.core.paddle_setup import configure_gpu, require_gpu, select_device
+from paddle_medcls.core.progress import say_line
 from paddle_medcls.training.distributed import join
 
 _CHOICES = {
@@ -48,7 +48,7 @@ class Options:
     kernels: str = "auto"
     precision: str = "f32"
     deadline: float = math.inf
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
+    say: Callable[[str], None] = say_line
 
     def cache_folder(self, run_dir: Path) -> Path | None:
         """Where the decoded images of a run are kept; None: nowhere."""

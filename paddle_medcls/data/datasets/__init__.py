@@ -150,6 +150,7 @@ def load_dataset(
     root: str | Path | ImageList | None = None,
     download: bool = False,
     labels: str = "default",
+    sample: bool = False,
 ) -> Index:
     """Loads one split of a data set: `len()`, `[i]` (image, label), `.classes`, `.labels`, `.counts()`, `.show()`.
 
@@ -160,10 +161,19 @@ def load_dataset(
             folder of the images, a run's `images.csv`, or what `own_images` gives.
         download: download the data set first, where a program may.
         labels: see `load_index`.
+        sample: first write synthetic images in the layout of the data set below `root`, to try things out; as
+            `train --sample` does.
 
     Raises:
-        DataError: see `load_index`; a data set that no program may download; a failed download.
+        DataError: see `load_index`; a data set that no program may download; a failed download; a folder for the
+            sample that holds other files.
     """
+    if sample:
+        from paddle_medcls.data.sample import draw  # it knows the data sets
+
+        if root is None or isinstance(root, ImageList):
+            raise DataError("sample=True writes images, but no folder is named", fix="pass root with a new folder")
+        draw(name, Path(root))
     root = default_root(name) if root is None else root
     if download:
         fetch(name, root)  # type: ignore[arg-type]
