@@ -357,7 +357,9 @@ def test_the_card_the_figures_and_the_page() -> None:
 # --- the command -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [["--port", "0"], ["--queue", "0"], ["--max-delay", "-1"], ["--token", "x"]])
+@pytest.mark.parametrize(
+    "options", [["--port", "0"], ["--queue", "0"], ["--queue", "15"], ["--max-delay", "-1"], ["--token", "x"]]
+)
 def test_wrong_usage(options: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
         serve.main(options)

@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error("--port must be 1 to 65535")
     if min(args.batch_size, args.max_images, args.max_mb, args.max_megapixels, args.queue) < 1 or args.max_delay < 0:
         p.error("sizes and numbers must be at least 1, --max-delay at least 0")
+    if args.queue < args.max_images:
+        p.error("--queue must be at least --max-images")
     return run(_work, args)
 
 

@@ -135,6 +135,7 @@ class Service:
         """The answer to a request for predictions."""
         start, status = time.perf_counter(), 500
         try:
+            await self.authorize(request)
             self._check(options)
             async with self._accepted(request) as files:
                 rows = await asyncio.gather(*(self._row(*file, options) for file in files))
@@ -203,7 +204,7 @@ class Service:
     async def _body(self, request: Request) -> AsyncGenerator[bytes, None]:
         """The body as it arrives; one that is too large is refused as soon as that is known."""
         announced, total = request.headers.get("content-length", ""), 0
-        if announced.isdigit():
+        if announced.isdecimal():
             self._refuse_large(int(announced))
         async for chunk in request.stream():
             total += len(chunk)
@@ -257,17 +258,16 @@ class Service:
                 await asyncio.sleep(self.limits.delay)
             while len(group) < self.limits.batch and not self._queue.empty():
                 group.append(self._queue.get_nowait())
-            group = [(x, future) for x, future in group if not future.done()]  # the client is still there
             self._sizes.observe(len(group))
             found = await loop.run_in_executor(self._engine, self._compute, [x for x, _ in group])
             for (_, future), prediction in zip(group, found):
-                if not future.done():
+                if not future.done():  # cancelled, when the service ends
                     future.set_result(prediction)
 
     def _compute(self, inputs: Sequence[np.ndarray]) -> list[Prediction | Exception]:
         """The prediction for each input (C, S, S), or the error that it meets alone."""
         try:
-            return list(self.predictor.predictions(np.stack(inputs), ["the image"] * len(inputs))) if inputs else []
+            return list(self.predictor.predictions(np.stack(inputs), ["the image"] * len(inputs)))
         except Exception as error:
             return [error] if len(inputs) == 1 else [self._compute([x])[0] for x in inputs]
 
@@ -316,7 +316,7 @@ def _application(service: Service) -> FastAPI:
     guard = [Depends(service.authorize)]
     faults: dict = {status: {"description": text} for status, text in FAULTS.items()}
 
-    @app.post("/predict", dependencies=guard, responses=faults, openapi_extra={"requestBody": BODY})
+    @app.post("/predict", responses=faults, openapi_extra={"requestBody": BODY})
     async def predict(
         request: Request,
         topk: int = Query(1, ge=1, description="the number of most probable classes to list"),
