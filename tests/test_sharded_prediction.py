@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import random
@@ -23,12 +24,12 @@ from test_predict import SIDECAR, saved
 
 from paddle_medcls.cli import predict
 from paddle_medcls.core import files
-from paddle_medcls.core.errors import DataError, MedclsError, RunError, Stopped
+from paddle_medcls.core.errors import DataError, MedclsError, RunError, SetupError, Stopped
 from paddle_medcls.core.files import sha256
 from paddle_medcls.data.image_files import ImageFiles, files_below, listed_files
-from paddle_medcls.deployment import sharded_prediction
+from paddle_medcls.deployment import shard_manifest, sharded_prediction
 from paddle_medcls.deployment.predictor import Predictor
-from paddle_medcls.deployment.sharded_prediction import ShardOptions, Totals, predict_shards
+from paddle_medcls.deployment.sharded_prediction import Cluster, ShardOptions, Totals, predict_shards
 from paddle_medcls.models.novelty import Novelty, novelty_path
 from paddle_medcls.models.sidecar import Sidecar
 
@@ -238,13 +239,13 @@ def test_ctrl_c_between_shards(images: Path, tmp_path: Path, predictor: Predicto
     def pressed(*arguments) -> dict:
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(arguments[3])
+        done.append(arguments[1][0])
         return real(*arguments)
 
     monkeypatch.setattr(sharded_prediction, "predict_shard", pressed)
     with pytest.raises(Stopped, match="2 of 4 shards are finished; the same command continues"):
         predict_shards(predictor, below(images), tmp_path / "out", OPTIONS)
-    monkeypatch.setattr(sharded_prediction, "predict_shard", lambda *a: done.append(a[3]) or real(*a))
+    monkeypatch.setattr(sharded_prediction, "predict_shard", lambda *a: done.append(a[1][0]) or real(*a))
     assert predict_shards(predictor, below(images), tmp_path / "out", OPTIONS) == Totals(9, 2)
     assert done == [0, 1, 2, 3]
 
@@ -267,6 +268,88 @@ def test_two_processes_at_a_time(images: Path, tmp_path: Path, predictor: Predic
     with files.locked_folder(tmp_path / "out", "predicts into this folder"):
         with pytest.raises(RunError, match="another process predicts into this folder"):
             predict_shards(predictor, below(images), tmp_path / "out", OPTIONS)
+
+
+# --- in a cluster -----------------------------------------------------------------------------------------
+
+
+class Ray:
+    """What the work needs of Ray, in this process; tasks end in the wrong order, all but the last."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+    def __init__(self, nodes: int = 2) -> None:
+        self.nodes = [{"Resources": {"CPU": 4.0}} for _ in range(nodes)]
+        self.most = self.closed = 0
+        self.asked: dict = {}
+
+    def remote(self, **resources) -> Callable[[Callable], _Tasks]:
+        self.asked = resources
+        return _Tasks
+
+    def wait(self, tasks: list, timeout: float) -> tuple[list, list]:
+        self.most = max(self.most, len(tasks))
+        return [tasks[-1]], tasks[:-1]
+
+    def get(self, task):
+        function, arguments = task
+        return function(*arguments)
+
+    def shutdown(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def ray(monkeypatch) -> Ray:
+    fake = Ray()
+    monkeypatch.setattr(sharded_prediction, "connect", lambda address, folders: fake)
+    monkeypatch.setattr(sharded_prediction, "working_nodes", lambda found: found.nodes)
+    return fake
+
+
+class _Tasks:
+    """Tasks that can be the keys of a dictionary."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+
+    def remote(self, *arguments) -> _Task:
+        return _Task((self.function, arguments))
+
+
+class _Task(tuple):
+    __hash__ = object.__hash__
+
+
+def test_a_cluster_writes_the_same(images: Path, tmp_path: Path, model: Path, predictor: Predictor, ray: Ray) -> None:
+    predict_shards(predictor, below(images), tmp_path / "here", replace(OPTIONS, rows=1))
+    cluster = Cluster("auto", functools.partial(Predictor.from_weights, model))
+    for _ in range(2):
+        assert predict_shards(predictor, below(images), tmp_path / "out", replace(OPTIONS, rows=1), cluster) == (9, 2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "here")
+    assert ray.asked == {"num_cpus": 4, "num_gpus": 0} and ray.most == 4 and ray.closed == 2
+
+
+def test_faults_in_a_cluster(images: Path, tmp_path: Path, predictor: Predictor, ray: Ray, monkeypatch) -> None:
+    other = Cluster("auto", functools.partial(Predictor.from_weights, saved(tmp_path / "other")))
+    with pytest.raises(RunError, match="opens another model"):
+        predict_shards(predictor, below(images), tmp_path / "out", OPTIONS, other)
+    gone = Cluster("auto", functools.partial(Predictor.from_weights, tmp_path / "gone.pdparams"))
+    with pytest.raises(RunError, match="gone.pdparams"):
+        predict_shards(predictor, below(images), tmp_path / "out", OPTIONS, gone)
+
+    def dies(task):
+        raise Ray.exceptions.RayError("The worker died\nout of memory")
+
+    monkeypatch.setattr(ray, "get", dies)
+    with pytest.raises(RunError, match="shard 3: out of memory"):
+        predict_shards(predictor, below(images), tmp_path / "out", OPTIONS, gone)
+    monkeypatch.setattr(ray, "wait", lambda tasks, timeout: ray.nodes.clear() or ([], tasks))
+    with pytest.raises(SetupError, match="no node of the Ray cluster is left"):
+        predict_shards(predictor, below(images), tmp_path / "out", OPTIONS, gone)
+    assert ray.closed == 4
 
 
 # --- nothing else is continued ----------------------------------------------------------------------------
@@ -416,7 +499,7 @@ def test_shards_of_unknown_origin(images: Path, tmp_path: Path, predictor: Predi
 
 
 def test_too_many_shards(images: Path, tmp_path: Path, predictor: Predictor, monkeypatch) -> None:
-    monkeypatch.setattr(sharded_prediction, "MAX_SHARDS", 3)
+    monkeypatch.setattr(shard_manifest, "MAX_SHARDS", 3)
     with pytest.raises(RunError, match="larger --shard-rows"):
         predict_shards(predictor, below(images), tmp_path / "out", OPTIONS)
     assert not (tmp_path / "out").exists()
@@ -494,7 +577,7 @@ def test_a_long_list_takes_no_memory() -> None:
 
     tracemalloc.start()
     try:
-        plan = sharded_prediction._plan(Many(), 500)
+        plan = shard_manifest.plan_shards(Many(), 500)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000  # all paths would take 4 MB
     finally:
         tracemalloc.stop()

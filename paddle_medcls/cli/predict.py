@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,19 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     many.add_argument(
         "--format", choices=("parquet", "csv"), help="of these files (default: parquet where pyarrow is installed)"
     )
+    text = "predict the shards as tasks of this Ray cluster; needs shared storage"
+    many.add_argument("--cluster", metavar="auto|HOST:PORT", help=text)
     p.add_argument("--batch-size", type=int, default=16, help="images computed at once (default: 16)")
     p.add_argument("--workers", type=int, metavar="N", help="threads that read images (default: one a core)")
     add_engine_options(p)
     args = p.parse_args(argv)
-    args.images, args.workers = images_behind_weights(args), args.workers or usable_cores()
+    args.images = images_behind_weights(args)
     if not args.images and not args.list:
         p.error("the following arguments are required: IMAGE or --list FILE")
     if min(args.topk, args.batch_size, 1 if args.shard_rows is None else args.shard_rows) < 1:
         p.error("--topk, --batch-size and --shard-rows must be at least 1")
     if args.output and (args.json or args.csv or args.pictures or args.gradcam or args.topk > 1):
         p.error("--output: not with --json, --csv, --pictures, --gradcam and --topk")
-    if not args.output and (args.shard_rows or args.format):
-        p.error("--shard-rows and --format need --output")
+    if not args.output and (args.shard_rows or args.format or args.cluster):
+        p.error("--shard-rows, --format and --cluster need --output")
     return run(_work, args)
 
 
@@ -92,11 +95,11 @@ def _work(args: argparse.Namespace) -> int:
         NOTICE,
     ]
     print(*map(printable, notes), sep="\n", file=sys.stderr)
-    return _write_shards(predictor, images, args) if args.output else _show(predictor, paths, args)
+    return _write_shards(predictor, images, weights, args) if args.output else _show(predictor, paths, args)
 
 
-def _write_shards(predictor, images: Iterable[str], args: argparse.Namespace) -> int:
-    from paddle_medcls.deployment.sharded_prediction import ShardOptions, predict_shards
+def _write_shards(predictor, images: Iterable[str], weights: list[Path], args: argparse.Namespace) -> int:
+    from paddle_medcls.deployment.sharded_prediction import Cluster, ShardOptions, predict_shards
 
     options = ShardOptions(
         args.shard_rows or ShardOptions.rows,
@@ -104,9 +107,12 @@ def _write_shards(predictor, images: Iterable[str], args: argparse.Namespace) ->
         args.coverage,
         args.refuse,
         args.batch_size,
-        args.workers,
+        args.workers or 0,
     )
-    predicted, unreadable = predict_shards(predictor, images, args.output, options)
+    cluster = None
+    if args.cluster:
+        cluster = Cluster(args.cluster, functools.partial(open_predictor, weights, args), args.device)
+    predicted, unreadable = predict_shards(predictor, images, args.output, options, cluster)
     print(f"{predicted:,} image(s) predicted: {args.output / 'predictions-*'}")
     if unreadable:
         print(f"{unreadable:,} file(s) could not be read: {args.output / 'errors-*'}", file=sys.stderr)
@@ -125,7 +131,9 @@ def _show(predictor, paths: list[Path], args: argparse.Namespace) -> int:
     cells, failed, without_map = [], 0, ""
     pictures, heat_maps = picture_names(paths, "prediction"), picture_names(paths, "gradcam")
     with progress(None, "predicting", len(paths), "image", len(paths) > args.batch_size) as bar:
-        for path, image, prediction in predictor.predict_decoded(paths, args.batch_size, args.workers):
+        for path, image, prediction in predictor.predict_decoded(
+            paths, args.batch_size, args.workers or usable_cores()
+        ):
             bar.update()
             if isinstance(prediction, DataError):
                 bar.write(f"{type(prediction).__name__}: {prediction}", file=sys.stderr)

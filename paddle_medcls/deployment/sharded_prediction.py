@@ -4,46 +4,38 @@ The output folder holds, for each block of images of the list:
 
     predictions-000000.parquet   a row for each image, in the order of the list
     errors-000000.parquet        a row for each image that cannot be read; only if there are any
-    manifest.json                model, options, the sha256 of each block's paths, and which shards are finished
 
-A shard is finished when the manifest holds the sha256 of its files; it is written after them, in one step. Shards that
-it does not name are those of an interrupted attempt and are replaced. Memory holds one block of the list.
+and the manifest, see `shard_manifest`. Memory holds one block of the list. In a Ray cluster each block is one task: the
+files and the order of the list are the same as here, which Ray Data would leave to itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
-import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from paddle_medcls import __version__
-from paddle_medcls.core.errors import DataError, RunError, SetupError, Stopped, WeightsError
-from paddle_medcls.core.files import (
-    atomic_write,
-    locked_folder,
-    read_json,
-    remove_abandoned,
-    sha256,
-    write_csv,
-    write_json,
-)
-from paddle_medcls.core.hardware import installed_version
+from paddle_medcls.core.cluster import connect, working_nodes
+from paddle_medcls.core.errors import DataError, MedclsError, RunError, SetupError, Stopped, WeightsError
+from paddle_medcls.core.files import atomic_write, locked_folder, remove_abandoned, sha256, write_csv
+from paddle_medcls.core.hardware import installed_version, usable_cores
 from paddle_medcls.core.progress import progress
 from paddle_medcls.deployment.prediction import check_options, table_columns, table_row
 from paddle_medcls.deployment.predictor import Predictor
+from paddle_medcls.deployment.shard_manifest import plan_shards, read_shards, shard_names, unfinished, write_manifest
 
-KIND = "paddle_medcls predictions"
-MANIFEST = "manifest.json"
 FORMATS = ("parquet", "csv")
-MAX_SHARDS = 10_000  # the manifest is then 3 MB
 ERRORS: list[tuple[str, type]] = [("image", str), ("error", str)]
+Block = tuple[int, list[str]]
+"""Number of a shard, and the paths of its images."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class ShardOptions:
         format: one of FORMATS; "": Parquet where pyarrow is installed, else CSV.
         coverage, refuse: see `prediction.check_options`.
         batch_size: images at a time.
-        workers: threads that read images.
+        workers: threads that read images; 0: one a core.
     """
 
     rows: int = 100_000
@@ -63,7 +55,7 @@ class ShardOptions:
     coverage: float | None = None
     refuse: bool = False
     batch_size: int = 16
-    workers: int = 2
+    workers: int = 0
 
 
 class Totals(NamedTuple):
@@ -73,40 +65,65 @@ class Totals(NamedTuple):
     unreadable: int
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster that predicts shards; all its nodes read the images and write the output folder.
+
+    Attributes:
+        address: see `core.cluster.connect`.
+        open_model: opens the model on a node; it can be pickled.
+        device: "auto" (a GPU for each task if the nodes have some), "cpu" or "gpu".
+    """
+
+    address: str
+    open_model: Callable[[], Predictor]
+    device: str = "auto"
+
+
 def predict_shards(
     predictor: Predictor,
     images: Iterable[str],
     output: str | Path,
-    options: ShardOptions = ShardOptions(),  # noqa: B008
+    options: ShardOptions = ShardOptions(),  # noqa: B008  it is frozen
+    cluster: Cluster | None = None,
 ) -> Totals:
     """Predicts the images of a list into the shards of a folder; those that are finished there are not repeated.
 
     Args:
         images: paths, in the same order whenever they are iterated: once to count them, once to predict.
         output: a new folder, or that of an interrupted call with the same arguments.
+        cluster: None: this process predicts.
 
     Raises:
         RunError: the folder holds something else, or predictions of another model, other options or another list.
         Stopped: Ctrl-C.
-        MedclsError: see `Predictor.predict`; a list that cannot be read.
+        MedclsError: see `Predictor.predict` and `core.cluster.connect`; a list that cannot be read.
     """
     output = Path(output)
     check_options(predictor.sidecar, predictor.novelty is not None, options.coverage, options.refuse)
     if not options.format:
         options = replace(options, format="parquet" if installed_version("pyarrow") else "csv")
     settings = _settings(predictor, options)
-    names = Counter(settings["columns"]).most_common(1)
-    if options.format == "parquet" and names[0][1] > 1:
-        raise RunError(f"two columns have the name {names[0][0]!r}: Parquet files cannot", fix="give --format csv")
+    column, count = Counter(settings["columns"]).most_common(1)[0]
+    if options.format == "parquet" and count > 1:
+        raise RunError(f"two columns have the name {column!r}: Parquet files cannot", fix="give --format csv")
     with locked_folder(output, "predicts into this folder"):
         remove_abandoned(output)
-        shards = _shards(output, settings, _plan(images, options.rows))
+        shards = read_shards(output, settings, plan_shards(images, options.rows))
+        blocks = unfinished(images, options.rows, shards)
         to_do = sum(shard["images"] for shard in shards if "sha256" not in shard)
         with progress(None, "predicting", to_do, "image") as bar:
+            results: Generator[tuple[int, dict], None, None]
+            if cluster is None:
+                results = ((block[0], predict_shard(predictor, block, output, options, bar.update)) for block in blocks)
+            else:
+                results = _in_cluster(cluster, blocks, settings, output, options)
             try:
-                for number, paths in _unfinished(images, options.rows, shards):
-                    shards[number] |= predict_shard(predictor, paths, output, number, options, bar.update)
-                    _write_manifest(output, settings, shards)
+                with contextlib.closing(results):
+                    for number, result in results:
+                        shards[number] |= result
+                        write_manifest(output, settings, shards)
+                        bar.update(0 if cluster is None else shards[number]["images"])
             except KeyboardInterrupt:
                 finished = sum("sha256" in shard for shard in shards)
                 text = f"interrupted: {finished} of {len(shards)} shards are finished; the same command continues"
@@ -116,23 +133,23 @@ def predict_shards(
 
 def predict_shard(
     predictor: Predictor,
-    paths: Sequence[str],
+    block: Block,
     output: Path,
-    number: int,
     options: ShardOptions,
     update: Callable[[], object] = lambda: None,
 ) -> dict:
     """Predicts one block of the list and writes its files.
 
     Args:
-        number: of the block.
         update: called after each image.
 
     Returns:
         Rows of both files, and `sha256`: name -> digest.
     """
+    number, paths = block
     rows, errors = [], []
-    for path, _, found in predictor.predict_decoded(paths, options.batch_size, options.workers, keep_images=False):
+    workers = options.workers or usable_cores()
+    for path, _, found in predictor.predict_decoded(paths, options.batch_size, workers, keep_images=False):
         if isinstance(found, DataError):
             errors.append([path, found.what])
         else:
@@ -140,7 +157,7 @@ def predict_shard(
                 found = replace(found, prediction_set=predictor.possible_classes(found.probs, options.coverage))
             rows.append(table_row(path, found, options.refuse))
         update()
-    names = _names(number, options.format)
+    names = shard_names(number, options.format)
     tables = [(names[0], _columns(predictor, options), rows), (names[1], ERRORS, errors)]
     for name, columns, lines in tables:
         if name == names[0] or lines:
@@ -151,45 +168,59 @@ def predict_shard(
     return {"predictions": len(rows), "errors": len(errors), "sha256": digests}
 
 
-# --- the list -------------------------------------------------------------------------------------------
+# --- in a cluster ---------------------------------------------------------------------------------------
 
 
-def _blocks(images: Iterable[str], rows: int) -> Iterator[list[str]]:
-    remaining = iter(images)
-    while block := list(itertools.islice(remaining, rows)):
-        yield block
+def _in_cluster(
+    cluster: Cluster, blocks: Iterator[Block], settings: dict, output: Path, options: ShardOptions
+) -> Generator[tuple[int, dict], None, None]:
+    """Yields the numbers and results of blocks as they are finished: a task has a GPU, or else a node."""
+    ray = connect(cluster.address, [output])
+    try:
+        nodes = working_nodes(ray)
+        gpus = [int(node["Resources"].get("GPU", 0)) for node in nodes]
+        if cluster.device == "cpu" or not installed_version("paddlepaddle-gpu"):
+            gpus = [0]
+        cores = min(int(node["Resources"].get("CPU", 1)) for node in nodes) // max(1, *gpus)
+        task = ray.remote(num_cpus=cores, num_gpus=min(1, max(gpus)))(_on_node)
+        arguments = cluster.open_model, settings, output.absolute(), options, os.getcwd()
+        running: dict = {}
+        while True:
+            for block in itertools.islice(blocks, 2 * max(len(nodes), sum(gpus)) - len(running)):  # one waits for each
+                running[task.remote(block, *arguments)] = block[0]
+            if not running:
+                return
+            while not (ready := ray.wait(list(running), timeout=20)[0]):
+                if not working_nodes(ray):
+                    raise SetupError("no node of the Ray cluster is left", fix="repeat the command when there are some")
+            number = running.pop(ready[0])
+            try:
+                result = ray.get(ready[0])
+            except ray.exceptions.RayError as error:
+                raise RunError(f"shard {number}: {str(error).strip().splitlines()[-1]}") from None
+            if isinstance(result, str):
+                raise RunError.retold(result)
+            yield number, result
+    finally:
+        ray.shutdown()
 
 
-def _digest(paths: Sequence[str]) -> str:
-    return hashlib.sha256(b"\0".join(map(os.fsencode, paths))).hexdigest()
+def _on_node(
+    block: Block, open_model: Callable[[], Predictor], settings: dict, output: Path, options: ShardOptions, folder: str
+) -> dict | str:
+    """The result of `predict_shard`, or the message of an error; `folder`: that relative paths begin at."""
+    os.chdir(folder)
+    try:
+        predictor = open_model()
+        if _settings(predictor, options) != settings:
+            raise RunError("a node of the cluster opens another model, or with another engine")
+        remove_abandoned(output)
+        return predict_shard(predictor, block, output, options)
+    except MedclsError as error:
+        return str(error)
 
 
-def _plan(images: Iterable[str], rows: int) -> list[dict]:
-    """All shards of the list: number of images, and the sha256 of their paths."""
-    plan = []
-    for block in _blocks(images, rows):
-        plan.append({"images": len(block), "paths": _digest(block)})
-        if len(plan) > MAX_SHARDS:
-            raise RunError(f"more than {MAX_SHARDS:,} shards of {rows:,} images", fix="give a larger --shard-rows")
-    return plan
-
-
-def _unfinished(images: Iterable[str], rows: int, shards: list[dict]) -> Iterator[tuple[int, list[str]]]:
-    """Yields (number, paths) of the shards that are not finished.
-
-    Raises:
-        RunError: the list is no longer the one that was planned with.
-    """
-    blocks = itertools.zip_longest(shards, _blocks(images, rows))
-    for number, (shard, paths) in enumerate(blocks):
-        if not shard or not paths or _digest(paths) != shard["paths"]:
-            what = f"the list of images has changed since the start, from image {number * rows + 1:,} on"
-            raise RunError(what, fix="put it back as it was and repeat the command, or give another --output")
-        if "sha256" not in shard:
-            yield number, paths
-
-
-# --- the manifest ---------------------------------------------------------------------------------------
+# --- model, options and files --------------------------------------------------------------------------
 
 
 def _settings(predictor: Predictor, options: ShardOptions) -> dict:
@@ -211,83 +242,6 @@ def _settings(predictor: Predictor, options: ShardOptions) -> dict:
         "shard_rows": options.rows,
         **{name: getattr(options, name) for name in ("format", "coverage", "refuse", "batch_size")},
     }
-
-
-def _shards(output: Path, settings: dict, plan: list[dict]) -> list[dict]:
-    """The shards of the plan with what the folder's manifest says of finished ones; writes a manifest if there is none.
-
-    Raises:
-        RunError: see `predict_shards`; a damaged manifest or shard.
-    """
-    path = output / MANIFEST
-    try:
-        found = read_json(path)
-    except FileNotFoundError:
-        taken = [name for name in sorted(os.listdir(output)) if name.startswith(("predictions-", "errors-"))]
-        if taken:
-            fix = "give another --output"
-            raise RunError(f"{output} holds shards but no {MANIFEST}", items=taken, fix=fix) from None
-        _write_manifest(output, settings, plan)
-        return plan
-    except (OSError, ValueError) as error:
-        raise _damaged(path, [str(error)]) from None
-    if not isinstance(found, dict) or found.get("kind") != KIND:
-        raise _damaged(path, [f"not a file of kind {KIND!r}"])
-    then, shards = found.get("settings"), found.get("shards")
-    if not isinstance(then, dict) or not isinstance(shards, list) or not all(isinstance(one, dict) for one in shards):
-        raise _damaged(path, ["settings: an object, and shards: a list of objects, are expected"])
-    changes = [
-        f"{name}: {reprlib.repr(then.get(name))}, now {reprlib.repr(now)}"
-        for name, now in settings.items()
-        if then.get(name) != now
-    ]
-    if not changes:  # else the blocks may be other ones
-        lists = [[(one.get("images"), one.get("paths")) for one in each] for each in (shards, plan)]
-        differ = [k for k, (one, other) in enumerate(itertools.zip_longest(*lists)) if one != other]
-        changes += [f"the list of images, from image {differ[0] * settings['shard_rows'] + 1:,} on"] if differ else []
-    if changes:
-        raise RunError(
-            f"{output} holds predictions with another model, other options or another list",
-            items=changes,
-            expected="the same arguments and files as at its start",
-            fix="give another --output",
-        )
-    faults = [fault for k, one in enumerate(shards) if (fault := _fault(output, _names(k, settings["format"]), one))]
-    if faults:
-        raise _damaged(path, faults)
-    return shards
-
-
-def _fault(output: Path, names: tuple[str, str], shard: dict) -> str:
-    """Why the manifest's entry of a finished shard is not true of its files; "" if it is, or it is not finished."""
-    if shard.keys() == {"images", "paths"}:
-        return ""
-    predictions, errors = shard.get("predictions"), shard.get("errors")
-    counts = isinstance(predictions, int) and isinstance(errors, int) and (predictions, errors)
-    if not counts or min(counts) < 0 or sum(counts) != shard["images"]:
-        return f"{names[0]}: rows that are not those of {shard['images']} images"
-    files = names[: 2 if errors else 1]
-    digests = shard.get("sha256")
-    if not isinstance(digests, dict) or digests.keys() != set(files):
-        return f"{names[0]}: no sha256 of its files"
-    changed = [name for name in files if not (output / name).is_file() or sha256(output / name) != digests[name]]
-    return f"{', '.join(changed)}: missing, or changed since it was written" if changed else ""
-
-
-def _damaged(path: Path, faults: Sequence[str]) -> RunError:
-    fix = "restore the folder from a copy, or give another --output"
-    return RunError(f"the predictions in {path.parent} are damaged", items=faults, path=path, fix=fix)
-
-
-def _write_manifest(output: Path, settings: dict, shards: list[dict]) -> None:
-    write_json(output / MANIFEST, {"kind": KIND, "settings": settings, "shards": shards})
-
-
-# --- the files of a shard -------------------------------------------------------------------------------
-
-
-def _names(number: int, suffix: str) -> tuple[str, str]:
-    return f"predictions-{number:06d}.{suffix}", f"errors-{number:06d}.{suffix}"
 
 
 def _columns(predictor: Predictor, options: ShardOptions) -> list[tuple[str, type]]:
