@@ -110,3 +110,21 @@ def import_openvino_or_skip():
         return import_openvino()
     except ImportError:
         pytest.skip("OpenVINO is not installed")
+
+
+class Store:
+    """The store of a process group, as Paddle's TCPStore, without a server."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.sums: dict[str, int] = {}
+
+    def set(self, key: str, value: str | bytes) -> None:
+        self.values[key] = value.encode() if isinstance(value, str) else value
+
+    def get(self, key: str) -> bytes:
+        return self.values[key]
+
+    def add(self, key: str, number: int) -> int:
+        self.sums[key] = self.sums.get(key, 0) + number
+        return self.sums[key]

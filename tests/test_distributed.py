@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import fakes
@@ -89,8 +88,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 def test_process_0_alone_works_for_all(monkeypatch) -> None:
     """What it makes is what the others get; they make nothing, and calls do not mix up."""
-    told: dict[str, bytes] = {}
-    store = types.SimpleNamespace(set=told.__setitem__, get=told.__getitem__)
+    store = fakes.Store()
     monkeypatch.setattr(paddle.base.core, "create_or_get_global_tcp_store", lambda: store)
     calls = list(range(4))
     monkeypatch.setattr(distributed, "_CALLS", iter(calls))

@@ -557,6 +557,17 @@ def test_another_version_is_refused(palm_root: Path, tmp_path: Path) -> None:
         go(palm_root, tmp_path / "run", resume=True)
 
 
+def test_another_number_of_processes_is_refused(palm_root: Path, tmp_path: Path) -> None:
+    """Batch norm and dropout would see other shares of a batch; --force allows it."""
+    interrupted(palm_root, tmp_path / "run", 2, **PLAIN)
+    path = tmp_path / "run" / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "processes": 4}))
+    with pytest.raises(RunError, match="processes: 4 then, 1 now") as caught:
+        go(palm_root, tmp_path / "run", resume=True)
+    assert "--force" in str(caught.value)
+    assert go(palm_root, tmp_path / "run", resume=True, force=True)["n"] == 7
+
+
 @pytest.mark.parametrize("damage", ["gone", "truncated", "empty", "another file"])
 def test_a_damaged_state_is_refused(damage: str, palm_root: Path, tmp_path: Path) -> None:
     interrupted(palm_root, tmp_path / "run", 2, **PLAIN)

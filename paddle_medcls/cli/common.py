@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paddle_medcls.core.errors import command, printable
+from paddle_medcls.core.errors import command, describe
 
 
 def parser(name: str, text: str) -> argparse.ArgumentParser:
@@ -161,22 +161,11 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> 
         code = work(args)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
     except BrokenPipeError:
         sys.stderr.close()  # the program that read our output has ended; no message can reach it
         return 1
-    except Exception as error:
-        if args.debug:
+    except (Exception, KeyboardInterrupt) as error:
+        if args.debug and not isinstance(error, KeyboardInterrupt):
             raise
-        from paddle_medcls.core.errors import MedclsError, Stopped
-
-        if isinstance(error, Stopped):
-            print(error, file=sys.stderr)
-        elif isinstance(error, MedclsError):
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        else:
-            what = printable(f"unexpected {type(error).__name__}: {error}")
-            print(f"{what}\n  fix        run again with --debug", file=sys.stderr)
+        print(describe(error), file=sys.stderr)
         return 1

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from paddle_medcls.cli.common import list_own_images, run
 from paddle_medcls.cli.train_options import train_parser
-
-HANDED_OVER = "MEDCLS_HANDED_OVER"
-"""In the environment of processes that this command has started: it prints the result itself."""
+from paddle_medcls.core.errors import PROGRAM
+from paddle_medcls.training.launcher import launch, launched
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error("--output and --output_root are two names for one thing; give one")
     if not args.resume and not args.dataset and not args.recipe:
         p.error("--dataset or --recipe is needed")
-    return run(_work, args)
+    return run(_one_of_several if launched() else _work, args)
+
+
+def _one_of_several(args: argparse.Namespace) -> int:
+    """The command in a process that Paddle's launcher has started."""
+    from paddle_medcls.training.watch import shared_failure
+
+    with shared_failure():
+        return _work(args)
 
 
 def _work(args: argparse.Namespace) -> int:
@@ -51,18 +58,21 @@ def _work(args: argparse.Namespace) -> int:
     environ = dict(os.environ)  # before it is made ready for a process that has all cores
     count = _count(args)
     if count > 1:
-        run_dir, metrics = _launch(args, recipe, count, environ)
-    else:
-        run_dir, metrics = _train(args, recipe)
+        return _launch(args, recipe, count, environ)
+    run_dir, metrics = _train(args, recipe)
+    if metrics and PROGRAM not in os.environ:  # else the command that handed over prints them
+        _print_result(args, recipe, run_dir, metrics)
+    return 0
+
+
+def _print_result(args: argparse.Namespace, recipe, run_dir: Path, metrics: dict) -> None:
     from paddle_medcls.evaluation.tables import NOTICE, choice_of_epoch, class_table, fold_table, summary
 
-    if metrics and HANDED_OVER not in os.environ:  # the first process, or the command that started it
-        print(class_table(metrics))
-        print(summary(metrics, () if recipe.folds else recipe.targets))
-        if args.folds:
-            print(fold_table(metrics))
-        print(f"{choice_of_epoch(metrics)}; written to {run_dir}\n{NOTICE}")
-    return 0
+    print(class_table(metrics))
+    print(summary(metrics, () if recipe.folds else recipe.targets))
+    if args.folds:
+        print(fold_table(metrics))
+    print(f"{choice_of_epoch(metrics)}; written to {run_dir}\n{NOTICE}")
 
 
 def _resume_folds(args: argparse.Namespace, recipe) -> None:
@@ -88,7 +98,8 @@ def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
     rank, world = join()
     for note in NOTES if rank == 0 else ():
         print(f"set {note}", file=sys.stderr)
-    run_dir, data_root = map(Path, from_first(lambda: [str(path) for path in _places(args, recipe)], rank, world))
+    run_dir = Path(from_first(lambda: str(_prepare(args, recipe)), rank, world))
+    data_root = _data_root(args, recipe, run_dir)
     names = ("device", "workers", "amp", "deterministic", "force", "image_cache")
     options = {name: getattr(args, name) for name in names}
     options |= {"kernels": args.kernels or "auto", "precision": args.precision or "f32"}
@@ -101,39 +112,28 @@ def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
     return run_dir, run.metrics
 
 
-def _launch(args: argparse.Namespace, recipe, count: int, environ: dict[str, str]) -> tuple[Path, dict]:
-    """Trains in several processes, which get this command's own arguments; the run directory and the metrics."""
-    from paddle_medcls.core.errors import SetupError, Stopped
+def _launch(args: argparse.Namespace, recipe, count: int, environ: dict[str, str]) -> int:
+    """Trains in several processes, which get this command's own arguments; returns the exit code."""
+    from paddle_medcls.core.errors import SetupError
     from paddle_medcls.core.paddle_setup import count_gpus
-    from paddle_medcls.training.interruption import interrupted
-    from paddle_medcls.training.launcher import launch
     from paddle_medcls.training.loop import check_recipe
     from paddle_medcls.training.run_directory import read_metrics
 
-    check_recipe(recipe)
+    check_recipe(recipe, count)
     gpus = 0 if args.device == "cpu" else count_gpus()
     if gpus and count > gpus:
         fix = f"--processes {gpus}, or --device cpu"
         raise SetupError(f"--processes {count}: each needs a GPU, and there are {gpus}", fix=fix)
-    if count > recipe.batch_size:
-        raise SetupError(f"--processes {count}: a batch of {recipe.batch_size} has too few images to share")
-    norm = "those of the whole batch" if gpus else "each process's own, so the run differs from one process's"
-    print(
-        f"{count} processes share each batch of {recipe.batch_size}; batch-norm statistics are {norm}", file=sys.stderr
-    )
     run_dir = args.resume or _run_dir(args, recipe)
     place = [] if args.resume or args.output or args.output_root else ["--output", str(run_dir)]
-    try:
-        launch([*args.given, *place], count, {**environ, HANDED_OVER: "1"}, on_cpu=not gpus)
-    except Stopped:
-        raise interrupted(run_dir) from None  # with this command's name
-    return run_dir, read_metrics(run_dir)
+    code = launch([*args.given, *place], count, environ, on_cpu=not gpus)
+    if not code:
+        _print_result(args, recipe, run_dir, read_metrics(run_dir))
+    return code
 
 
 def _count(args: argparse.Namespace) -> int:
     """Number of processes to start; a resumed run has as many as it began with, and one of several starts none."""
-    from paddle_medcls.training.launcher import launched
-
     if launched():
         return 1
     if args.processes is None and args.resume:
@@ -194,32 +194,33 @@ def _run_dir(args: argparse.Namespace, recipe) -> Path:
     return new_run_directory(recipe)
 
 
-def _places(args: argparse.Namespace, recipe) -> tuple[Path, Path]:
-    """Run directory and data root; downloads the data, or writes synthetic ones, if an option says so."""
-    from paddle_medcls.data.datasets import default_root, fetch
-
-    if args.resume:
-        from paddle_medcls.training.resume import read_facts
-
-        facts = read_facts(args.resume / "fold1" if args.folds else args.resume)
-        return args.resume, args.data_root or Path(facts["data_root"])
+def _prepare(args: argparse.Namespace, recipe) -> Path:
+    """The run directory; downloads the data, or writes synthetic ones, if an option says so."""
+    from paddle_medcls.data.datasets import fetch
+    from paddle_medcls.data.sample import draw
     from paddle_medcls.training.resume import refuse_taken
 
+    if args.resume:
+        return args.resume
     run_dir = _run_dir(args, recipe)
     if not args.folds:  # else the same command continues
         refuse_taken(run_dir)
-    if args.images is not None:
-        return run_dir, args.images.folder
-    if not args.sample:
-        root = args.data_root or default_root(recipe.dataset)
-        if args.download:
-            print(fetch(recipe.dataset, root), file=sys.stderr)
-        return run_dir, root
-    from paddle_medcls.data.sample import draw
+    if args.sample:
+        draw(recipe.dataset, _data_root(args, recipe, run_dir), recipe.seed)
+    elif args.download:
+        print(fetch(recipe.dataset, _data_root(args, recipe, run_dir)), file=sys.stderr)
+    return run_dir
 
-    root = args.data_root or run_dir / "sample"
-    draw(recipe.dataset, root, recipe.seed)
-    return run_dir, root
+
+def _data_root(args: argparse.Namespace, recipe, run_dir: Path) -> Path:
+    from paddle_medcls.data.datasets import default_root
+    from paddle_medcls.training.resume import read_facts
+
+    if args.resume:
+        return args.data_root or Path(read_facts(run_dir / "fold1" if args.folds else run_dir)["data_root"])
+    if args.images is not None:
+        return args.images.folder
+    return args.data_root or (run_dir / "sample" if args.sample else default_root(recipe.dataset))
 
 
 def _summary(args: argparse.Namespace, recipe) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+PROGRAM = "MEDCLS_PROGRAM"
+"""In the environment of processes that a command has started: the program that the user called."""
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (writing direction), bytes outside UTF-8, line ends
 
 
@@ -30,7 +33,7 @@ def did_you_mean(name: str, known: Iterable[str], n: int = 1) -> str:
 
 def command(name: str) -> str:
     """The start of a command line, as the user called this process: "python tools/train.py" or "medcls train"."""
-    program = Path(sys.argv[0])
+    program = Path(os.environ.get(PROGRAM, sys.argv[0]))
     return (
         f"python tools/{name}.py"
         if program.suffix == ".py" and program.resolve().parent.name == "tools"
@@ -68,13 +71,6 @@ class MedclsError(Exception):
         super().__init__("\n".join(lines))
         self.what = lines[0]
 
-    @classmethod
-    def retold(cls, text: str) -> MedclsError:
-        """The error with this complete message, of several lines, which another process has printed."""
-        error = cls(text.partition("\n")[0])
-        error.args = (text,)
-        return error
-
 
 class DataError(MedclsError):
     """An image, label file or folder is missing or faulty."""
@@ -98,3 +94,14 @@ class RunError(MedclsError):
 
 class Stopped(RunError):
     """A training run was stopped by the user or by its time budget; its state is saved."""
+
+
+def describe(error: BaseException) -> str:
+    """The message of an error, as the commands print it."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return "interrupted"
+    if isinstance(error, Stopped):
+        return str(error)
+    if isinstance(error, MedclsError):
+        return f"{type(error).__name__}: {error}"
+    return printable(f"unexpected {type(error).__name__}: {error}") + "\n  fix        run again with --debug"

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ def join() -> tuple[int, int]:
     """Joins the process group that this process was started in: (rank, number of processes)."""
     import paddle.distributed as dist
 
-    world = dist.get_world_size()
+    rank, world = dist.get_rank(), dist.get_world_size()
     if world > 1 and not dist.is_initialized():
         paddle_output = io.StringIO()
         with contextlib.redirect_stderr(paddle_output):  # Paddle lists the flags that it has set itself
@@ -33,7 +34,7 @@ def join() -> tuple[int, int]:
         for line in paddle_output.getvalue().splitlines():
             if line.strip() and not line.startswith(("====", "FLAGS(")):
                 print(line, file=sys.stderr)
-    return dist.get_rank(), world
+    return rank, world
 
 
 def pieces(rows: np.ndarray, rank: int, world: int, accumulate: int) -> list[tuple[np.ndarray, float]]:
@@ -89,18 +90,26 @@ def sum_over_processes(step_metrics, stop_requested: bool, world: int):
     return step_metrics
 
 
-def from_first(make: Callable[[], Any], rank: int, world: int) -> Any:
-    """The JSON value that process 0 computes; the others wait for it, without a time limit.
+def from_first(make: Callable[[], Any], rank: int, world: int, first: int = 0) -> Any:
+    """The JSON value that one process computes; the others wait for it, without a time limit.
 
     A barrier would not do: gloo's gives up after 30 seconds.
+
+    Args:
+        first: the process that computes it, for example the first one of each node for its node.
     """
     if world == 1:
         return make()
     store = paddle.base.core.create_or_get_global_tcp_store()
-    key = f"paddle_medcls/{next(_CALLS)}"
-    if rank == 0:
-        text = json.dumps(make())
-        store.set(key, text.encode())
-    else:
-        text = store.get(key)
-    return json.loads(text)
+    key = f"paddle_medcls/{next(_CALLS)}/{first}"
+    if rank == first:
+        store.set(key, json.dumps(make()).encode())
+        store.add(f"{key}/set", 1)
+    while not store.add(f"{key}/set", 0):
+        time.sleep(0.05)  # inside one long request a signal would not be noticed
+    return json.loads(store.get(key))
+
+
+def from_all(value: Any, rank: int, world: int) -> list[Any]:
+    """The JSON values of all processes, in their order, once all are there."""
+    return [from_first(lambda: value, rank, world, first) for first in range(world)]

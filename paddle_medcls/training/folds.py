@@ -8,14 +8,13 @@ the models.
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from paddle_medcls.core.errors import DataError, RunError, Stopped, command
+from paddle_medcls.core.errors import DataError, RunError, Stopped
 from paddle_medcls.core.files import write_json
 from paddle_medcls.data.datasets import default_root, is_own, load_index, weights_name
 from paddle_medcls.data.image_list import CSV, ImageList, read_image_list
@@ -29,6 +28,7 @@ from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.training import run_directory
 from paddle_medcls.training.checkpoint import FILE
 from paddle_medcls.training.distributed import from_first, join
+from paddle_medcls.training.interruption import resume_command
 from paddle_medcls.training.loop import Options, Run, train
 from paddle_medcls.training.resume import refuse_other_recipe
 
@@ -90,8 +90,8 @@ def train_folds(
         try:
             runs.append(_train_fold(one, root, _fold_directory(directory, one), options, (rank, world)))
         except Stopped:
-            again = f"{command('train')} --resume {shlex.quote(str(directory))}"
-            raise Stopped(f"interrupted in fold {one.fold} of {folds}; state saved; resume with: {again}") from None
+            done = f"interrupted in fold {one.fold} of {folds}; state saved"
+            raise Stopped(f"{done}; resume with: {resume_command(directory)}") from None
     metrics = _summarise(directory, recipe, root, runs) if rank == 0 else {}
     return CrossValidation(directory, runs, metrics)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from paddle_medcls.core.errors import Stopped, command
+from paddle_medcls.core.errors import PROGRAM, Stopped, command
+from paddle_medcls.training.launcher import launched
 
 
 class Interrupt:
@@ -47,5 +49,10 @@ class Interrupt:
 
 
 def interrupted(run_dir: Path) -> Stopped:
-    resume = f"{command('train')} --resume {shlex.quote(str(run_dir))}"
-    return Stopped(f"interrupted; state saved in {run_dir}; resume with: {resume}")
+    return Stopped(f"interrupted; state saved in {run_dir}; resume with: {resume_command(run_dir)}")
+
+
+def resume_command(run_dir: Path) -> str:
+    """The command line that resumes a run; one that Paddle's launcher was called for needs its options again."""
+    launcher = "python -m paddle.distributed.launch … " if launched() and PROGRAM not in os.environ else ""
+    return f"{launcher}{command('train')} --resume {shlex.quote(str(run_dir))}"

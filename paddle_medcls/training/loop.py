@@ -41,6 +41,7 @@ from paddle_medcls.training.run import Training, open_run
 from paddle_medcls.training.run_directory import HISTORY, State
 from paddle_medcls.training.session import Options, Session, start_session
 from paddle_medcls.training.setup import amp_type, check_network, check_recipe, place_images, read_data
+from paddle_medcls.training.watch import shared_failure
 
 CURVE_SECONDS = 30  # the curves are drawn at most this often
 HINT_STEPS = 10  # after which the length of a run is estimated
@@ -72,6 +73,7 @@ class Run:
         return history_figure(self.history)
 
 
+@shared_failure()
 def train(
     recipe: Recipe | str,
     data_root: str | Path | ImageList | None = None,
@@ -241,7 +243,8 @@ def finish(training: Training, session: Session) -> Run:
     if training.stopped_early and state.epoch < recipe.epochs:
         session.say(f"stopped early: no better {recipe.monitor} in {recipe.patience} epochs")
     weights = training.weights
-    load_strict(training.validated, read_weights(weights), weights)
+    if session.first:  # which gives them to the others before they validate
+        load_strict(training.validated, read_weights(weights), weights)
     logits = validate(training, session, recipe.evaluation_flips)
     if not session.first:
         return Run(training.directory, weights, {}, state.history)

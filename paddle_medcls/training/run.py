@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from paddle_medcls import __version__
+from paddle_medcls.core.errors import RunError
 from paddle_medcls.core.hardware import has_bfloat16
 from paddle_medcls.core.paddle_setup import environment, paddle
 from paddle_medcls.data.datasets import weights_name
@@ -18,10 +20,12 @@ from paddle_medcls.models.onednn.operators import Operators
 from paddle_medcls.preprocessing.loader import cut, epoch_order
 from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.training import run_directory
+from paddle_medcls.training.distributed import from_all
 from paddle_medcls.training.resume import refuse_changes, restore
 from paddle_medcls.training.run_directory import State
 from paddle_medcls.training.session import Session
 from paddle_medcls.training.setup import Data, Learner, build_learner, choose_kernels
+from paddle_medcls.training.watch import process_name
 
 
 @dataclass
@@ -79,16 +83,18 @@ def open_run(run_dir: Path, recipe: Recipe, data: Data, session: Session, resume
     if kernels != "paddle":
         network = Accelerated(learner.model, Operators(bf16=kernels == "onednn bf16"))
         inference_kernels = Operators()
-    if session.world > 1:
-        network = paddle.DataParallel(network)
-
     weights = run_dir / f"{weights_name(recipe.dataset)}.pdparams"
     state = State()
     if resume:
         refuse_changes(run_dir, recipe, data.facts, session)
         state = restore(run_dir, recipe, learner.parts, weights)
         say(f"resumed after {state.epoch} of {recipe.epochs} epochs and {state.batch} batches")
-    elif session.first:
+    if session.world > 1:
+        _refuse_differences(recipe, data.facts, kernels, state, session)
+        norm = "each process's own" if session.device == "cpu" else "those of the whole batch"
+        say(f"{session.world} processes share each batch of {recipe.batch_size}; batch-norm statistics are {norm}")
+        network = paddle.DataParallel(network)
+    if session.first and not resume:
         options = session.options
         run_environment = environment(session.device) | {"processes": session.world, "kernels": kernels}
         run_environment |= {"amp": bool(options.amp), "deterministic": bool(options.deterministic)}
@@ -96,3 +102,35 @@ def open_run(run_dir: Path, recipe: Recipe, data: Data, session: Session, resume
         run_directory.describe(run_dir, recipe, data.facts, run_environment)
     suggest_bf16 = session.first and not resume and kernels == "onednn f32" and has_bfloat16()
     return Training(run_dir, weights, recipe, data, learner, network, inference_kernels, state, suggest_bf16)
+
+
+def _refuse_differences(recipe: Recipe, facts: dict, kernels: str, state: State, session: Session) -> None:
+    """Refuses processes that do not begin with the images, settings and resumed state of process 0, before any step.
+
+    Raises:
+        RunError: in all processes; names those that differ, their machines, and in what.
+    """
+    own: dict[str, Any] = {"paddle_medcls": __version__, "paddle": paddle.__version__, "kernels": kernels}
+    own |= {"device": session.device.partition(":")[0], "amp": session.options.amp}
+    own |= {
+        "resumed state": [state.epoch, state.step, *state.steps[-1:]],
+        "frozen weights": facts.get("frozen_weights"),
+    }
+    for split in ("train", "val"):
+        own[f"{split} split"] = f"{facts[split]['images']} images, fingerprint {facts[split]['fingerprint'][:12]}"
+        own[f"{split} pixels"] = facts[split]["per_image"]
+    own |= {name: value for name, value in recipe.to_json().items() if name not in ("mean", "std")}
+    first, *others = from_all(own, session.rank, session.world)
+    differences = [
+        f"{process_name(rank)}: {name}: {other.get(name)}, not {first[name]}"
+        for rank, other in enumerate(others, 1)
+        for name in first
+        if other.get(name) != first[name]
+    ]
+    if differences:
+        raise RunError(
+            "the processes of this run do not begin with the same as process 0",
+            items=differences,
+            expected="the same images, versions, options and, with --resume, run directory on every node",
+            fix="copy them from the node of process 0, or put them on storage that all nodes share",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,6 +79,11 @@ class Session:
     def first(self) -> bool:
         """Whether this process writes the files of the run."""
         return self.rank == 0
+
+    @property
+    def node_first(self) -> int:
+        """Number of the first process on this machine, which reads the images for all of them here."""
+        return self.rank - int(os.environ.get("PADDLE_LOCAL_RANK", "0"))
 
 
 def start_session(options: Options, environment: dict | None = None) -> Session:

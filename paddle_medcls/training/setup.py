@@ -64,8 +64,14 @@ class Learner:
     sidecar: Sidecar  # of the weights
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Refuses an unknown network before any work is done."""
+def check_recipe(recipe: Recipe, processes: int = 0) -> None:
+    """Refuses an unknown network, and a batch too small for so many processes (0: those there are), before any work."""
+    processes = processes or paddle.distributed.get_world_size()
+    if processes > recipe.batch_size:
+        raise SetupError(
+            f"{processes} processes: a batch of {recipe.batch_size} has too few images to share",
+            fix="start fewer, or enlarge --batch-size",
+        )
     if recipe.model not in model_names():
         raise RecipeError(
             f"unknown model {recipe.model!r}{did_you_mean(recipe.model, model_names())}",
@@ -108,11 +114,11 @@ def place_images(
             session.say(str(remark))
         return str(images.write(run_dir))
 
-    return Path(from_first(write, session.rank, session.world))
+    return Path(from_first(write, session.rank, session.world, session.node_first))
 
 
 def read_data(recipe: Recipe, data_root: Path, cache: Path | None, session: Session) -> Data:
-    """Lists the images, then decodes each once, so that a damaged one stops the run here; process 0 does so for all.
+    """Lists the images, then decodes each once, so that a damaged one stops the run; once on each node.
 
     Args:
         cache: folder that the decoded and scaled images are kept in; None: nowhere.
@@ -144,7 +150,7 @@ def read_data(recipe: Recipe, data_root: Path, cache: Path | None, session: Sess
             }
         return facts, caches
 
-    facts, caches = from_first(scan, session.rank, session.world)
+    facts, caches = from_first(scan, session.rank, session.world, session.node_first)
     decoded: dict[str, np.ndarray | None] = {
         split: mapped(Path(file)) if file else None for split, file in caches.items()
     }
@@ -193,7 +199,7 @@ def build_learner(recipe: Recipe, data: Data, cache: Path, session: Session, res
 def _features(model, recipe: Recipe, data: Data, cache: Path, session: Session) -> tuple[list[np.ndarray], np.ndarray]:
     """The frozen part's outputs: of each version of the training images, and of the validation images."""
     frozen = data.facts["frozen_weights"] = frozen_hash(model)
-    cache = usable_folder(cache, model, session.say) if session.first else cache
+    cache = usable_folder(cache, model, session.say) if session.rank == session.node_first else cache
 
     def features(index: Index, view: int | None) -> np.ndarray:
         def path() -> str:
@@ -202,7 +208,7 @@ def _features(model, recipe: Recipe, data: Data, cache: Path, session: Session) 
             dataset = ImageDataset(index, recipe.preprocessing, augmentation, recipe.seed, view or 0)
             return str(cached_features(model, frozen, dataset, cache, session.options.workers))
 
-        return mapped(Path(from_first(path, session.rank, session.world)))
+        return mapped(Path(from_first(path, session.rank, session.world, session.node_first)))
 
     return [features(data.train, view) for view in range(recipe.cache_views)], features(data.val, None)
 
