@@ -99,6 +99,21 @@ def add_engine_options(p: argparse.ArgumentParser) -> None:
     )
 
 
+def add_parallel_options(p: argparse.ArgumentParser, what: str) -> None:
+    """--parallel and --cluster of the commands that train several networks."""
+    text = f"{what} at a time, each in a process: one a GPU, or with a share of the cores; in a cluster: in all of it"
+    p.add_argument("--parallel", type=count_of, metavar="N", help=text)
+    text = f"run the {what} as tasks of this Ray cluster, by default one a GPU, else one a node; needs shared storage"
+    p.add_argument("--cluster", metavar="auto|HOST:PORT", help=text)
+
+
+def count_of(text: str) -> int:
+    """An argument's value: a number of 1 or more."""
+    if text.isdigit() and int(text) >= 1:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+
+
 def add_own_options(p: argparse.ArgumentParser) -> None:
     """The options for own images, of the data sets `folder` and `table`; their file is --labels."""
     p.add_argument(

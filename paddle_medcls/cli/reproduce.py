@@ -9,12 +9,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_medcls.cli.common import named, parser, run
+from paddle_medcls.cli.common import add_parallel_options, named, parser, run
 
 TEXT = """Trains recipes with several seeds each, evaluates each run on the test split, and writes a table with the
-published results. Run the same command again after an interruption: finished runs are kept, and the
-interrupted one is resumed. Results that are kept in results/ are printed beside, with a verdict; --evidence
-keeps those of the finished runs there: recipe, data, environment, history, metrics and predictions."""
+published results. Run the same command again after an interruption: finished runs are kept, interrupted ones are
+resumed. A run that fails does not stop the others. Results that are kept in results/ are printed beside, with a
+verdict; --evidence keeps those of the finished runs there: recipe, data, environment, history, metrics and
+predictions."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--evidence", action="store_true", help="copy what the finished runs show to --results")
     p.add_argument("--budget-minutes", type=float, default=math.inf, help="time limit; the same command continues")
+    add_parallel_options(p, "runs")
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU where Paddle sees one")
     p.add_argument("--workers", type=int, default=2, help="threads that read images (default: 2)")
     p.add_argument("--kernels", choices=("auto", "paddle", "onednn"), default="auto", help="see train")
@@ -71,10 +73,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _work(args: argparse.Namespace) -> int:
     started = time.monotonic()
+    from paddle_medcls.core.errors import RunError
     from paddle_medcls.data.datasets import fetch
     from paddle_medcls.evaluation.tables import NOTICE
     from paddle_medcls.training.evidence import compare, read_rows, write_evidence
     from paddle_medcls.training.loop import Options
+    from paddle_medcls.training.parallel import chosen
     from paddle_medcls.training.reproduce import Grid, plan, present, run_grid, score_without_leaks, write_tables
 
     output = args.output or Path("runs") / f"reproduce-{args.suite}"
@@ -97,7 +101,7 @@ def _work(args: argparse.Namespace) -> int:
         deadline=started + 60 * args.budget_minutes,
     )
     read_rows(args.results)  # damaged evidence is found before the work
-    remaining = run_grid(cells, output, options)
+    remaining, failures = run_grid(cells, output, options, chosen(args.parallel, args.cluster))
     if args.without_leaks:
         score_without_leaks(cells, args.workers)
     print(write_tables(cells, output))
@@ -108,6 +112,10 @@ def _work(args: argparse.Namespace) -> int:
         rows = write_evidence(cells, args.results)
         print(f"{len(rows)} row(s) written to {args.results}: {', '.join(rows) or 'no run is finished'}")
     print(f"{len(cells) - len(remaining)} of {len(cells)} runs are done; written to {output}\n{NOTICE}")
+    if failures:
+        items = [line for name, message in failures.items() for line in f"{name}: {message}".splitlines()]
+        fix = "correct the cause, and run the same command again: finished runs are kept"
+        raise RunError(f"{len(failures)} of {len(cells)} runs failed", items=items, fix=fix)
     if remaining:
         print("time budget used up; rerun the same command to continue", file=sys.stderr)
     return 0

@@ -44,6 +44,7 @@ def _one_of_several(args: argparse.Namespace) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
+    from paddle_medcls.core.errors import RunError
     from paddle_medcls.recipes.recipe import Recipe
 
     args.images = None if args.resume else _images(args)
@@ -53,6 +54,8 @@ def _work(args: argparse.Namespace) -> int:
         _resume_folds(args, recipe)
     else:
         recipe = Recipe.from_file(args.resume / "recipe.json") if args.resume else _recipe(args)
+    if (args.parallel or args.cluster) and not args.folds:
+        raise RunError("--parallel and --cluster train the folds of a cross-validation", fix="add --folds K")
     if args.summary:
         return _summary(args, recipe)
     environ = dict(os.environ)  # before it is made ready for a process that has all cores
@@ -105,8 +108,10 @@ def _train(args: argparse.Namespace, recipe) -> tuple[Path, dict]:
     options |= {"kernels": args.kernels or "auto", "precision": args.precision or "f32"}
     if args.folds:
         from paddle_medcls.training.folds import train_folds
+        from paddle_medcls.training.parallel import chosen
 
-        result = train_folds(recipe, args.folds, args.images or data_root, run_dir, Options(**options))
+        parallel = chosen(args.parallel, args.cluster)
+        result = train_folds(recipe, args.folds, args.images or data_root, run_dir, Options(**options), parallel)
         return run_dir, result.metrics
     run = train(recipe, args.images or data_root, run_dir, Options(**options), resume=bool(args.resume))
     return run_dir, run.metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from paddle_medcls.cli.common import add_own_options, boolean, named, parser
+from paddle_medcls.cli.common import add_own_options, add_parallel_options, boolean, named, parser
 
 TEXT = """Trains a recipe and writes a run directory: best weights and their sidecar, history,
 metrics, predictions, pictures, and the state to resume from."""
@@ -48,6 +48,7 @@ def train_parser() -> argparse.ArgumentParser:
         metavar="K",
         help="cross-validation of the training images: K models, in DIR/fold1, …; the same command continues it",
     )
+    add_parallel_options(p, "folds")
     p.add_argument("--pretrained", metavar="FILE|imagenet", help="start from these weights; imagenet: Paddle's own")
     p.add_argument("--cache-views", type=int, metavar="K", help="frozen features: versions of each image to keep")
     p.add_argument("--val", choices=("shipped",), help="oct: validate on the shipped folder, as the tutorial does")

@@ -84,18 +84,20 @@ def remove_abandoned(folder: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def locked_folder(folder: Path, work: str) -> Iterator[None]:
+def locked_folder(folder: Path, work: str, file: str = "") -> Iterator[None]:
     """Creates a folder and locks it; the lock ends with the process. At the end an empty folder is removed.
 
     Args:
         work: what a process with the lock does, for the message of the others.
+        file: name of a file there that is created and locked in its place: NFS locks files for all machines, and
+            folders for one.
 
     Raises:
         RunError: another process has the lock, or there can be no such folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder / file, os.O_RDWR | os.O_CREAT if file else os.O_RDONLY, 0o666)
     except OSError as error:
         raise RunError(f"{folder} cannot be used as a folder: {error.strerror}", fix="give another") from None
     try:

@@ -40,9 +40,9 @@ def progress(iterable: Iterable | None, what: str, total: int, unit: str, show: 
 
 
 def say_line(line: str) -> None:
-    """Prints a line about the work to standard error; in a notebook, where that is red, to standard output."""
+    """Prints a line about the work above the bars: to standard error; in a notebook, where that is red, to stdout."""
     in_notebook = type(sys.stderr).__module__.startswith("ipykernel.")
-    print(line, file=sys.stdout if in_notebook else sys.stderr, flush=True)
+    tqdm.write(line, file=sys.stdout if in_notebook else sys.stderr)
 
 
 class _Lines:

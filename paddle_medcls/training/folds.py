@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_medcls.core.errors import DataError, RunError, Stopped
-from paddle_medcls.core.files import write_json
+from paddle_medcls.core.files import locked_folder, write_json
 from paddle_medcls.data.datasets import default_root, is_own, load_index, weights_name
 from paddle_medcls.data.image_list import CSV, ImageList, read_image_list
 from paddle_medcls.data.index import Index
@@ -29,7 +29,9 @@ from paddle_medcls.training import run_directory
 from paddle_medcls.training.checkpoint import FILE
 from paddle_medcls.training.distributed import from_first, join
 from paddle_medcls.training.interruption import resume_command
+from paddle_medcls.training.jobs import Job, options_of_job
 from paddle_medcls.training.loop import Options, Run, train
+from paddle_medcls.training.parallel import LOCK, Parallel, run_jobs
 from paddle_medcls.training.resume import refuse_other_recipe
 
 
@@ -59,6 +61,7 @@ def train_folds(
     data_root: str | Path | ImageList | None = None,
     output: str | Path | None = None,
     options: Options = Options(),  # noqa: B008  it is frozen
+    parallel: Parallel | None = None,
 ) -> CrossValidation:
     """Trains a recipe on each fold of a cross-validation of the training images, or continues an interrupted one.
 
@@ -71,6 +74,8 @@ def train_folds(
         data_root: see `train`.
         options: see `train`.
         output: directory of the cross-validation. None: a new one below `runs/`.
+        parallel: trains several folds at a time; None: one after the other, in this process. A program of your own
+            that uses it needs `if __name__ == "__main__":` around its work: other processes import it.
 
     Raises:
         MedclsError: see `train`; a class with too few images or patients; a directory that holds another run or folds
@@ -85,19 +90,46 @@ def train_folds(
         raise RunError(f"{directory} already holds a run", fix="give another --output")
     for one in recipes:
         refuse_other_recipe(_fold_directory(directory, one), one, options)
+    again = resume_command(directory)
+    if parallel:
+        if world > 1:
+            raise RunError("several folds at a time cannot have several processes each", fix="leave --processes out")
+        there = options_of_job(options)
+        jobs = [
+            Job(run_dir, recipe.epochs, _train_fold, (one, root, run_dir, there, (rank, world)))
+            for one in recipes
+            if not run_directory.is_finished(run_dir := _fold_directory(directory, one))
+        ]
+        _train_at_once(jobs, parallel, options, directory, again)
     runs = []
     for one in recipes:
         try:
             runs.append(_train_fold(one, root, _fold_directory(directory, one), options, (rank, world)))
         except Stopped:
-            done = f"interrupted in fold {one.fold} of {folds}; state saved"
-            raise Stopped(f"{done}; resume with: {resume_command(directory)}") from None
+            raise Stopped(f"interrupted in fold {one.fold} of {folds}; state saved; resume with: {again}") from None
     metrics = _summarise(directory, recipe, root, runs) if rank == 0 else {}
     return CrossValidation(directory, runs, metrics)
 
 
 def _fold_directory(directory: Path, recipe: Recipe) -> Path:
     return directory / f"fold{recipe.fold}"
+
+
+def _train_at_once(jobs: list[Job], parallel: Parallel, options: Options, directory: Path, again: str) -> None:
+    """Trains folds, several at a time; those that do not fail are finished, and then the first error is raised."""
+    errors = {}
+    with locked_folder(directory, "trains these folds", LOCK):
+        try:
+            for job, error in run_jobs(jobs, parallel, options, directory) if jobs else ():
+                errors[job.name] = error
+        except Stopped as stopped:
+            raise Stopped(f"{stopped.what}; resume with: {again}") from None
+    failures = [f"{name}: {error}" for name, error in errors.items() if error]
+    if failures:
+        lines = [line for failure in failures for line in failure.splitlines()]
+        raise RunError(f"{len(failures)} fold(s) failed", items=lines, fix=f"correct the cause, then: {again}")
+    if len(errors) < len(jobs):
+        raise Stopped(f"the time is over; the state is saved; resume with: {again}")
 
 
 def _train_fold(

@@ -7,17 +7,18 @@ after every cell, from the `cell.json` files.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from paddle_medcls.core.errors import DataError, RecipeError, RunError, Stopped, did_you_mean
-from paddle_medcls.core.files import read_json, write_csv, write_json, write_text
-from paddle_medcls.core.progress import progress
+from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, RunError, SetupError, Stopped, did_you_mean
+from paddle_medcls.core.files import locked_folder, read_json, write_csv, write_json, write_text
+from paddle_medcls.core.progress import progress, say_line
 from paddle_medcls.data.datasets import dataset_module, default_root, load_index
 from paddle_medcls.data.datasets.medmnist import NAMES, file_in, file_of
 from paddle_medcls.data.datasets.medmnist_cards import CARDS
@@ -33,7 +34,9 @@ from paddle_medcls.preprocessing.loader import ImageDataset
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.training.checkpoint import FILE
+from paddle_medcls.training.jobs import Job, options_of_job
 from paddle_medcls.training.loop import Options, train
+from paddle_medcls.training.parallel import LOCK, Parallel, interrupted_in, run_jobs
 from paddle_medcls.training.reproduction_table import Row, table
 from paddle_medcls.training.resume import refuse_other_recipe
 
@@ -159,45 +162,77 @@ def present(cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
     return available, absent
 
 
-def run_grid(cells: Sequence[Cell], output: Path, options: Options) -> list[Cell]:
+def run_grid(
+    cells: Sequence[Cell], output: Path, options: Options, parallel: Parallel | None = None
+) -> tuple[list[Cell], dict[str, str]]:
     """Runs the cells that are not finished; stops after `options.deadline`.
 
+    A cell that fails does not stop the others, unless the fault is the machine's, such as a full disk.
+
+    Args:
+        parallel: runs several at a time; None: one after the other, in this process.
+
     Returns:
-        The cells that remain.
+        The cells that remain, and the error of each that failed, by its name.
 
     Raises:
-        MedclsError: data, a recipe or a run that cannot be used; interrupted (`Stopped`).
+        MedclsError: data or a recipe that cannot be used; another command runs this grid; interrupted (`Stopped`).
     """
     for cell in cells:
         refuse_other_recipe(cell.folder, cell.recipe, options)
-    remaining = [cell for cell in cells if cell.result() is None]
-    for root, dataset in dict.fromkeys((cell.data_root, cell.recipe.dataset) for cell in remaining):
+    for root, dataset in dict.fromkeys((cell.data_root, cell.recipe.dataset) for cell in cells if not cell.result()):
         load_index(dataset, root, dataset_module(dataset).SPLITS[-1])  # unreadable data stop the grid at once
-    with progress(None, "grid", len(cells), "run") as bar:
-        bar.update(len(cells) - len(remaining))
-        for cell in list(remaining):
+    failures: dict[str, str] = {}
+    with locked_folder(output, "runs this grid", LOCK):
+        remaining = [cell for cell in cells if cell.result() is None]
+        try:
+            with contextlib.closing(_ends(tuple(remaining), len(cells), output, options, parallel)) as ends:
+                for cell, error in ends:
+                    if error:
+                        failures[cell.name] = error
+                        say_line(f"{cell.name}: {error}")
+                    else:
+                        remaining.remove(cell)
+                        write_tables(cells, output)
+        finally:
+            write_tables(cells, output)
+    return remaining, failures
+
+
+def _ends(
+    cells: Sequence[Cell], total: int, output: Path, options: Options, parallel: Parallel | None
+) -> Generator[tuple[Cell, str], None, None]:
+    """Runs cells; gives each that has ended, with the message of its error or ""."""
+    if parallel and cells:
+        there = options_of_job(options)
+        cell_of = {Job(cell.folder, cell.recipe.epochs, _run_cell, (cell, there)): cell for cell in cells}
+        for job, error in run_jobs(tuple(cell_of), parallel, options, output):
+            yield cell_of[job], error
+        return
+    with progress(None, "grid", total, "run") as bar:
+        bar.update(total - len(cells))
+        for cell in cells:
             bar.set_description(cell.name)
             if time.monotonic() > options.deadline:
-                break
+                return
+            error = ""
             try:
-                _run_cell(cell, replace(options, say=_speaker(cell.name, bar.write)))
+                _run_cell(cell, replace(options, say=partial(_say, cell.name)))
             except Stopped:
                 if time.monotonic() > options.deadline:
-                    break
-                write_tables(cells, output)
-                raise Stopped(
-                    f"interrupted in {cell.name}; the state is saved", fix="run the same command again"
-                ) from None
-            remaining.remove(cell)
-            write_tables(cells, output)
+                    return
+                raise interrupted_in([cell.name]) from None
+            except SetupError:
+                raise  # the others would meet it too
+            except MedclsError as fault:
+                error = f"{type(fault).__name__}: {fault}"
             bar.update()
-    write_tables(cells, output)
-    return remaining
+            yield cell, error
 
 
-def _speaker(name: str, write: Callable) -> Callable[[str], None]:
-    """Prints a run's lines above the progress bars, with the run's name."""
-    return lambda line: write(f"{name}: {line}", file=sys.stderr)
+def _say(name: str, line: str) -> None:
+    """Prints a run's line above the progress bars, with the run's name."""
+    say_line(f"{name}: {line}")
 
 
 def _run_cell(cell: Cell, options: Options) -> None:

@@ -1,0 +1,91 @@
+"""A training as a job: what happens in the process, of this machine or another, that runs it.
+
+What it prints goes to `log.txt` in its directory.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import platform
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddle_medcls.core.errors import MedclsError, SetupError, Stopped, printable
+from paddle_medcls.core.progress import say_line
+
+if TYPE_CHECKING:
+    from paddle_medcls.training.session import Options
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A training: `work(*arguments)`, which resumes what an earlier process has begun in the directory."""
+
+    directory: Path
+    epochs: int
+    work: Callable[..., object]
+    arguments: tuple
+
+    @property
+    def name(self) -> str:
+        """The directory's name, as messages use it."""
+        return self.directory.name
+
+
+def options_of_job(options: Options) -> Options:
+    """The options of a training in another process, which has no deadline: who started it ends it."""
+    return replace(options, deadline=math.inf, say=say_line)
+
+
+def run_job(job: Job) -> tuple[str, str]:
+    """Runs a training.
+
+    Returns:
+        "done", "stopped", "failed" or "machine" (a fault of this machine, such as a full disk); and the message of
+        the error.
+    """
+    try:
+        job.work(*job.arguments)
+        return "done", ""
+    except (Stopped, KeyboardInterrupt):
+        return "stopped", ""
+    except (SetupError, OSError) as error:
+        return "machine", f"{platform.node()}: {error}"
+    except MedclsError as error:
+        return "failed", f"{type(error).__name__}: {error}"
+    except Exception as error:
+        traceback.print_exc()
+        return "failed", printable(f"unexpected {type(error).__name__}: {error}; log.txt has its traceback")
+
+
+def run_logged(job: Job, folder: str) -> tuple[str, str]:
+    """Runs a training in a folder, the current one of the process that wants it; the output goes to its log."""
+    try:
+        os.chdir(folder)
+        job.directory.mkdir(parents=True, exist_ok=True)
+        with open(job.directory / "log.txt", "ab") as log:
+            for number in (1, 2):
+                os.dup2(log.fileno(), number)
+    except OSError as error:
+        return "machine", f"{platform.node()}: {error}"
+    return run_job(job)
+
+
+def run_in_child(sender: Any, job: Job) -> None:
+    """`run_logged` in a process of its own, which ends with its parent; sends the result."""
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    sender.send(run_logged(job, os.getcwd()))
+
+
+def _stop_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)  # the training saves its state

@@ -1,0 +1,304 @@
+"""Several trainings at a time, in processes and in a cluster: how each may end, and that all of them give the same."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+
+import jobs_of_tests as work
+import pytest
+from fakes import ROOT
+from test_cluster import address as address  # a fixture
+
+from paddle_medcls.cli import reproduce as command
+from paddle_medcls.cli import train as train_command
+from paddle_medcls.core.errors import RunError, SetupError, Stopped
+from paddle_medcls.core.files import locked_folder
+from paddle_medcls.data.index import SYNTHETIC_MARK
+from paddle_medcls.data.sample import draw_npz
+from paddle_medcls.training import parallel, places, reproduce
+from paddle_medcls.training.jobs import Job, run_job
+from paddle_medcls.training.loop import Options
+from paddle_medcls.training.parallel import Parallel, run_jobs
+from paddle_medcls.training.reproduce import Cell, Grid, plan, run_grid
+from paddle_medcls.training.run_directory import write_timing
+
+
+def job(folder: Path, name: str, function: object, *arguments: object) -> Job:
+    return Job(folder / name, 1, function, arguments)
+
+
+def ends(jobs: list[Job], count: int, **options: object) -> dict[str, str]:
+    """The error of each job that has ended, by name."""
+    quiet = Options("cpu", say=lambda line: None, **options)
+    return {one.name: error for one, error in run_jobs(jobs, Parallel(count), quiet, Path())}
+
+
+# --- how a job ends --------------------------------------------------------------------------------
+
+
+def test_a_job_that_fails_or_dies_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [
+        job(tmp_path, "nan", work.fail, "nan"),
+        job(tmp_path, "bug", work.fail, "bug"),
+        job(tmp_path, "dies", work.die_until, tmp_path / "once", 1),
+        job(tmp_path, "dead", work.die_until, tmp_path / "always", 9),
+        job(tmp_path, "good", work.note, tmp_path / "good.txt"),
+    ]
+    found = ends(jobs, 2)
+    assert found["nan"] == "RunError: the loss is nan\n  fix        lower --lr"
+    assert found["bug"] == "unexpected ValueError: a bug; log.txt has its traceback"
+    assert "in fail" in (tmp_path / "bug" / "log.txt").read_text()
+    assert found["dies"] == found["good"] == "" and (tmp_path / "once").read_text() == "xx"
+    assert found["dead"].startswith("its process ended with exit code -9, 3 times")
+    assert (tmp_path / "always").read_text() == "xxx" and (tmp_path / "good.txt").read_text() == "x"
+    assert "dies: its process ended with exit code -9; it is resumed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_begins_no_more(tmp_path: Path) -> None:
+    """The next training would meet it too; on a cluster one such node would fail all that wait."""
+    jobs = [job(tmp_path, "full", work.fill_the_disk)]
+    jobs += [job(tmp_path, f"{k}", work.note, tmp_path / "later") for k in range(5)]
+    found = ends(jobs, 1)
+    assert list(found) == ["full"] and "No space left on device" in found["full"]
+
+
+def test_errors_of_a_training(tmp_path: Path) -> None:
+    def fault(error: BaseException) -> tuple[str, str]:
+        def function() -> None:
+            raise error
+
+        return run_job(job(tmp_path, "a", function))
+
+    assert run_job(job(tmp_path, "a", lambda: None)) == ("done", "")
+    assert fault(Stopped("x")) == fault(KeyboardInterrupt()) == ("stopped", "")
+    assert fault(SetupError("no GPU"))[0] == fault(OSError(28, "full"))[0] == "machine"
+    assert fault(RunError("x"))[0] == fault(ValueError("x"))[0] == "failed"
+
+
+def test_ctrl_c_saves_all_states(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, f"{k}", work.work_until_stopped, tmp_path / f"{k}.txt") for k in range(3)]
+
+    def interrupt() -> None:
+        while not all((tmp_path / f"{k}.txt").exists() for k in (0, 1)):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Stopped, match="interrupted in 0, 1; the state is saved"):
+        ends(jobs, 2)
+    thread.join()
+    assert all((tmp_path / f"{k}.txt").read_text().endswith("saved") for k in (0, 1))
+    assert not (tmp_path / "2.txt").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_deadline_ends_jobs_as_ctrl_c_does(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, f"{k}", work.work_until_stopped, tmp_path / f"{k}.txt") for k in range(2)]
+    assert ends(jobs, 1, deadline=time.monotonic() + 2) == {}
+    assert not (tmp_path / "1.txt").exists()
+
+
+def test_jobs_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "from test_parallel import *\n"
+        f"if __name__ == '__main__':\n path = Path({str(tmp_path)!r})\n"
+        " ends([job(path, 'a', work.work_until_stopped, path / 'a.txt')], 1)\n"
+    )
+    (tmp_path / "program.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    process = subprocess.Popen([sys.executable, str(tmp_path / "program.py")], env=environment)
+    until = time.monotonic() + 60
+    while not (tmp_path / "a.txt").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while not (tmp_path / "a.txt").read_text().endswith("saved") and time.monotonic() < until:
+        time.sleep(0.05)
+    assert (tmp_path / "a.txt").read_text().endswith("saved")
+
+
+# --- cores and GPUs --------------------------------------------------------------------------------
+
+
+def test_processes_share_the_cores_or_have_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_gpus", lambda: ["3", "GPU-5"])
+    monkeypatch.setattr(places, "usable_cores", lambda: 9)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    jobs = [job(tmp_path, f"{k}", work.tell_environment, tmp_path / f"{k}.txt") for k in range(2)]
+    options = Options("auto", say=lambda line: None)
+    assert [error for _, error in run_jobs(jobs, Parallel(2), options, tmp_path)] == ["", ""]
+    texts = sorted((tmp_path / f"{k}.txt").read_text() for k in range(2))
+    assert texts == [f"4 3 {os.getcwd()}", f"4 GPU-5 {os.getcwd()}"]
+    assert "OMP_NUM_THREADS" not in os.environ and "CUDA_VISIBLE_DEVICES" not in os.environ
+    with pytest.raises(SetupError, match="--parallel 3: each needs a GPU, and there are 2"):
+        places.Processes(3, "auto")
+    assert places.Processes(3, "cpu").threads == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert places.Processes(3, "cpu").threads == 5  # the user's choice
+    monkeypatch.setattr(places, "NOTES", ["OMP_NUM_THREADS=5"])  # not the user's, but all cores
+    assert places.Processes(3, "cpu").threads == 3
+
+
+# --- the display -----------------------------------------------------------------------------------
+
+
+def test_the_line_of_the_display(tmp_path: Path) -> None:
+    """Two epochs of 4 are done in 6 s each, and one of another kind in 2 s: 2 x 6 + 3 x 2 + 4 x 4 = 34 s for two."""
+
+    class Bar:
+        n, text = 0, ""
+
+        def set_description_str(self, text: str, refresh: bool) -> None:
+            self.text = text
+
+        def update(self, n: int) -> None:
+            self.n += n
+
+    futures = {}
+    for name, rows in (("a", [[1, 5, 100, 0, 6], [2, 5, 110, 0, 6]]), ("b", [[1, 1, 900, 0, 2]]), ("c", [])):
+        one = Job(tmp_path / name, 4, print, ())
+        for row in rows:
+            write_timing(one.directory, row)
+        future: Future = Future()
+        if rows:
+            future.set_running_or_notify_cancel()
+        futures[future] = one
+    bar, timing = Bar(), {}
+    parallel._show(bar, futures, 5, timing)
+    assert bar.text == "runs: 1 waiting, 2 running, 5 done; 1,010 images/s, 0:00:17 left" and bar.n == 3
+    write_timing(tmp_path / "b", [2, 1, 700, 0, 2])
+    parallel._show(bar, futures, 5, timing)
+    assert "810 images/s, 0:00:16 left" in bar.text and bar.n == 4
+
+
+# --- grids -----------------------------------------------------------------------------------------
+
+
+def test_two_commands_do_not_run_one_grid(root: Path, tmp_path: Path) -> None:
+    cells = plan(Grid("medmnist", 1, sets=("breast",), models=("toy",)), tmp_path / "grid", root)
+    with locked_folder(tmp_path / "grid", "runs this grid", parallel.LOCK):
+        with pytest.raises(RunError, match="grid: another process runs this grid"):
+            run_grid(cells, tmp_path / "grid", Options("cpu"), Parallel(2))
+    assert not cells[0].folder.exists()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / SYNTHETIC_MARK).touch()
+    draw_npz("breastmnist", folder, counts=(8, 8, 8))
+    return folder
+
+
+def test_a_cell_that_fails(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """The other cells go on; the command ends with the reason, after the table. The next one runs it again."""
+
+    def run_cell(cell: Cell, options: Options) -> None:
+        if cell.recipe.seed == 1:
+            raise RunError("the loss is nan", fix="lower --lr")
+        row = {"recipe": cell.recipe.name, "auc": 0.9, "accuracy": 0.8, "split": "test", "note": ""}
+        reproduce.write_json(cell.folder / "cell.json", row | {"parameters": 1e6, "minutes": 1.0})
+
+    monkeypatch.setattr(reproduce, "_run_cell", run_cell)
+    words = ["--suite", "medmnist", "--sets", "breast", "--models", "resnet18", "--data-root", str(root)]
+    words += ["--output", str(tmp_path / "grid"), "--device", "cpu", "--results", str(tmp_path / "results")]
+    assert command.main(words) == 1
+    said = capsys.readouterr()
+    assert "2 of 3 runs are done" in said.out and "Not run: medmnist-breastmnist-resnet18-seed1" in said.out
+    assert "1 of 3 runs failed\n  medmnist-breastmnist-resnet18-seed1: RunError: the loss is nan\n" in said.err
+    monkeypatch.setattr(reproduce, "_run_cell", lambda cell, options: run_cell(replace_seed(cell), options))
+    assert command.main(words) == 0
+    monkeypatch.setattr(reproduce, "_run_cell", full_disk)
+    words[-1] = str(tmp_path / "other")
+    words[words.index("--output") + 1] = str(tmp_path / "full")
+    assert command.main(words) == 1
+    assert capsys.readouterr().err.count("No space left") == 1  # one error, and not one for each cell
+
+
+def replace_seed(cell: Cell) -> Cell:
+    return replace(cell, recipe=cell.recipe.replace(seed=0))
+
+
+def full_disk(cell: Cell, options: Options) -> None:
+    raise SetupError("cannot write: No space left on device")
+
+
+def without_minutes(output: Path) -> tuple[list[dict], list[str]]:
+    """`results.csv` and `table.md`, but for the time that a run took."""
+    with open(output / "results.csv", encoding="utf-8") as file:
+        rows = [{**row, "minutes": ""} for row in csv.DictReader(file)]
+    lines = (output / "table.md").read_text().splitlines()
+    return rows, [line.rpartition(" | ")[0] if line.startswith("| breast") else line for line in lines]
+
+
+def test_a_grid_in_processes_gives_the_same_table(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them is killed at its third step."""
+    options = Options("cpu", 0, say=lambda line: None)
+    grid = Grid("medmnist", 2, sets=("breast",), models=("toy",), epochs=4)
+    cells = plan(grid, tmp_path / "one", root)
+    assert run_grid(cells, tmp_path / "one", options) == ([], {})
+    monkeypatch.setattr(reproduce, "_run_cell", work.cell)
+    cells = plan(grid, tmp_path / "two", root)
+    assert run_grid(cells, tmp_path / "two", options, Parallel(2)) == ([], {})
+    assert without_minutes(tmp_path / "one") == without_minutes(tmp_path / "two")
+    assert (cells[1].folder / "begun").exists() and "epoch   4/4" in (cells[1].folder / "log.txt").read_text()
+
+
+def test_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parallel.chosen(None, None) is parallel.chosen(1, None) is None
+    assert parallel.chosen(3, None) == Parallel(3) and parallel.chosen(None, "auto") == Parallel(None, "auto")
+    for count in ("0", "-1", "two"):
+        with pytest.raises(SystemExit):
+            command.main(["--suite", "palm", "--parallel", count])
+    assert train_command.main(["--dataset", "palm", "--parallel", "2"]) == 1
+    assert "add --folds K" in capsys.readouterr().err
+
+
+# --- a cluster -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of a cluster import what the jobs of these tests need."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+
+
+def test_jobs_in_a_cluster(address: str, importable: None, tmp_path: Path) -> None:
+    jobs = [
+        job(tmp_path, "dies", work.die_until, tmp_path / "once", 1),
+        job(tmp_path, "nan", work.fail, "nan"),
+        job(tmp_path, "tell", work.tell_environment, tmp_path / "tell"),
+    ]
+    options = Options("cpu", say=lambda line: None)
+    found = {one.name: error for one, error in run_jobs(jobs, Parallel(None, address), options, tmp_path)}
+    assert found == {"dies": "", "tell": "", "nan": "RunError: the loss is nan\n  fix        lower --lr"}
+    assert (tmp_path / "once").read_text() == "xx"
+    assert (tmp_path / "tell").read_text().split()[::2] == ["1", os.getcwd()]
+
+
+@pytest.mark.slow
+def test_a_grid_in_a_cluster_gives_the_same_table(
+    address: str, importable: None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options("cpu", 0, say=lambda line: None)
+    grid = Grid("medmnist", 4, ("medmnist", "medmnist_best"), ("breast",), ("toy",), epochs=4)
+    assert run_grid(plan(grid, tmp_path / "one", root), tmp_path / "one", options) == ([], {})
+    monkeypatch.setattr(reproduce, "_run_cell", work.cell)
+    cells = plan(grid, tmp_path / "two", root)
+    assert len(cells) == 8
+    assert run_grid(cells, tmp_path / "two", options, Parallel(None, address)) == ([], {})
+    assert without_minutes(tmp_path / "one") == without_minutes(tmp_path / "two")
+    assert [cell.recipe.seed for cell in cells if (cell.folder / "begun").exists()] == [1, 1]  # killed once
