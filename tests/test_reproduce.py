@@ -192,7 +192,7 @@ def test_a_grid_goes_on_after_interruptions(root, tmp_path, monkeypatch):
     output = tmp_path / "grid"
     cells = plan(Grid("medmnist", 2, sets=("breast",), models=("toy",), epochs=2), output, root)
     past = quiet(deadline=time.monotonic())
-    assert run_grid(cells, output, past) == list(cells)  # no time: nothing is begun
+    assert run_grid(cells, output, past) == (list(cells), {})  # no time: nothing is begun
     assert "Not run: " in (output / "table.md").read_text() and not cells[0].folder.exists()
 
     with pytest.raises(Stopped):
@@ -204,7 +204,7 @@ def test_a_grid_goes_on_after_interruptions(root, tmp_path, monkeypatch):
         return train(recipe, data_root, folder, options, resume)
 
     monkeypatch.setattr(reproduce, "train", spy)
-    assert run_grid(cells, output, quiet()) == []
+    assert run_grid(cells, output, quiet()) == ([], {})
     assert calls == [(cells[0].name, True), (cells[1].name, False)]
     with open(output / "results.csv") as file:
         rows = list(csv.DictReader(file))
@@ -215,7 +215,7 @@ def test_a_grid_goes_on_after_interruptions(root, tmp_path, monkeypatch):
     stored = json.loads((cells[0].folder / "recipe.json").read_text())
     stored |= {"source": "the text of another version", "targets": []}
     (cells[0].folder / "recipe.json").write_text(json.dumps(stored))
-    assert run_grid(cells, output, quiet()) == []  # all finished, with the same settings: nothing runs
+    assert run_grid(cells, output, quiet()) == ([], {})  # all finished, with the same settings: nothing runs
     assert len(calls) == 2
     longer = plan(Grid("medmnist", 2, sets=("breast",), models=("toy",), epochs=3), output, root)
     with pytest.raises(RunError, match="run with another recipe") as caught:
@@ -250,7 +250,9 @@ def test_unknown_names_are_found_before_any_work(words, message, tmp_path, monke
 def test_a_grid_keeps_decoded_images_as_train_does(root, tmp_path, monkeypatch):
     """Else the same run decodes each image in every epoch, only because a grid started it."""
     seen = []
-    monkeypatch.setattr(reproduce, "run_grid", lambda cells, output, options: seen.append(options) or cells)
+    monkeypatch.setattr(
+        reproduce, "run_grid", lambda cells, output, options, parallel: seen.append(options) or (cells, {})
+    )
     words = ["--suite", "medmnist", "--sets", "breast", "--data-root", str(root), "--output", str(tmp_path / "grid")]
     assert command.main(words) == 0
     assert seen[0].image_cache == str(tmp_path / "grid" / "images")

@@ -43,7 +43,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "data" / SYNTHETIC_MARK).touch()
     draw_npz("breastmnist", root / "data", counts=(8, 8, 8))
     cells = cells_of(root)
-    assert run_grid(cells, root / "runs", Options(device="cpu", workers=1)) == []
+    assert run_grid(cells, root / "runs", Options(device="cpu", workers=1)) == ([], {})
     return root
 
 

@@ -53,6 +53,9 @@ def connect(address: str, shared: Sequence[str | Path] = ()) -> Any:
     if address != "auto":
         _knock(address)
     environment = {"env_vars": {"PYTHONPATH": python_path()}}
+    # Ray prints what it notices, such as the death of a worker, to standard output, where results go. Who waits for the
+    # worker's task is told.
+    ray._private.worker.listen_error_messages = lambda *_: None
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     except Exception as error:  # of many kinds
