@@ -9,22 +9,24 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import jobs_of_tests as work
 import pytest
-from fakes import ROOT
+from fakes import ROOT, palm_tree, recipe
 from test_cluster import address as address  # a fixture
 
 from paddle_medcls.cli import reproduce as command
 from paddle_medcls.cli import train as train_command
 from paddle_medcls.core.errors import RunError, SetupError, Stopped
-from paddle_medcls.core.files import locked_folder
+from paddle_medcls.core.files import locked_folder, sha256
 from paddle_medcls.data.index import SYNTHETIC_MARK
 from paddle_medcls.data.sample import draw_npz
-from paddle_medcls.training import parallel, places, reproduce
+from paddle_medcls.training import folds, parallel, places, reproduce
+from paddle_medcls.training.folds import train_folds
 from paddle_medcls.training.jobs import Job, run_job
 from paddle_medcls.training.loop import Options
 from paddle_medcls.training.parallel import Parallel, run_jobs
@@ -265,6 +267,42 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
             command.main(["--suite", "palm", "--parallel", count])
     assert train_command.main(["--dataset", "palm", "--parallel", "2"]) == 1
     assert "add --folds K" in capsys.readouterr().err
+
+
+# --- folds -----------------------------------------------------------------------------------------
+
+
+def test_folds_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one after the other, byte for byte; a fold that failed is trained by the next command, and only that one."""
+    lines: list[str] = []
+    options = Options("cpu", 0, image_cache="off", say=lines.append)
+    data, toy = palm_tree(tmp_path / "data"), recipe(epochs=1)
+    train_folds(toy, 2, data, tmp_path / "one", options)
+    begun = []
+
+    def run_here(jobs: list[Job], *_: object) -> Iterator[tuple[Job, str]]:
+        for one in jobs:
+            begun.append(one.name)
+            yield one, run_job(one)[1] if len(begun) > 1 else "RunError: the loss is nan"
+
+    monkeypatch.setattr(folds, "run_jobs", run_here)
+    with pytest.raises(RunError, match=r"1 fold\(s\) failed\n  fold1: RunError: the loss is nan\n.* --resume"):
+        train_folds(toy, 2, data, tmp_path / "two", options, Parallel(2))
+    assert not (tmp_path / "two" / "metrics.json").exists()
+    train_folds(toy, 2, data, tmp_path / "two", options, Parallel(2))
+    assert begun == ["fold1", "fold2", "fold1"]
+    for name in ("metrics.json", "predictions_val.csv", "fold1/PALM.pdparams", "fold2/history.csv"):
+        assert sha256(tmp_path / "one" / name) == sha256(tmp_path / "two" / name), name
+
+
+def test_interrupted_folds_say_how_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> Iterator[tuple[Job, str]]:
+        raise parallel.interrupted_in(["fold1"])
+        yield
+
+    monkeypatch.setattr(folds, "run_jobs", stop)
+    with pytest.raises(Stopped, match=f"interrupted in fold1; the state is saved; .*--resume {tmp_path / 'cv'}$"):
+        train_folds(recipe(), 2, palm_tree(tmp_path / "data"), tmp_path / "cv", Options("cpu"), Parallel(2))
 
 
 # --- a cluster -------------------------------------------------------------------------------------

@@ -101,9 +101,9 @@ def add_engine_options(p: argparse.ArgumentParser) -> None:
 
 def add_parallel_options(p: argparse.ArgumentParser, what: str) -> None:
     """--parallel and --cluster of the commands that train several networks."""
-    text = f"{what} at a time, each in a process: one a GPU, or with a share of the cores; in a cluster: in all of it"
+    text = f"{what} at a time, each in a process: with a GPU each, or with a share of the cores"
     p.add_argument("--parallel", type=count_of, metavar="N", help=text)
-    text = f"run the {what} as tasks of this Ray cluster, by default one a GPU, else one a node; needs shared storage"
+    text = f"{what} in this Ray cluster, by default one at a time on each GPU, else on each node; needs shared storage"
     p.add_argument("--cluster", metavar="auto|HOST:PORT", help=text)
 
 
