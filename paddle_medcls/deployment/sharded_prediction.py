@@ -199,7 +199,8 @@ def _in_cluster(
             except ray.exceptions.RayError as error:
                 raise RunError(f"shard {number}: {str(error).strip().splitlines()[-1]}") from None
             if isinstance(result, str):
-                raise RunError.retold(result)
+                what, *lines = result.splitlines()
+                raise RunError(what, items=[line.strip() for line in lines])
             yield number, result
     finally:
         ray.shutdown()
