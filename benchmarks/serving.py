@@ -29,8 +29,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from paddle_medcls.cli.image_arguments import expand
 
+from paddle_medcls.data.image_files import expand
 from paddle_medcls.deployment.predictor import Predictor, load_predictor
 
 BATCH = 16
