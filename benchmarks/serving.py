@@ -74,9 +74,10 @@ class Load:
             length = re.search(rb"(?i)content-length: (\d+)", head)
             assert length, head
             await reader.readexactly(int(length[1]))
-            (self.uploads if strange else self.images)[int(head[9:12])] += 1
-            if not strange:
-                self.seconds.append(time.perf_counter() - start)
+            now = time.perf_counter()
+            if now <= end:  # those that wait for the last answers would leave the engine idle
+                (self.uploads if strange else self.images)[int(head[9:12])] += 1
+                self.seconds += [] if strange else [now - start]
             if b"connection: close" in head.lower():
                 writer.close()
                 writer = None
@@ -115,6 +116,12 @@ def service(arguments: Sequence[str]) -> Iterator[tuple[int, int]]:
         process.kill()
 
 
+def images_predicted(port: int) -> float:
+    """The images that the service has predicted, by its own count."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        return sum(map(float, re.findall(rb'medcls_images_total{result="(?:predicted|unlike)"} (\S+)', answer.read())))
+
+
 def memory_mb(pid: int) -> float:
     """Resident memory of a process."""
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1000  # type: ignore[index]
@@ -149,10 +156,10 @@ def main() -> None:
         for number in range(args.rounds):
             alone, needed = engine_alone(predictor, paths, args.seconds)
             for mixed in [[], uploads] if uploads else [[]]:
-                start, before = time.perf_counter(), cpu_seconds(pid)
+                before, count = cpu_seconds(pid), images_predicted(port)
                 load = under_load(port, args.clients, images, mixed, args.seconds)
-                rate = load.images[200] / (time.perf_counter() - start)
-                used = 1000 * (cpu_seconds(pid) - before) / max(1, load.images[200])
+                rate = load.images[200] / args.seconds
+                used = 1000 * (cpu_seconds(pid) - before) / (images_predicted(port) - count)
                 p50, p99 = np.quantile(load.seconds, (0.5, 0.99)) * 1000
                 answers = f"{dict(load.images)}" + (f", uploads {dict(load.uploads)}" if mixed else "")
                 rates = f"{alone:.1f} | {rate:.1f} | {rate / alone:.3f} | {needed:.1f}, {used:.1f}"
