@@ -267,6 +267,8 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
             command.main(["--suite", "palm", "--parallel", count])
     assert train_command.main(["--dataset", "palm", "--parallel", "2"]) == 1
     assert "add --folds K" in capsys.readouterr().err
+    assert train_command.main(["--dataset", "palm", "--folds", "2", "--parallel", "2", "--processes", "2"]) == 1
+    assert "leave --processes out" in capsys.readouterr().err
 
 
 # --- folds -----------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def facts(count: int = 13, fingerprint: str = "a" * 64, mean: float = 0.5) -> di
         (facts(12, "b" * 64), "process 2 of 3, on 10.0.0.8: train split: 12 images, fingerprint bbbbbbbbbbbb, not 13 "),
         (
             facts(mean=0.25),
-            "process 2 of 3, on 10.0.0.8: val pixels: {'mean': [0.25], 'std': [0.2]}, not {'mean': [0.5",
+            "process 2 of 3, on 10.0.0.8: val pixels: fingerprint ",
         ),
         ({**facts(), "frozen_weights": "c"}, "process 2 of 3, on 10.0.0.8: frozen weights: c, not None"),
     ],

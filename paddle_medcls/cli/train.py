@@ -56,6 +56,8 @@ def _work(args: argparse.Namespace) -> int:
         recipe = Recipe.from_file(args.resume / "recipe.json") if args.resume else _recipe(args)
     if (args.parallel or args.cluster) and not args.folds:
         raise RunError("--parallel and --cluster train the folds of a cross-validation", fix="add --folds K")
+    if (args.parallel or args.cluster) and (launched() or args.processes not in (None, 1)):
+        raise RunError("--parallel and --cluster train each fold in one process", fix="leave --processes out")
     if args.summary:
         return _summary(args, recipe)
     environ = dict(os.environ)  # before it is made ready for a process that has all cores

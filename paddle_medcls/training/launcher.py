@@ -60,7 +60,7 @@ def launch(arguments: Sequence[str], count: int, environ: dict[str, str], on_cpu
                 signal.signal(number, handler)
             process.terminate()
             process.wait()
-        if signals and not last.startswith("interrupted"):
+        if process.returncode and signals and not last.startswith("interrupted"):
             raise KeyboardInterrupt
         if not signals and (process.returncode not in (0, 1) or process.returncode and not last):
             raise _silent_end(log, count)
