@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,23 +59,26 @@ def _work(args: argparse.Namespace) -> int:
 
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a damaged image needs no lines in a log
     from paddle_medcls.cli.app import refuse_taken
-    from paddle_medcls.core.errors import SetupError, printable
+    from paddle_medcls.core.errors import printable
     from paddle_medcls.deployment.trained_models import newest_weights
     from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
     from paddle_medcls.web import is_local
     from paddle_medcls.web.service import Limits, Service
 
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise SetupError(f"the service cannot be loaded: {error}", fix="pip install uvicorn") from None
     token = _token(args.token_file)
     refuse_taken(args.address, args.port)
     warnings.simplefilter("ignore")  # those of decoders may quote a patient's data
     weights = args.weights or [newest_weights(Path("runs"))]
     predictor = open_predictor(weights, args)
-    sizes = args.max_mb, args.max_megapixels * 10**6, args.max_images, args.queue, args.batch_size
-    service = Service(predictor, Limits(*sizes, args.max_delay / 1000), token, args.heatmaps)
+    limits = Limits(
+        megabytes=args.max_mb,
+        pixels=args.max_megapixels * 10**6,
+        images=args.max_images,
+        queue=args.queue,
+        batch=args.batch_size,
+        delay=args.max_delay / 1000,
+    )
+    service = Service(predictor, limits, token, args.heatmaps)
     notices = [NOTICE, *([SYNTHETIC_NOTICE] if predictor.sidecar.drawn else [])]
     if not is_local(args.address):
         notices.append(
@@ -87,16 +89,7 @@ def _work(args: argparse.Namespace) -> int:
     print(*map(printable, [about, *predictor.notes, *notices]), sep="\n", file=sys.stderr)
     address = f"[{args.address}]" if ":" in args.address else args.address
     print(f"serving at http://{address}:{args.port}, /docs says how; Ctrl-C stops", flush=True)
-    config = uvicorn.Config(
-        service.app, args.address, args.port, log_level="warning", access_log=False, ws="none", server_header=False
-    )
-    config.timeout_graceful_shutdown = 30
-    ended = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGTERM, signal.SIGINT)}
-    try:  # uvicorn raises the signal that ended it once more
-        uvicorn.Server(config).run()
-    finally:
-        for one, handler in ended.items():
-            signal.signal(one, handler)
+    service.run(args.address, args.port)
     return 0
 
 

@@ -12,6 +12,7 @@ import base64
 import contextlib
 import hmac
 import html
+import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -32,6 +33,7 @@ from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
 
 try:
     import python_multipart  # noqa: F401  Starlette needs it when a request comes
+    import uvicorn
     from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
     from fastapi.responses import HTMLResponse, JSONResponse
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -109,6 +111,14 @@ class Service:
         gauge = Gauge("medcls_waiting_images", "Images accepted and not yet answered.", registry=own)
         gauge.set_function(lambda: self.waiting)
         self.app = _application(self)
+
+    def run(self, address: str, port: int) -> None:
+        """Answers until SIGTERM or Ctrl-C, which leave 30 seconds for what was accepted."""
+        quiet = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}
+        server = uvicorn.Server(uvicorn.Config(self.app, address, port, timeout_graceful_shutdown=30, **quiet))  # type: ignore[arg-type]
+        for one in (signal.SIGTERM, signal.SIGINT):  # uvicorn has its own handlers, then raises the signal once more
+            signal.signal(one, lambda *_: setattr(server, "should_exit", True))
+        server.run()
 
     @contextlib.asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
