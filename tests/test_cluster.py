@@ -1,18 +1,27 @@
-"""The connection to a Ray cluster: what is refused, and what a node must have. Those here listen on 127.0.0.1."""
+"""A Ray cluster, which listens on 127.0.0.1: what is refused, what a node must have, and trainings in it."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jobs_of_tests as work
 import pytest
+from fakes import ROOT
+from test_parallel import interrupt_when, job, without_minutes
+from test_parallel import root as root  # a fixture
 
 from paddle_medcls.core import cluster
-from paddle_medcls.core.errors import SetupError
+from paddle_medcls.core.errors import SetupError, Stopped
+from paddle_medcls.training import reproduce
+from paddle_medcls.training.loop import Options
+from paddle_medcls.training.parallel import Parallel, run_jobs
+from paddle_medcls.training.reproduce import Grid, plan, run_grid
 
 LOOPBACK = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -90,7 +99,57 @@ def test_nodes_are_checked(address: str, tmp_path: Path, monkeypatch: pytest.Mon
         assert len(cluster.working_nodes(ray)) == 2 and list((tmp_path / "out").iterdir()) == []
         monkeypatch.setattr(cluster, "software", lambda: {"paddle_medcls": "0.1", "Paddle": "9", "Python": "3.99"})
         with pytest.raises(SetupError, match="differ from this machine") as caught:
-            cluster._check_nodes(ray, [])
+            cluster._check_nodes(ray, [], [tmp_path / "images"])
         assert str(caught.value).count("here 0.1") == str(caught.value).count("here 3.99") == 2  # both nodes
+        assert str(caught.value).count(f"there is no {tmp_path / 'images'}") == 2
     finally:
         ray.shutdown()
+
+
+# --- trainings -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of a cluster import what the jobs of these tests need."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+
+
+def test_jobs_in_a_cluster(address: str, importable: None, tmp_path: Path) -> None:
+    several = [
+        job(tmp_path, "dies", work.die_until, tmp_path / "once", 1),
+        job(tmp_path, "nan", work.fail, "nan"),
+        job(tmp_path, "tell", work.tell_environment, tmp_path / "told"),
+    ]
+    options = Options("cpu", say=lambda line: None)
+    found = {one.name: error for one, error in run_jobs(several, Parallel(None, address), options, tmp_path)}
+    assert found == {"dies": "", "tell": "", "nan": "RunError: the loss is nan\n  fix        lower --lr"}
+    assert (tmp_path / "once").read_text() == "xx"
+    assert (tmp_path / "told").read_text().split()[::2] == ["1", os.getcwd()]
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_all_states_in_a_cluster(address: str, importable: None, tmp_path: Path) -> None:
+    several = [job(tmp_path, f"{k}", work.work_until_stopped, tmp_path / f"{k}.txt") for k in range(3)]
+    thread = threading.Thread(target=interrupt_when, args=([tmp_path / f"{k}.txt" for k in (0, 1)],))
+    thread.start()
+    with pytest.raises(Stopped, match="interrupted in 0, 1; the state is saved"):
+        list(run_jobs(several, Parallel(None, address), Options("cpu", say=lambda line: None), tmp_path))
+    thread.join()
+    assert all((tmp_path / f"{k}.txt").read_text().endswith("saved") for k in (0, 1))
+    assert not (tmp_path / "2.txt").exists()
+
+
+@pytest.mark.slow
+def test_a_grid_in_a_cluster_gives_the_same_table(
+    address: str, importable: None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options("cpu", 0, say=lambda line: None)
+    grid = Grid("medmnist", 4, ("medmnist", "medmnist_best"), ("breast",), ("toy",), epochs=4)
+    assert run_grid(plan(grid, tmp_path / "one", root), tmp_path / "one", options) == ([], {})
+    monkeypatch.setattr(reproduce, "_run_cell", work.cell)
+    cells = plan(grid, tmp_path / "two", root)
+    assert len(cells) == 8
+    assert run_grid(cells, tmp_path / "two", options, Parallel(None, address)) == ([], {})
+    assert without_minutes(tmp_path / "one") == without_minutes(tmp_path / "two")
+    assert [cell.recipe.seed for cell in cells if (cell.folder / "begun").exists()] == [1, 1]  # killed once

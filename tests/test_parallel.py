@@ -17,7 +17,6 @@ from pathlib import Path
 import jobs_of_tests as work
 import pytest
 from fakes import ROOT, palm_tree, recipe
-from test_cluster import address as address  # a fixture
 
 from paddle_medcls.cli import reproduce as command
 from paddle_medcls.cli import train as train_command
@@ -25,7 +24,7 @@ from paddle_medcls.core.errors import RunError, SetupError, Stopped
 from paddle_medcls.core.files import locked_folder, sha256
 from paddle_medcls.data.index import SYNTHETIC_MARK
 from paddle_medcls.data.sample import draw_npz
-from paddle_medcls.training import folds, parallel, places, reproduce
+from paddle_medcls.training import folds, jobs, parallel, places, reproduce
 from paddle_medcls.training.folds import train_folds
 from paddle_medcls.training.jobs import Job, run_job
 from paddle_medcls.training.loop import Options
@@ -35,7 +34,7 @@ from paddle_medcls.training.run_directory import write_timing
 
 
 def job(folder: Path, name: str, function: object, *arguments: object) -> Job:
-    return Job(folder / name, 1, function, arguments)
+    return Job(folder / name, folder, 1, function, arguments)
 
 
 def ends(jobs: list[Job], count: int, **options: object) -> dict[str, str]:
@@ -48,14 +47,14 @@ def ends(jobs: list[Job], count: int, **options: object) -> dict[str, str]:
 
 
 def test_a_job_that_fails_or_dies_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    jobs = [
+    several = [
         job(tmp_path, "nan", work.fail, "nan"),
         job(tmp_path, "bug", work.fail, "bug"),
         job(tmp_path, "dies", work.die_until, tmp_path / "once", 1),
         job(tmp_path, "dead", work.die_until, tmp_path / "always", 9),
         job(tmp_path, "good", work.note, tmp_path / "good.txt"),
     ]
-    found = ends(jobs, 2)
+    found = ends(several, 2)
     assert found["nan"] == "RunError: the loss is nan\n  fix        lower --lr"
     assert found["bug"] == "unexpected ValueError: a bug; log.txt has its traceback"
     assert "in fail" in (tmp_path / "bug" / "log.txt").read_text()
@@ -68,9 +67,9 @@ def test_a_job_that_fails_or_dies_does_not_stop_the_others(tmp_path: Path, capsy
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_begins_no_more(tmp_path: Path) -> None:
     """The next training would meet it too; on a cluster one such node would fail all that wait."""
-    jobs = [job(tmp_path, "full", work.fill_the_disk)]
-    jobs += [job(tmp_path, f"{k}", work.note, tmp_path / "later") for k in range(5)]
-    found = ends(jobs, 1)
+    several = [job(tmp_path, "full", work.fill_the_disk)]
+    several += [job(tmp_path, f"{k}", work.note, tmp_path / "later") for k in range(5)]
+    found = ends(several, 1)
     assert list(found) == ["full"] and "No space left on device" in found["full"]
 
 
@@ -87,18 +86,43 @@ def test_errors_of_a_training(tmp_path: Path) -> None:
     assert fault(RunError("x"))[0] == fault(ValueError("x"))[0] == "failed"
 
 
+def test_a_training_waits_for_the_lock_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process that still saves its state, or of a machine that died, which a network disk releases later."""
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # the output stays that of the tests
+    one, locked = job(tmp_path, "a", work.note, tmp_path / "a.txt"), threading.Event()
+
+    def hold() -> None:
+        with locked_folder(one.directory, "trains there", jobs.LOCK):
+            locked.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    locked.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "LOCK_SECONDS", -1)
+        kind, message = jobs.run_logged(one, os.getcwd())
+        assert kind == "failed" and "another process trains there" in message
+    assert jobs.run_logged(one, os.getcwd()) == ("done", "") and (tmp_path / "a.txt").read_text() == "x"
+    thread.join()
+    kind, message = jobs.run_logged(one, str(tmp_path / "none"))
+    assert kind == "machine" and "No such file" in message
+
+
+def interrupt_when(files: list[Path]) -> None:
+    """Presses Ctrl-C when these files are there."""
+    until = time.monotonic() + 60
+    while not all(file.exists() for file in files) and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_ctrl_c_saves_all_states(tmp_path: Path) -> None:
-    jobs = [job(tmp_path, f"{k}", work.work_until_stopped, tmp_path / f"{k}.txt") for k in range(3)]
-
-    def interrupt() -> None:
-        while not all((tmp_path / f"{k}.txt").exists() for k in (0, 1)):
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
+    several = [job(tmp_path, f"{k}", work.work_until_stopped, tmp_path / f"{k}.txt") for k in range(3)]
+    thread = threading.Thread(target=interrupt_when, args=([tmp_path / f"{k}.txt" for k in (0, 1)],))
     thread.start()
     with pytest.raises(Stopped, match="interrupted in 0, 1; the state is saved"):
-        ends(jobs, 2)
+        ends(several, 2)
     thread.join()
     assert all((tmp_path / f"{k}.txt").read_text().endswith("saved") for k in (0, 1))
     assert not (tmp_path / "2.txt").exists()
@@ -106,8 +130,8 @@ def test_ctrl_c_saves_all_states(tmp_path: Path) -> None:
 
 
 def test_the_deadline_ends_jobs_as_ctrl_c_does(tmp_path: Path) -> None:
-    jobs = [job(tmp_path, f"{k}", work.work_until_stopped, tmp_path / f"{k}.txt") for k in range(2)]
-    assert ends(jobs, 1, deadline=time.monotonic() + 2) == {}
+    several = [job(tmp_path, f"{k}", work.work_until_stopped, tmp_path / f"{k}.txt") for k in range(2)]
+    assert ends(several, 1, deadline=time.monotonic() + 2) == {}
     assert not (tmp_path / "1.txt").exists()
 
 
@@ -138,9 +162,9 @@ def test_processes_share_the_cores_or_have_a_gpu_each(tmp_path: Path, monkeypatc
     monkeypatch.setattr(places, "usable_cores", lambda: 9)
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    jobs = [job(tmp_path, f"{k}", work.tell_environment, tmp_path / f"{k}.txt") for k in range(2)]
+    several = [job(tmp_path, f"{k}", work.tell_environment, tmp_path / f"{k}.txt") for k in range(2)]
     options = Options("auto", say=lambda line: None)
-    assert [error for _, error in run_jobs(jobs, Parallel(2), options, tmp_path)] == ["", ""]
+    assert [error for _, error in run_jobs(several, Parallel(2), options, tmp_path)] == ["", ""]
     texts = sorted((tmp_path / f"{k}.txt").read_text() for k in range(2))
     assert texts == [f"4 3 {os.getcwd()}", f"4 GPU-5 {os.getcwd()}"]
     assert "OMP_NUM_THREADS" not in os.environ and "CUDA_VISIBLE_DEVICES" not in os.environ
@@ -170,7 +194,7 @@ def test_the_line_of_the_display(tmp_path: Path) -> None:
 
     futures = {}
     for name, rows in (("a", [[1, 5, 100, 0, 6], [2, 5, 110, 0, 6]]), ("b", [[1, 1, 900, 0, 2]]), ("c", [])):
-        one = Job(tmp_path / name, 4, print, ())
+        one = Job(tmp_path / name, tmp_path, 4, print, ())
         for row in rows:
             write_timing(one.directory, row)
         future: Future = Future()
@@ -190,7 +214,7 @@ def test_the_line_of_the_display(tmp_path: Path) -> None:
 
 def test_two_commands_do_not_run_one_grid(root: Path, tmp_path: Path) -> None:
     cells = plan(Grid("medmnist", 1, sets=("breast",), models=("toy",)), tmp_path / "grid", root)
-    with locked_folder(tmp_path / "grid", "runs this grid", parallel.LOCK):
+    with locked_folder(tmp_path / "grid", "runs this grid", jobs.LOCK):
         with pytest.raises(RunError, match="grid: another process runs this grid"):
             run_grid(cells, tmp_path / "grid", Options("cpu"), Parallel(2))
     assert not cells[0].folder.exists()
@@ -305,40 +329,3 @@ def test_interrupted_folds_say_how_to_resume(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(folds, "run_jobs", stop)
     with pytest.raises(Stopped, match=f"interrupted in fold1; the state is saved; .*--resume {tmp_path / 'cv'}$"):
         train_folds(recipe(), 2, palm_tree(tmp_path / "data"), tmp_path / "cv", Options("cpu"), Parallel(2))
-
-
-# --- a cluster -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The workers of a cluster import what the jobs of these tests need."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-
-
-def test_jobs_in_a_cluster(address: str, importable: None, tmp_path: Path) -> None:
-    jobs = [
-        job(tmp_path, "dies", work.die_until, tmp_path / "once", 1),
-        job(tmp_path, "nan", work.fail, "nan"),
-        job(tmp_path, "tell", work.tell_environment, tmp_path / "tell"),
-    ]
-    options = Options("cpu", say=lambda line: None)
-    found = {one.name: error for one, error in run_jobs(jobs, Parallel(None, address), options, tmp_path)}
-    assert found == {"dies": "", "tell": "", "nan": "RunError: the loss is nan\n  fix        lower --lr"}
-    assert (tmp_path / "once").read_text() == "xx"
-    assert (tmp_path / "tell").read_text().split()[::2] == ["1", os.getcwd()]
-
-
-@pytest.mark.slow
-def test_a_grid_in_a_cluster_gives_the_same_table(
-    address: str, importable: None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = Options("cpu", 0, say=lambda line: None)
-    grid = Grid("medmnist", 4, ("medmnist", "medmnist_best"), ("breast",), ("toy",), epochs=4)
-    assert run_grid(plan(grid, tmp_path / "one", root), tmp_path / "one", options) == ([], {})
-    monkeypatch.setattr(reproduce, "_run_cell", work.cell)
-    cells = plan(grid, tmp_path / "two", root)
-    assert len(cells) == 8
-    assert run_grid(cells, tmp_path / "two", options, Parallel(None, address)) == ([], {})
-    assert without_minutes(tmp_path / "one") == without_minutes(tmp_path / "two")
-    assert [cell.recipe.seed for cell in cells if (cell.folder / "begun").exists()] == [1, 1]  # killed once

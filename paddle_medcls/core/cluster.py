@@ -16,7 +16,7 @@ from typing import Any
 import paddle_medcls
 from paddle_medcls.core.errors import SetupError
 from paddle_medcls.core.files import folder_error, python_path
-from paddle_medcls.core.hardware import installed_version
+from paddle_medcls.core.hardware import environment_variables, installed_version
 
 SECONDS_TO_ANSWER = 10  # for an address
 SECONDS_TO_CHECK = 40  # for all nodes; each starts a Python process
@@ -28,7 +28,7 @@ ENVIRONMENT = {
 """What Ray's own code reads when it is imported."""
 
 
-def connect(address: str, shared: Sequence[str | Path] = ()) -> Any:
+def connect(address: str, shared: Sequence[str | Path] = (), needed: Sequence[str | Path] = ()) -> Any:
     """Connects this process to a Ray cluster, and checks each node that can work.
 
     A node must have this version of the package, Paddle and Python, the current folder, and the shared folders. Tasks
@@ -37,6 +37,7 @@ def connect(address: str, shared: Sequence[str | Path] = ()) -> Any:
     Args:
         address: "HOST:PORT" of the cluster's head node; "auto": RAY_ADDRESS, or the cluster that runs on this machine.
         shared: folders that all nodes write to; they are created here.
+        needed: other folders that each node must have, as that of the images.
 
     Returns:
         The module `ray`, connected; `ray.shutdown()` disconnects.
@@ -44,14 +45,24 @@ def connect(address: str, shared: Sequence[str | Path] = ()) -> Any:
     Raises:
         SetupError: Ray is not installed; no answer; a node that differs, or that does not see a shared folder.
     """
-    os.environ |= ENVIRONMENT
+    if address != "auto":
+        _knock(address)
+    with environment_variables(ENVIRONMENT):
+        ray = _connected(address)
+    try:
+        _check_nodes(ray, shared, [Path.cwd(), *(Path(folder).absolute() for folder in needed)])
+    except BaseException:
+        ray.shutdown()
+        raise
+    return ray
+
+
+def _connected(address: str) -> Any:
     try:
         import ray
     except ImportError:
         fix = "pip install ray, on every machine, in the version that the cluster has"
         raise SetupError("--cluster needs the package ray, which is not installed", fix=fix) from None
-    if address != "auto":
-        _knock(address)
     environment = {"env_vars": {"PYTHONPATH": python_path()}}
     # Ray prints what it notices, such as the death of a worker, to standard output, where results go. Who waits for the
     # worker's task is told.
@@ -59,7 +70,7 @@ def connect(address: str, shared: Sequence[str | Path] = ()) -> Any:
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     except Exception as error:  # of many kinds
-        lines = str(error.__cause__ or error).strip().splitlines()
+        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         if "Traceback" in lines[0]:
             lines = lines[-1:]
         raise SetupError(
@@ -67,11 +78,6 @@ def connect(address: str, shared: Sequence[str | Path] = ()) -> Any:
             expected="a running cluster with this version of Ray and Python, of which this machine is a node",
             fix="on this machine: ray start --address HOST:PORT --disable-usage-stats (--num-cpus 0: without work)",
         ) from None
-    try:
-        _check_nodes(ray, shared)
-    except BaseException:
-        ray.shutdown()
-        raise
     return ray
 
 
@@ -108,11 +114,11 @@ def _knock(address: str) -> None:
         ) from None
 
 
-def _check_nodes(ray: Any, shared: Sequence[str | Path]) -> None:
+def _check_nodes(ray: Any, shared: Sequence[str | Path], needed: Sequence[Path]) -> None:
     """Raises SetupError for the nodes that cannot do this process's work."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def look(here: str, probes: list[str]) -> tuple[dict[str, str], list[str]]:
+    def look(needed: list[str], probes: list[str]) -> tuple[dict[str, str], list[str]]:
         # Defined here, so that Ray sends its code: the node may not have this package.
         import os
 
@@ -120,7 +126,7 @@ def _check_nodes(ray: Any, shared: Sequence[str | Path]) -> None:
             from paddle_medcls.core import cluster
         except ImportError as error:
             return {}, [f"paddle_medcls cannot be imported: {error}"]
-        faults = [] if os.path.isdir(here) else [f"the current folder {here} does not exist there"]
+        faults = [f"there is no {folder}" for folder in needed if not os.path.exists(folder)]
         return cluster.software(), faults + [fault for probe in probes if (fault := cluster.probe_fault(probe))]
 
     nodes = working_nodes(ray)
@@ -132,7 +138,7 @@ def _check_nodes(ray: Any, shared: Sequence[str | Path]) -> None:
         answers = {}
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            answers[task.options(scheduling_strategy=there).remote(os.getcwd(), probes)] = node
+            answers[task.options(scheduling_strategy=there).remote([*map(str, needed)], probes)] = node
         ray.wait(list(answers), num_returns=len(answers), timeout=SECONDS_TO_CHECK)
         faults = []
         for answer, node in answers.items():
@@ -142,8 +148,8 @@ def _check_nodes(ray: Any, shared: Sequence[str | Path]) -> None:
         raise SetupError(
             "nodes of the Ray cluster that differ from this machine",
             items=faults,
-            expected="the same paddle_medcls, Paddle and Python, and a shared folder under the same path, on each",
-            fix="install the same versions there; put --output on storage that all nodes mount",
+            expected="the same paddle_medcls, Paddle and Python, and the folders under the same paths, on each",
+            fix="install the same versions there; put --output and the images on storage that all nodes mount",
         )
 
 

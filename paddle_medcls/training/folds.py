@@ -29,9 +29,9 @@ from paddle_medcls.training import run_directory
 from paddle_medcls.training.checkpoint import FILE
 from paddle_medcls.training.distributed import from_first, join
 from paddle_medcls.training.interruption import resume_command
-from paddle_medcls.training.jobs import Job, options_of_job
+from paddle_medcls.training.jobs import LOCK, Job, options_of_job
 from paddle_medcls.training.loop import Options, Run, train
-from paddle_medcls.training.parallel import LOCK, Parallel, run_jobs
+from paddle_medcls.training.parallel import Parallel, run_jobs
 from paddle_medcls.training.resume import refuse_other_recipe
 
 
@@ -94,9 +94,9 @@ def train_folds(
     if parallel:
         if world > 1:
             raise RunError("several folds at a time cannot have several processes each", fix="leave --processes out")
-        there = options_of_job(options)
+        there, images = options_of_job(options), root.folder if isinstance(root, ImageList) else Path(root)
         jobs = [
-            Job(run_dir, recipe.epochs, _train_fold, (one, root, run_dir, there, (rank, world)))
+            Job(run_dir, images, recipe.epochs, _train_fold, (one, root, run_dir, there, (rank, world)))
             for one in recipes
             if not run_directory.is_finished(run_dir := _fold_directory(directory, one))
         ]

@@ -11,17 +11,22 @@ import os
 import platform
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paddle_medcls.core.errors import MedclsError, SetupError, Stopped, printable
+from paddle_medcls.core.errors import MedclsError, RunError, SetupError, Stopped, printable
+from paddle_medcls.core.files import locked_folder
 from paddle_medcls.core.progress import say_line
 
 if TYPE_CHECKING:
     from paddle_medcls.training.session import Options
+
+LOCK = ".lock"  # in the folder of a training, and in that of several: one process at a time works there
+LOCK_SECONDS = 120  # NFS gives up a machine that died after 90
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +34,7 @@ class Job:
     """A training: `work(*arguments)`, which resumes what an earlier process has begun in the directory."""
 
     directory: Path
+    data_root: Path
     epochs: int
     work: Callable[..., object]
     arguments: tuple
@@ -66,16 +72,25 @@ def run_job(job: Job) -> tuple[str, str]:
 
 
 def run_logged(job: Job, folder: str) -> tuple[str, str]:
-    """Runs a training in a folder, the current one of the process that wants it; the output goes to its log."""
-    try:
-        os.chdir(folder)
-        job.directory.mkdir(parents=True, exist_ok=True)
-        with open(job.directory / "log.txt", "ab") as log:
-            for number in (1, 2):
-                os.dup2(log.fileno(), number)
-    except OSError as error:
-        return "machine", f"{platform.node()}: {error}"
-    return run_job(job)
+    """Runs a training in a folder, the current one of the process that wants it; the output goes to its log.
+
+    It waits for the lock of a machine that died, which NFS holds for some time, or of a process that still saves.
+    """
+    until = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            os.chdir(folder)
+            job.directory.mkdir(parents=True, exist_ok=True)
+            with open(job.directory / "log.txt", "ab") as log, locked_folder(job.directory, "trains there", LOCK):
+                for number in (1, 2):
+                    os.dup2(log.fileno(), number)
+                return run_job(job)
+        except OSError as error:
+            return "machine", f"{platform.node()}: {error}"
+        except RunError as error:
+            if time.monotonic() > until:
+                return "failed", f"{platform.node()}: {error}"
+            time.sleep(1)
 
 
 def run_in_child(sender: Any, job: Job) -> None:

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paddle_medcls.core.cluster import connect
 from paddle_medcls.core.errors import Stopped
 from paddle_medcls.core.progress import progress, say_line
 from paddle_medcls.training.interruption import Interrupt
@@ -25,7 +26,6 @@ from paddle_medcls.training.places import Processes, Tasks
 if TYPE_CHECKING:
     from paddle_medcls.training.session import Options
 
-LOCK = ".lock"  # in the folder of several runs: one command at a time works there
 ATTEMPTS = 3  # of a training whose process dies, as when memory is short
 
 
@@ -74,7 +74,8 @@ def run_jobs(
     """
     where: Processes | Tasks
     if parallel.cluster:
-        where = Tasks(parallel.cluster, parallel.count, options.device, shared)
+        ray = connect(parallel.cluster, [shared], sorted({job.data_root for job in jobs}))
+        where = Tasks(ray, parallel.count, options.device)
     else:
         where = Processes(parallel.count or 1, options.device)
     count = min(where.count, len(jobs))

@@ -8,13 +8,11 @@ import multiprocessing
 import os
 import queue
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from paddle_medcls.core.cluster import connect, working_nodes
+from paddle_medcls.core.cluster import working_nodes
 from paddle_medcls.core.errors import SetupError, printable
-from paddle_medcls.core.hardware import NOTES, installed_version, usable_cores
+from paddle_medcls.core.hardware import NOTES, environment_variables, installed_version, usable_cores
 from paddle_medcls.training.jobs import Job, run_in_child, run_logged
 
 SPAWN = multiprocessing.get_context("spawn")  # a copy of a process that uses Paddle would not work
@@ -50,7 +48,7 @@ class Processes:
             with self._lock:
                 if self.stopping:
                     return "not begun", ""
-                with _environment(variables):
+                with environment_variables(variables):
                     process.start()
                 self._running.add(process)
             sender.close()
@@ -76,23 +74,26 @@ class Processes:
 
 
 class Tasks:
-    """Tasks of a Ray cluster, with a GPU each where it has some; attributes and methods as of `Processes`."""
+    """Tasks of a Ray cluster, with a GPU each where it has some; attributes and methods as of `Processes`.
 
-    def __init__(self, address: str, count: int | None, device: str, shared: Path) -> None:
-        self.ray, self.stopping = connect(address, [shared]), False
+    Args:
+        ray: connected, see `core.cluster.connect`; `close` disconnects it.
+    """
+
+    def __init__(self, ray: Any, count: int | None, device: str) -> None:
+        self.ray, self.stopping = ray, False
         self._running: list[Any] = []
         self._lock = threading.Lock()
         nodes = working_nodes(self.ray)
         on_gpu = [node for node in nodes if node["Resources"].get("GPU")]
         if device == "cpu" or not installed_version("paddlepaddle-gpu"):
             on_gpu = []
-        nodes = on_gpu or nodes
-        gpus = int(sum(node["Resources"]["GPU"] for node in on_gpu))
+        nodes, gpus = on_gpu or nodes, int(sum(node["Resources"]["GPU"] for node in on_gpu))
         self.count = count or gpus or len(nodes)
         cores = min(int(node["Resources"].get("CPU", 0)) for node in nodes)
         self.threads = _chosen_threads() or max(1, cores // math.ceil(self.count / len(nodes)))
         if self.threads > cores:
-            self.ray.shutdown()
+            self.close()
             raise SetupError(f"{self.threads} thread(s) for each run, but a node of the cluster has {cores} CPU(s)")
         environment = {"env_vars": {"OMP_NUM_THREADS": str(self.threads)}}
         self._task = self.ray.remote(
@@ -142,18 +143,3 @@ def _gpus() -> list[str]:
 
     names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return (names or [str(number) for number in range(count_gpus())])[: count_gpus()]
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Variables for the processes that are started meanwhile."""
-    earlier = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in earlier.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -34,9 +34,9 @@ from paddle_medcls.preprocessing.loader import ImageDataset
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.training.checkpoint import FILE
-from paddle_medcls.training.jobs import Job, options_of_job
+from paddle_medcls.training.jobs import LOCK, Job, options_of_job
 from paddle_medcls.training.loop import Options, train
-from paddle_medcls.training.parallel import LOCK, Parallel, interrupted_in, run_jobs
+from paddle_medcls.training.parallel import Parallel, interrupted_in, run_jobs
 from paddle_medcls.training.reproduction_table import Row, table
 from paddle_medcls.training.resume import refuse_other_recipe
 
@@ -205,7 +205,9 @@ def _ends(
     """Runs cells; gives each that has ended, with the message of its error or ""."""
     if parallel and cells:
         there = options_of_job(options)
-        cell_of = {Job(cell.folder, cell.recipe.epochs, _run_cell, (cell, there)): cell for cell in cells}
+        cell_of = {
+            Job(cell.folder, cell.data_root, cell.recipe.epochs, _run_cell, (cell, there)): cell for cell in cells
+        }
         for job, error in run_jobs(tuple(cell_of), parallel, options, output):
             yield cell_of[job], error
         return
