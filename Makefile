@@ -8,7 +8,9 @@ DEMO ?= runs/demo
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test lint docs clean
+PADDLE ?= paddlepaddle
+
+.PHONY: demo test lint docs package clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,5 +48,17 @@ docs: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/properdocs build --strict -f mkdocs.yml
 
+# The package as a user installs it, tried in an empty folder; the Dockerfile has the same lines.
+package: export PATH := $(CURDIR)/$(VENV)-package/bin:$(PATH)
+package:
+	$(PYTHON) -m venv --clear $(VENV)-package
+	rm -rf package-trial
+	pip install --quiet --disable-pip-version-check $(PADDLE)
+	pip install --quiet --disable-pip-version-check "setuptools<81" opencv-python-headless ".[app,dicom,engines,xlsx]"
+	mkdir package-trial
+	cd package-trial && medcls train --dataset palm --sample --recipe palm_tutorial --model resnet18 --epochs 1 --set size_px=32 --output run
+	cd package-trial && medcls predict run/sample/PALM-Validation400/V0001.jpg --weights run --csv predictions.csv
+	rm -r package-trial
+
 clean:
-	rm -rf $(VENV) build site *.egg-info
+	rm -rf $(VENV) $(VENV)-package build site *.egg-info

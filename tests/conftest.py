@@ -23,7 +23,7 @@ DRAWN = {name: getattr(plots, name) for name in ("curves", "confusion", "roc", "
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
-    parser.addoption("--update-docs", action="store_true", help="write docs/hostile-inputs.md again")
+    parser.addoption("--update-docs", action="store_true", help="write generated pages and outputs of notebooks again")
 
 
 LONGEST_FIRST = ("test_processes", "test_export", "test_train", "test_app", "test_onednn", "test_weights")

@@ -131,9 +131,9 @@ def environment(device: str) -> dict:
 
 
 def _state_of_the_code(clone: Path) -> str:
-    """The commit of a clone; of an installed package, which may lie inside a repository of its user, the version."""
+    """The commit of a clone; of an installed package, which may lie inside a repository of its user, none."""
     if not (clone / ".git").exists():
-        return f"{__version__}, installed"
+        return "as installed"
     try:
         git = ["git", "-C", str(clone), "describe", "--always", "--dirty"]
         return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"

@@ -51,7 +51,7 @@ class _Lines:
     def write(self, text: str) -> None:
         line = text.strip("\r\n ")
         if line:
-            print(line, file=sys.stderr)
+            say_line(line)
 
     def flush(self) -> None:
         sys.stderr.flush()

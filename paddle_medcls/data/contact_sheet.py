@@ -18,7 +18,9 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Figure:
         rows: name of each class, and its images: uint8 RGB (H, W, 3) or grey (H, W, 1).
     """
     columns = max(len(images) for _, images in rows)
-    figure = Figure(figsize=(1.9 * columns + 0.6, 2.1 * len(rows) + 0.5), layout="tight")
+    tallest = max(image.shape[0] / image.shape[1] for _, images in rows for image in images)
+    row_height = 1.9 * min(tallest, 2) + 0.2  # inches
+    figure = Figure(figsize=(1.9 * columns + 0.6, row_height * len(rows) + 0.5), layout="tight")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, images) in zip(axes, rows):
         for axis in line:

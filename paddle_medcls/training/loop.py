@@ -354,7 +354,7 @@ def _timing(training: Training) -> list[float]:
 
 def _epoch_line(row: dict, recipe: Recipe, improved: bool, seconds: float) -> str:
     values = "  ".join(f"{name} {row[name]:.4f}" for name in HISTORY[3:])
-    took = f"  {seconds:.0f} s" if seconds >= 10 else ""  # of a trial run it tells nothing
+    took = f"  {seconds:.0f} s" if seconds >= 30 else ""  # of a trial run it tells nothing
     return f"epoch {row['epoch']:>3}/{recipe.epochs}  {values}{took}{'  *' if improved else ''}"
 
 
