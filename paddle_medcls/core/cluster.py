@@ -104,7 +104,9 @@ def _knock(address: str) -> None:
     """Raises SetupError unless something listens at HOST:PORT; Ray itself would wait for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
-        raise SetupError(f"--cluster {address}", expected="auto, or HOST:PORT of the head node, as 10.0.0.1:6379")
+        raise SetupError(
+            f"--cluster {address} is no address", expected="auto, or HOST:PORT of the head node, as 10.0.0.1:6379"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
     except (OSError, OverflowError) as error:

@@ -194,8 +194,10 @@ def run_grid(
                     else:
                         remaining.remove(cell)
                         write_tables(cells, output)
-        finally:
+        except Stopped:
             write_tables(cells, output)
+            raise
+        write_tables(cells, output)
     return remaining, failures
 
 
