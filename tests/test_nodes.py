@@ -207,3 +207,16 @@ def test_other_images_on_one_node(folder: Path, tmp_path: Path) -> None:
             assert re.search(r"process 2 of 4, on \S+: train split: 12 images, fingerprint \w+, not 13 images", said)
             assert re.search(r"process 3 of 4, on \S+: val pixels: ", said)
     assert not list(tmp_path.rglob("steps.csv"))
+
+
+def test_a_damaged_image_on_one_node(folder: Path, tmp_path: Path) -> None:
+    """The first process of the second node finds it; all print it, and which process found it."""
+    root = fakes.palm_tree(tmp_path / "palm", pathologic=7, normal=4, myopic=2)
+    (root / "PALM-Training400" / "P0001.jpg").write_bytes(b"")
+    with Nodes(tmp_path, TRAIN, resnet(folder, 0), ["--recipe", folder / "recipe.json", "--data-root", root]) as nodes:
+        assert nodes.wait(120) == [1, 1], nodes.console(0) + nodes.console(1)
+        assert re.search(r"P0001.jpg: the file is empty\n(.*\n)*  process 2 of 4, on \S+\n$", nodes.said(0)), (
+            nodes.said(0)
+        )
+        assert nodes.said(1).count("P0001.jpg: the file is empty") == 1
+        assert "Traceback" not in nodes.said(0) + nodes.said(1)

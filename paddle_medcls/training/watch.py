@@ -136,6 +136,7 @@ class Watch(threading.Thread):
         """Leaves the message of this process, which prints it itself, and waits until the others have taken it."""
         if not self.stopping.is_set():
             self.stopping.set()
+            _on_sigterm(signal.SIG_IGN)  # the launcher may have noticed the end of another one
             self.join(LIMIT)  # it uses the same connection
             with contextlib.suppress(Exception):  # process 0 has ended
                 self.publish(f"{text}\n  {process_name(self.rank)}")
@@ -145,8 +146,8 @@ class Watch(threading.Thread):
         """Prints a message and ends this process, wherever it waits."""
         sys.stdout.flush()
         print(text, file=sys.stderr, flush=True)
-        if self.rank == 0:
-            time.sleep(3 * INTERVAL)  # it serves the store: the others must have taken the message
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # the main thread may still be at work  # noqa: SIM115
+        time.sleep(3 * INTERVAL)  # all must take the message before the first one leaves, or the launcher ends them
         os._exit(1)
 
     def leave(self) -> None:
