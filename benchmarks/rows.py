@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from benchmarks import networks, system
+from benchmarks import networks, shards, system
 from benchmarks.cell import Job
 from benchmarks.networks import RESNET18, RESNET50, Work
 from paddle_medcls.cli import COMMANDS
@@ -82,6 +82,11 @@ ROWS: dict[str, Variants] = {
         "grey PNG 299x299": system.read_radiograph,
         "MedMNIST 28x28": system.read_medmnist,
     },
+    "shards": {
+        f"{kind}{name}": partial(shards.to_network, kind=kind, whole=whole)
+        for kind in shards.KINDS
+        for name, whole in ((", without network", False), ("", True))
+    },
     "waiting": {name: partial(system.waiting, dataset=name) for name in ("palm", "covid", "breastmnist")},
     "memory": {f"{count:,} images": partial(system.many_images, count=count) for count in (1000, 4000, 21165)},
     "limit": {
@@ -112,6 +117,7 @@ UNITS = {
     "first": "s",
     "help": "s",
     "reading": "ms/image",
+    "shards": "times the network's rate",
     "waiting": "share",
     "memory": "s",
     "limit": "GFLOP/s",
@@ -133,5 +139,5 @@ LIMITS = {"f32": "paddle f32", "bf16": "own kernels bf16"}
 GROWTH = {"batch": "batch size", "side": "image side, pixels", "memory": "images", "processes": "processes"}
 """Rows that show how cost grows, and the size that it grows with."""
 
-ONCE = ("head", "start", "first", "help", "reading", "waiting", "memory", "batch", "side", "processes")
+ONCE = ("head", "start", "first", "help", "reading", "shards", "waiting", "memory", "batch", "side", "processes")
 """Rows that are measured once, not in rounds: they take long, or repeat their measurement themselves."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from fakes import ROOT
+from test_predict import saved
 
-from benchmarks import cell, networks, runner, system
+from benchmarks import cell, networks, runner, shards, system
 from benchmarks.cell import Job
 from benchmarks.measure import measure
 from benchmarks.networks import RESNET18
@@ -158,6 +159,12 @@ def test_reading_runs():
     job = Job("reading", "", seconds=0.0)
     assert system.read_mapped(job) > 0 and system.read_radiograph(job) > 0
     assert system.read_medmnist(job) > 0 and system.read_photograph(job) > 0
+
+
+def test_shards_run(tmp_path):
+    saved(tmp_path, "NET")
+    job = Job("shards", "", str(tmp_path), divide=16)
+    assert all(shards.to_network(job, kind, kind.startswith("PNG")) > 0 for kind in shards.KINDS)
 
 
 def test_statistics_and_evaluation_of_generated_images_run():

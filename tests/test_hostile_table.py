@@ -29,6 +29,7 @@ import test_novelty
 import test_own_images
 import test_predict
 import test_recipe
+import test_sharded_prediction
 import test_train
 import test_weights
 from fakes import ROOT, covid_tree, palm_tree, pixels, within, write_image
@@ -44,6 +45,7 @@ from paddle_medcls.data.archives import unpack
 from paddle_medcls.data.datasets import covid, load_index
 from paddle_medcls.data.decode import read_image
 from paddle_medcls.data.download import download
+from paddle_medcls.data.image_files import listed_files
 from paddle_medcls.data.own_images import own_images
 from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.evaluation.predictions import read_predictions
@@ -311,6 +313,16 @@ def cross_validations(folder: Path) -> Iterator[Case]:
         yield title, lambda target, damage=damage: damaged(target, damage)
 
 
+def shards() -> Iterator[Case]:
+    for name in test_sharded_prediction.DAMAGES:
+        if name != "settings of another model":  # the message shows the sha256 of this one
+            yield f"manifest.json: {name}", lambda folder, name=name: test_sharded_prediction.damaged(folder, name)
+    for content, _ in parameters(test_sharded_prediction.test_a_faulty_list):
+        if content is not None:
+            yield f"--list: {text(content)}", written("list.txt", content, lambda path: list(listed_files(path)))
+    yield "--list: a pipe", lambda folder: list(listed_files(pipe(folder / "list.txt")))
+
+
 def archives() -> Iterator[Case]:
     for member, _ in parameters(test_archives.test_refuses_hostile_members):
         name = member[0] if isinstance(member[0], str) else "a symbolic link"
@@ -423,6 +435,7 @@ def test_the_page_is_what_the_code_does(request: pytest.FixtureRequest, tmp_path
         "Split files": split_files(),
         "Tables (CSV)": tables(),
         "Own images: lists and tables": image_lists(),
+        "Very many images: shards and lists": shards(),
         "Archives": archives(),
         "Recipes": recipes(),
         "Downloads": downloads(request.getfixturevalue("server")),

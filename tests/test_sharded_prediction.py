@@ -163,6 +163,12 @@ def test_parquet_refuses_two_columns_of_one_name(tmp_path: Path, images: Path) -
     assert predict_shards(predictor, below(images), tmp_path / "out", OPTIONS) == Totals(9, 2)
 
 
+@pytest.mark.parametrize("change", [{"rows": 0}, {"format": "json"}])
+def test_options_that_are_not_possible(change: dict, tmp_path: Path, images: Path, predictor: Predictor) -> None:
+    with pytest.raises(RunError, match="shards of (0 rows|3 rows in the format 'json')"):
+        predict_shards(predictor, below(images), tmp_path / "out", replace(OPTIONS, **change))
+
+
 def test_parquet_without_pyarrow(tmp_path: Path, images: Path, predictor: Predictor, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MedclsError, match="pip install pyarrow, or --format csv"):

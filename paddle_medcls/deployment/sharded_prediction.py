@@ -103,6 +103,8 @@ def predict_shards(
     check_options(predictor.sidecar, predictor.novelty is not None, options.coverage, options.refuse)
     if not options.format:
         options = replace(options, format="parquet" if installed_version("pyarrow") else "csv")
+    if options.format not in FORMATS or options.rows < 1:
+        raise RunError(f"shards of {options.rows} rows in the format {options.format!r}", expected=" or ".join(FORMATS))
     settings = _settings(predictor, options)
     column, count = Counter(settings["columns"]).most_common(1)[0]
     if options.format == "parquet" and count > 1:
