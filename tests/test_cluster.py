@@ -19,9 +19,10 @@ from test_parallel import root as root  # a fixture
 from paddle_medcls.core import cluster
 from paddle_medcls.core.errors import SetupError, Stopped
 from paddle_medcls.training import reproduce
+from paddle_medcls.training.grid import Grid, plan
 from paddle_medcls.training.loop import Options
 from paddle_medcls.training.parallel import Parallel, run_jobs
-from paddle_medcls.training.reproduce import Grid, plan, run_grid
+from paddle_medcls.training.reproduce import run_grid
 
 LOOPBACK = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -508,7 +508,8 @@ def test_a_resume_refuses_the_option_kernels(capsys: pytest.CaptureFixture) -> N
 
 
 def test_a_grid_keeps_its_precision(palm_root: Path, tmp_path: Path) -> None:
-    from paddle_medcls.training.reproduce import Cell, run_grid
+    from paddle_medcls.training.grid import Cell
+    from paddle_medcls.training.reproduce import run_grid
 
     own = recipe()
     (tmp_path / "cell").mkdir()

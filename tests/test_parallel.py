@@ -15,21 +15,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import jobs_of_tests as work
+import numpy as np
 import pytest
 from fakes import ROOT, palm_tree, recipe
 
 from paddle_medcls.cli import reproduce as command
 from paddle_medcls.cli import train as train_command
-from paddle_medcls.core.errors import RunError, SetupError, Stopped
+from paddle_medcls.core.errors import DataError, RunError, SetupError, Stopped
 from paddle_medcls.core.files import locked_folder, sha256
 from paddle_medcls.data.index import SYNTHETIC_MARK
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.training import folds, jobs, parallel, places, reproduce
 from paddle_medcls.training.folds import train_folds
+from paddle_medcls.training.grid import Cell, Grid, plan
 from paddle_medcls.training.jobs import Job, run_job
 from paddle_medcls.training.loop import Options
 from paddle_medcls.training.parallel import Parallel, run_jobs
-from paddle_medcls.training.reproduce import Cell, Grid, plan, run_grid
+from paddle_medcls.training.reproduce import run_grid
 from paddle_medcls.training.run_directory import write_timing
 
 
@@ -293,6 +295,19 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert "add --folds K" in capsys.readouterr().err
     assert train_command.main(["--dataset", "palm", "--folds", "2", "--parallel", "2", "--processes", "2"]) == 1
     assert "leave --processes out" in capsys.readouterr().err
+
+
+def test_a_row_of_runs_with_different_images_is_refused(root: Path, tmp_path: Path) -> None:
+    """As on machines with copies of their own; each run alone looks right."""
+    cells = plan(Grid("medmnist", 3, sets=("breast",), models=("toy",), epochs=1), tmp_path / "grid", root)
+    options = Options("cpu", 0, say=lambda line: None)
+    run_grid(cells[:2], tmp_path / "grid", options)
+    arrays = dict(np.load(root / "breastmnist.npz"))
+    arrays["train_images"][0, 0, 0] ^= 1
+    np.savez(root / "breastmnist.npz", **arrays)
+    with pytest.raises(DataError, match="different images") as caught:
+        run_grid(cells, tmp_path / "grid", options)
+    assert f"\n  {cells[0].name}, {cells[1].name}\n  {cells[2].name}\n" in str(caught.value)
 
 
 # --- folds -----------------------------------------------------------------------------------------

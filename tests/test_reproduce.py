@@ -16,8 +16,9 @@ from paddle_medcls.data.index import SYNTHETIC_MARK
 from paddle_medcls.data.sample import draw_npz
 from paddle_medcls.recipes import published_results
 from paddle_medcls.training import reproduce, reproduction_table
+from paddle_medcls.training.grid import Grid, plan
 from paddle_medcls.training.loop import Options, train
-from paddle_medcls.training.reproduce import Grid, plan, run_grid, score_without_leaks, write_tables
+from paddle_medcls.training.reproduce import run_grid, score_without_leaks, write_tables
 from paddle_medcls.training.reproduction_table import Row, permutation_p, table, verdict
 
 

@@ -28,8 +28,9 @@ from paddle_medcls.training.evidence import (
     row_name,
     write_evidence,
 )
+from paddle_medcls.training.grid import Grid, plan
 from paddle_medcls.training.loop import Options
-from paddle_medcls.training.reproduce import Grid, plan, run_grid
+from paddle_medcls.training.reproduce import run_grid
 
 RESULTS = ROOT / "results"
 ROW = "medmnist-breastmnist-toy-1epochs"

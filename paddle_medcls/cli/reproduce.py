@@ -77,9 +77,10 @@ def _work(args: argparse.Namespace) -> int:
     from paddle_medcls.data.datasets import fetch
     from paddle_medcls.evaluation.tables import NOTICE
     from paddle_medcls.training.evidence import compare, read_rows, write_evidence
+    from paddle_medcls.training.grid import Grid, plan, present
     from paddle_medcls.training.loop import Options
     from paddle_medcls.training.parallel import chosen
-    from paddle_medcls.training.reproduce import Grid, plan, present, run_grid, score_without_leaks, write_tables
+    from paddle_medcls.training.reproduce import run_grid, score_without_leaks, write_tables
 
     output = args.output or Path("runs") / f"reproduce-{args.suite}"
     grid = Grid(args.suite, args.seeds, args.recipe, args.sets, args.models, args.epochs)

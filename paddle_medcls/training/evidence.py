@@ -21,7 +21,7 @@ from paddle_medcls.evaluation.metrics import accuracy_interval, auc, bootstrap_a
 from paddle_medcls.evaluation.predictions import Predictions, read_predictions
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.recipes.recipe import Recipe
-from paddle_medcls.training.reproduce import WITHOUT, Cell
+from paddle_medcls.training.grid import WITHOUT, Cell
 from paddle_medcls.training.reproduction_table import published_result, verdict
 
 FILES = ("recipe.json", "data.json", "environment.json", "history.csv", "cell.json")

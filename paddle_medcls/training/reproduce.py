@@ -1,6 +1,6 @@
 """Reproduces published results: trains recipes with several seeds and writes a table beside the published one.
 
-A cell is one recipe with one seed, in its own folder below the output. A finished cell holds `cell.json` and
+A finished cell (see `grid`) holds `cell.json` and
 is not run again; an interrupted one is resumed from its `last/`. `results.csv` and `table.md` are rewritten
 after every cell, from the `cell.json` files.
 """
@@ -9,157 +9,40 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import statistics
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from paddle_medcls.core.errors import DataError, MedclsError, RecipeError, RunError, SetupError, Stopped, did_you_mean
-from paddle_medcls.core.files import locked_folder, read_json, write_csv, write_json, write_text
+from paddle_medcls.core.errors import DataError, MedclsError, SetupError, Stopped
+from paddle_medcls.core.files import locked_folder, write_csv, write_json, write_text
 from paddle_medcls.core.progress import progress, say_line
-from paddle_medcls.data.datasets import dataset_module, default_root, load_index
-from paddle_medcls.data.datasets.medmnist import NAMES, file_in, file_of
-from paddle_medcls.data.datasets.medmnist_cards import CARDS
+from paddle_medcls.data.datasets import dataset_module, load_index
 from paddle_medcls.data.duplicates import not_leaked
 from paddle_medcls.evaluation.evaluate import evaluate_split
 from paddle_medcls.evaluation.metrics import auc
 from paddle_medcls.evaluation.outputs import score_split, write_outputs
 from paddle_medcls.evaluation.predictions import read_predictions
-from paddle_medcls.models.network import model_names
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.models.weights import load_strict, read_weights
 from paddle_medcls.preprocessing.loader import ImageDataset
-from paddle_medcls.recipes import get_recipe
 from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.training.checkpoint import FILE
+from paddle_medcls.training.grid import Cell
 from paddle_medcls.training.jobs import LOCK, Job, options_of_job
 from paddle_medcls.training.loop import Options, train
 from paddle_medcls.training.parallel import Parallel, interrupted_in, run_jobs
 from paddle_medcls.training.reproduction_table import Row, table
-from paddle_medcls.training.resume import refuse_other_recipe
+from paddle_medcls.training.resume import read_facts, refuse_other_recipe
 
-SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
-    "medmnist": (("medmnist",), tuple(CARDS), ("resnet18", "resnet50")),
-    "palm": (("palm_tutorial", "palm"), (), ()),
-    "covid": (("covid", "covid_best"), (), ()),
-    "oct": (("oct",), (), ()),
-}
-"""Recipes, sets and networks of each suite; an empty tuple: the recipe's own."""
-
-WITHOUT = "without_"
-"""Begins the name of the data root of a split without a source, see `covid.hold_out_source`: another training."""
+TRAINED = ("train", "val")
+"""Splits that a training reads."""
 
 RESULTS: tuple[str, ...] = ("recipe", "dataset", "model", "seed", "epochs", "best_epoch", "split", "n", "auc")
 RESULTS += ("accuracy", "n_clean", "auc_clean", "accuracy_clean", "parameters", "minutes", "note")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training of a grid; `folder` is its run directory."""
-
-    recipe: Recipe
-    data_root: Path
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """The folder's name, as messages and the table use it."""
-        return self.folder.name
-
-    def result(self) -> dict | None:
-        """Its `cell.json`; None until it is finished."""
-        try:
-            row = read_json(self.folder / "cell.json")
-            if not isinstance(row, dict):
-                raise ValueError("not an object")
-            return row
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.name}: cell.json cannot be read: {error}", fix="remove it to score the cell again"
-            ) from None
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The trainings of a grid.
-
-    Attributes:
-        suite: a name in SUITES.
-        seeds: number of seeds, from 0.
-        recipes: names; empty: the suite's.
-        sets: MedMNIST sets, also in short form ("breast"); empty: the suite's.
-        models: networks; empty: the suite's.
-        epochs: shorter or longer runs; decay points keep their share. None: the recipe's.
-    """
-
-    suite: str
-    seeds: int = 3
-    recipes: Sequence[str] = ()
-    sets: Sequence[str] = ()
-    models: Sequence[str] = ()
-    epochs: int | None = None
-
-
-def plan(grid: Grid, output: Path, data_root: Path | None = None) -> list[Cell]:
-    """The cells of a grid: first all with seed 0, then all with seed 1, and so on.
-
-    Args:
-        output: folder below which each cell has its own.
-        data_root: None: each set's default.
-
-    Raises:
-        RecipeError: an unknown recipe, set or network, or sets for a suite that has one.
-    """
-    names, own_sets, own_models = SUITES[grid.suite]
-    for name in grid.models:
-        if name not in model_names():
-            hint = did_you_mean(name, model_names())
-            raise RecipeError(f"unknown model {name!r}{hint}", expected=", ".join(model_names()))
-    if grid.sets and not own_sets:
-        raise RecipeError(f"the suite {grid.suite} has one data set", fix="leave --sets out")
-    cells = []
-    for seed in range(grid.seeds):
-        for name in grid.recipes or names:
-            for dataset in [_full_name(text) for text in grid.sets] or own_sets or (None,):
-                for model in grid.models or own_models or (None,):
-                    recipe = get_recipe(name, dataset, model).replace(seed=seed)
-                    if dataset not in (None, recipe.dataset):
-                        raise RecipeError(f"recipe {name} is for {recipe.dataset}, not for {dataset}")
-                    recipe = recipe.with_epochs(grid.epochs) if grid.epochs else recipe
-                    root = data_root or default_root(recipe.dataset)
-                    split = f"-{root.name}" if root.name.startswith(WITHOUT) else ""
-                    folder = output / f"{recipe.name}-{recipe.dataset}-{recipe.model}{split}-seed{seed}"
-                    cells.append(Cell(recipe, root, folder))
-    return cells
-
-
-def _full_name(text: str) -> str:
-    flag, _, side = text.partition("_")
-    longer = f"{flag}mnist_{side}" if side else f"{flag}mnist"
-    return longer if text not in NAMES and longer in NAMES else text
-
-
-def present(cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
-    """The cells whose MedMNIST file exists or that are finished, and the sets without a file.
-
-    Raises:
-        DataError: there is no file at all.
-    """
-    sets = {cell.recipe.dataset: cell.data_root for cell in cells}
-    absent = [name for name, root in sets.items() if not file_in(root, name).exists()]
-    available = [cell for cell in cells if cell.recipe.dataset not in absent or cell.result() is not None]
-    if not available:
-        raise DataError(
-            f"no file of {len(absent)} MedMNIST set(s)",
-            path=next(iter(sets.values())),
-            items=[file_of(name) for name in absent],
-            fix="add --download, which fetches them; or --sets breast,retina for some of them, or --data-root",
-        )
-    return available, absent
 
 
 def run_grid(
@@ -198,6 +81,7 @@ def run_grid(
             write_tables(cells, output)
             raise
         write_tables(cells, output)
+        refuse_mixed_images(cells)
     return remaining, failures
 
 
@@ -232,6 +116,28 @@ def _ends(
                 error = f"{type(fault).__name__}: {fault}"
             bar.update()
             yield cell, error
+
+
+def refuse_mixed_images(cells: Sequence[Cell]) -> None:
+    """Refuses a mean over seeds whose runs had different images, as on machines with copies of their own.
+
+    Raises:
+        DataError: names the runs.
+    """
+    groups: dict[tuple, dict[str, list[str]]] = {}
+    for cell in cells:
+        if cell.result() is not None and (cell.folder / "data.json").is_file():
+            facts = read_facts(cell.folder)
+            images = json.dumps([[facts[split][name] for name in ("fingerprint", "per_image")] for split in TRAINED])
+            group = groups.setdefault((cell.recipe.name, cell.recipe.dataset, cell.recipe.model), {})
+            group.setdefault(images, []).append(cell.name)
+    for group in groups.values():
+        if len(group) > 1:
+            raise DataError(
+                "runs of one row of the table had different images",
+                items=[", ".join(names) for names in group.values()],
+                fix="compare the images of the machines, remove the runs with wrong ones, and run the command again",
+            )
 
 
 def _say(name: str, line: str) -> None:
