@@ -209,6 +209,12 @@ def pictures() -> Iterator[Case]:
         bomb = test_images.grey_png(side, 100)
         assert len(bomb) < 10**6
         yield f"PNG of {side} x {side} pixels in less than 1 MB", written("scan.png", bomb, read_image)
+    line = test_images.saved(Image.new("L", (60_000, 1)), "PNG")
+    scaled = test_images.Preprocessing(fit="crop")
+    yield (
+        "PNG of 60000 x 1 pixels, for a network that scales the shorter side and crops",
+        written("scan.png", line, lambda path: test_images.fit(read_image(path), scaled)),
+    )
     for content, _ in parameters(test_images.test_a_file_that_is_no_image_is_refused_by_name):
         yield text(content), written("scan.png", content, read_image)
     yield "not there", lambda folder: read_image(folder / "none.png")

@@ -52,6 +52,19 @@ def predictor_of(channels: str) -> Predictor:
     return Predictor(replace(SIDECAR, network=network, preprocessing=spec), PaddleNetwork(network.build()))
 
 
+def test_an_image_too_narrow_to_be_scaled(tmp_path: Path) -> None:
+    """A network that crops scales the shorter side: 60,000 pixels of one line would take 3 GB."""
+    predictor = Predictor(
+        replace(SIDECAR, preprocessing=Preprocessing(8, fit="crop")), PaddleNetwork(Network("toy", 3).build())
+    )
+    path = write_image(tmp_path / "line.png", np.zeros((1, 60_000), np.uint8))
+    for image in (path, path.read_bytes(), np.zeros((60_000, 1), np.uint8)):
+        with pytest.raises(DataError, match="too narrow"):
+            predictor.predict(image)
+    ((_, _, error),) = predictor.predict_decoded([path])
+    assert isinstance(error, DataError) and str(path) in error.what
+
+
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_pixels_a_path_and_bytes_are_one_image(channels: str, tmp_path: Path) -> None:
     """Pixels are RGB whatever the network learned; the Predictor puts the channels in its order."""

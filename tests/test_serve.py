@@ -63,7 +63,7 @@ class Means:
 
 def service_of(limits: Limits = Limits(), token: str = "", **changes: object) -> tuple[Service, Means]:  # noqa: B008
     means = Means()
-    predictor = Predictor(replace(SIDECAR, preprocessing=SMALL, **changes), means)  # type: ignore[arg-type]
+    predictor = Predictor(replace(SIDECAR, **{"preprocessing": SMALL, **changes}), means)  # type: ignore[arg-type]
     service = Service(predictor, limits, token)
     means.batches.clear()
     return service, means
@@ -306,7 +306,7 @@ def test_hostile_uploads_are_refused_and_harm_nothing(monkeypatch: pytest.Monkey
     groups = (table.pictures, table.dicoms, table.weights, table.sidecars, table.recipes, table.tables)
     contents = [content for group in groups for _, content in group() if isinstance(content, (str, bytes))]
     uploads = [one.encode() if isinstance(one, str) else one for one in contents]
-    service, _ = service_of()
+    service, _ = service_of(preprocessing=replace(SMALL, fit="crop"))
 
     async def conversation(client: httpx.AsyncClient) -> None:
         for upload in uploads:

@@ -23,7 +23,7 @@ from paddle_medcls.deployment.opening import PaddleNetwork, open_trained
 from paddle_medcls.deployment.prediction import HeatMap, Prediction
 from paddle_medcls.models.output_head import OutputHead, check_finite
 from paddle_medcls.models.sidecar import Sidecar, find_models
-from paddle_medcls.preprocessing.transforms import preprocess, unfit
+from paddle_medcls.preprocessing.transforms import preprocess, refuse_narrow, unfit
 
 if TYPE_CHECKING:
     from paddle_medcls.recipes.recipe import Recipe
@@ -133,15 +133,18 @@ class Predictor:
         """An image file, or checked pixels, as uint8: RGB (H, W, 3) or grey (H, W, 1).
 
         Raises:
-            DataError: a file that cannot be read, or an array of another type or shape.
+            DataError: a file that cannot be read, an array of another type or shape, or a side too long to be scaled.
         """
         spec = self.sidecar.preprocessing
         channels, least_px = "gray" if spec.channels == "gray" else "rgb", spec.least_px
         if isinstance(image, (str, Path)):
-            return read_image(image, channels, least_px)
-        if isinstance(image, bytes):
-            return decode_image(image, name, channels, least_px)
-        return _checked_pixels(image, name)
+            name, pixels = str(image), read_image(image, channels, least_px)
+        elif isinstance(image, bytes):
+            pixels = decode_image(image, name, channels, least_px)
+        else:
+            pixels = _checked_pixels(image, name)
+        refuse_narrow(pixels, spec, name)
+        return pixels
 
     def input_of(self, images: Sequence[AnyImage]) -> np.ndarray:
         """Images -> the network's input x (N, C, S, S) float32, channels in the order that it was trained with."""

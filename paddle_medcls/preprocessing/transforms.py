@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 import cv2
 import numpy as np
 
+from paddle_medcls.core.errors import DataError
+from paddle_medcls.data.decode import MAX_PIXELS
+
 MAX_SIDE_PX = 2048  # of a network's input: 16 images then take about 10 GB in a ResNet
 MEAN_RANGE = (-1000, 1000)  # pixel values, with room for other conventions than 0..255
 STD_RANGE = (0.001, 1000)
@@ -112,6 +115,9 @@ def fit(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
 
     Returns:
         (size_px, size_px, C), values 0..255, uint8 or float32 by `spec.resize_dtype`.
+
+    Raises:
+        DataError: one side is so long that the scaled image would be larger than any that is decoded.
     """
     if spec.resize_dtype == "float32":
         image = image.astype(np.float32)
@@ -123,12 +129,23 @@ def fit(image: np.ndarray, spec: Preprocessing) -> np.ndarray:
     return image[top : top + spec.size_px, left : left + spec.size_px]
 
 
-def _geometry(height: int, width: int, spec: Preprocessing) -> tuple[tuple[int, int], int, int]:
+def refuse_narrow(image: np.ndarray, spec: Preprocessing, name: str) -> None:
+    """Raises DataError for an image (H, W, C) that `fit` would make too large, because of its one long side."""
+    _geometry(image.shape[0], image.shape[1], spec, name)
+
+
+def _geometry(height: int, width: int, spec: Preprocessing, name: str = "image") -> tuple[tuple[int, int], int, int]:
     """Size (width, height) after scaling, and top and left of the crop, in pixels."""
     target = (spec.size_px, spec.size_px)
     if spec.fit == "crop":
         scale = spec.resize_px / min(height, width)
         target = (max(spec.size_px, round(width * scale)), max(spec.size_px, round(height * scale)))
+    if target[0] * target[1] > MAX_PIXELS:
+        raise DataError(
+            f"{name}: {width} x {height} pixels are too narrow: scaled, they would be {target[0]} x {target[1]}",
+            expected=f"at most {MAX_PIXELS:,} pixels after scaling",
+            fix="crop it first",
+        )
     return target, (target[1] - spec.size_px) // 2, (target[0] - spec.size_px) // 2
 
 
