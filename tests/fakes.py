@@ -118,6 +118,7 @@ class Store:
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
         self.sums: dict[str, int] = {}
+        self.lock = threading.Lock()
 
     def set(self, key: str, value: str | bytes) -> None:
         self.values[key] = value.encode() if isinstance(value, str) else value
@@ -126,5 +127,6 @@ class Store:
         return self.values[key]
 
     def add(self, key: str, number: int) -> int:
-        self.sums[key] = self.sums.get(key, 0) + number
-        return self.sums[key]
+        with self.lock:
+            self.sums[key] = self.sums.get(key, 0) + number
+            return self.sums[key]

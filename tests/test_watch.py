@@ -135,3 +135,21 @@ def test_data_of_a_node_that_are_not_the_same(monkeypatch: pytest.MonkeyPatch, o
     with pytest.raises(RunError) as caught:
         check(fakes.recipe(), other, "paddle", State(), session)
     assert item in str(caught.value) and "process 1 of 3" not in str(caught.value)
+
+
+def test_nobody_leaves_before_all_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody watches any more when process 0 ends, and the store with it."""
+    store = fakes.Store()
+    monkeypatch.setattr(watch.paddle.base.core, "create_or_get_global_tcp_store", lambda: store)
+    processes = [Watch(store, rank, 3) for rank in range(3)]
+    ends = [threading.Thread(target=process.leave) for process in processes]
+    for process in processes:
+        process.start()
+    for end in ends[:2]:
+        end.start()
+    ends[0].join(0.2)
+    assert ends[0].is_alive() and processes[0].is_alive() and not processes[0].stopping.is_set()
+    ends[2].start()
+    for thread in [*ends, *processes]:
+        thread.join(10)
+        assert not thread.is_alive()

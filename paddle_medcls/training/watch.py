@@ -153,14 +153,19 @@ class Watch(threading.Thread):
     def leave(self) -> None:
         """The end of this process, once all have come to theirs; a thread inside Paddle would abort it."""
         _on_sigterm(signal.SIG_IGN)
-        if not self.stopping.is_set():
-            store = paddle.base.core.create_or_get_global_tcp_store()
-            with contextlib.suppress(Exception):  # process 0 has left, after all had come
-                store.add("medcls/done", 1)
-                while store.add("medcls/done", 0) < self.world:
-                    time.sleep(INTERVAL / 10)
+        with contextlib.suppress(Exception):  # process 0, which serves the store, has left
+            if not self.stopping.is_set():
+                self._wait_for_all("done")
+                self.stopping.set()  # only when nobody watches any more the store may end
+                self._wait_for_all("left")
         self.stopping.set()
         self.join(LIMIT)
+
+    def _wait_for_all(self, stage: str) -> None:
+        store = paddle.base.core.create_or_get_global_tcp_store()  # the main thread's connection
+        store.add(f"medcls/{stage}", 1)
+        while store.add(f"medcls/{stage}", 0) < self.world:
+            time.sleep(INTERVAL / 10)
 
 
 def _lost(rank: int) -> str:
