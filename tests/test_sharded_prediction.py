@@ -239,7 +239,7 @@ def test_a_file_that_can_be_read_at_last_is_in_one_row(images: Path, tmp_path: P
     assert len(rows(tmp_path / "out")) == 11 and not list((tmp_path / "out").glob("errors-*"))
 
 
-def test_ctrl_c_between_shards(images: Path, tmp_path: Path, predictor: Predictor, monkeypatch) -> None:
+def test_ctrl_c_between_shards(images: Path, tmp_path: Path, predictor: Predictor, monkeypatch, capsys) -> None:
     real, done = sharded_prediction.predict_shard, []
 
     def pressed(*arguments) -> dict:
@@ -249,11 +249,11 @@ def test_ctrl_c_between_shards(images: Path, tmp_path: Path, predictor: Predicto
         return real(*arguments)
 
     monkeypatch.setattr(sharded_prediction, "predict_shard", pressed)
-    with pytest.raises(Stopped, match="2 of 4 shards are finished; the same command continues"):
+    with pytest.raises(Stopped, match="2 of 4 shards are finished(.|\n)*run the same command again"):
         predict_shards(predictor, below(images), tmp_path / "out", OPTIONS)
     monkeypatch.setattr(sharded_prediction, "predict_shard", lambda *a: done.append(a[1][0]) or real(*a))
     assert predict_shards(predictor, below(images), tmp_path / "out", OPTIONS) == Totals(9, 2)
-    assert done == [0, 1, 2, 3]
+    assert done == [0, 1, 2, 3] and "2 of 4 shards are finished" in capsys.readouterr().err
 
 
 def test_a_finished_folder_is_only_counted(images: Path, tmp_path: Path, model: Path, capsys, monkeypatch) -> None:

@@ -93,7 +93,7 @@ class RunError(MedclsError):
 
 
 class Stopped(RunError):
-    """A training run was stopped by the user or by its time budget; its state is saved."""
+    """Work was stopped by the user or by its time budget; its state is saved."""
 
 
 def describe(error: BaseException) -> str:

@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -114,6 +115,8 @@ def predict_shards(
         shards = read_shards(output, settings, plan_shards(images, options.rows))
         blocks = unfinished(images, options.rows, shards)
         to_do = sum(shard["images"] for shard in shards if "sha256" not in shard)
+        if finished := _finished(shards):
+            print(f"{finished} of {len(shards)} shards are finished", file=sys.stderr)
         with progress(None, "predicting", to_do, "image") as bar:
             results: Generator[tuple[int, dict], None, None]
             if cluster is None:
@@ -127,10 +130,13 @@ def predict_shards(
                         write_manifest(output, settings, shards)
                         bar.update(0 if cluster is None else shards[number]["images"])
             except KeyboardInterrupt:
-                finished = sum("sha256" in shard for shard in shards)
-                text = f"interrupted: {finished} of {len(shards)} shards are finished; the same command continues"
-                raise Stopped(text) from None
+                text = f"interrupted: {_finished(shards)} of {len(shards)} shards are finished"
+                raise Stopped(text, fix="run the same command again") from None
     return Totals(sum(shard["predictions"] for shard in shards), sum(shard["errors"] for shard in shards))
+
+
+def _finished(shards: Sequence[dict]) -> int:
+    return sum("sha256" in shard for shard in shards)
 
 
 def predict_shard(
