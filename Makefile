@@ -30,7 +30,7 @@ SCANS = $(DEMO)/sample/PALM-Validation400
 demo: $(VENV)/ready
 	rm -rf $(DEMO)
 	$(BIN)/medcls train --dataset palm --sample --recipe palm_tutorial --model resnet18 --epochs 5 \
-	  --set size_px=96 --output $(DEMO)
+	  --set size_px=96 --precision auto --output $(DEMO)
 	$(BIN)/medcls eval --weights $(DEMO) --output $(DEMO)/evaluation --errors 8
 	$(BIN)/medcls predict $(SCANS)/V000*.jpg --weights $(DEMO) --topk 2
 	$(BIN)/medcls gradcam $(SCANS)/V0005.jpg $(SCANS)/V0007.jpg $(SCANS)/V0002.jpg $(SCANS)/V0009.jpg \
