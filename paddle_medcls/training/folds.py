@@ -101,6 +101,7 @@ def train_folds(
             if not run_directory.is_finished(run_dir := _fold_directory(directory, one))
         ]
         _train_at_once(jobs, parallel, options, directory, again)
+        options = replace(options, say=lambda line: None)  # all are finished now, and only read
     runs = []
     for one in recipes:
         try:
