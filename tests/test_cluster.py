@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import tempfile
@@ -12,12 +13,17 @@ from pathlib import Path
 
 import jobs_of_tests as work
 import pytest
-from fakes import ROOT
+from fakes import ROOT, pixels, write_image
 from test_parallel import interrupt_when, job, without_minutes
 from test_parallel import root as root  # a fixture
+from test_predict import saved
 
 from paddle_medcls.core import cluster
 from paddle_medcls.core.errors import SetupError, Stopped
+from paddle_medcls.data.image_files import ImageFiles
+from paddle_medcls.deployment.predictor import Predictor
+from paddle_medcls.deployment.sharded_prediction import Cluster, ShardOptions, predict_shards
+from paddle_medcls.models.network import Network
 from paddle_medcls.training import reproduce
 from paddle_medcls.training.grid import Grid, plan
 from paddle_medcls.training.loop import Options
@@ -154,3 +160,19 @@ def test_a_grid_in_a_cluster_gives_the_same_table(
     assert run_grid(cells, tmp_path / "two", options, Parallel(None, address)) == ([], {})
     assert without_minutes(tmp_path / "one") == without_minutes(tmp_path / "two")
     assert [cell.recipe.seed for cell in cells if (cell.folder / "begun").exists()] == [1, 1]  # killed once
+
+
+# --- predictions -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_shards_in_a_cluster(address: str, importable: None, tmp_path: Path) -> None:
+    for number in range(7):
+        write_image(tmp_path / "images" / f"{number}.png", pixels(number))
+    write_image(tmp_path / "images" / "4.png", pixels(0)).write_bytes(b"")
+    opened = functools.partial(Predictor.from_weights, saved(tmp_path / "m", network=Network("resnet18", 3)))
+    images, options = ImageFiles([str(tmp_path / "images")]), ShardOptions(2, "csv", workers=1)
+    expected = predict_shards(opened(), images, tmp_path / "here", options)
+    assert predict_shards(opened(), images, tmp_path / "out", options, Cluster(address, opened)) == expected == (6, 1)
+    for path in (tmp_path / "here").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()

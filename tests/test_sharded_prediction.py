@@ -276,6 +276,14 @@ def test_two_processes_at_a_time(images: Path, tmp_path: Path, predictor: Predic
             predict_shards(predictor, below(images), tmp_path / "out", OPTIONS)
 
 
+def test_the_largest_manifest_can_be_read_again(tmp_path: Path) -> None:
+    digests = {name: "0" * 64 for name in shard_manifest.shard_names(0, "parquet")}
+    shard = {"images": 10**6, "paths": "0" * 64, "predictions": 999_999, "errors": 999_999, "sha256": digests}
+    shards, settings = [shard] * shard_manifest.MAX_SHARDS, {"columns": ["a long name"] * 2000}
+    shard_manifest.write_manifest(tmp_path, settings, shards)
+    assert files.read_json(tmp_path / "manifest.json")["shards"] == shards
+
+
 # --- in a cluster -----------------------------------------------------------------------------------------
 
 
@@ -290,6 +298,7 @@ class Ray:
         self.nodes = [{"Resources": {"CPU": 4.0}} for _ in range(nodes)]
         self.most = self.closed = 0
         self.asked: dict = {}
+        self.folders: list = []
 
     def remote(self, **resources) -> Callable[[Callable], _Tasks]:
         self.asked = resources
@@ -310,7 +319,7 @@ class Ray:
 @pytest.fixture
 def ray(monkeypatch) -> Ray:
     fake = Ray()
-    monkeypatch.setattr(sharded_prediction, "connect", lambda address, folders: fake)
+    monkeypatch.setattr(sharded_prediction, "connect", lambda *folders: fake.folders.append(folders) or fake)
     monkeypatch.setattr(sharded_prediction, "working_nodes", lambda found: found.nodes)
     return fake
 
@@ -335,7 +344,8 @@ def test_a_cluster_writes_the_same(images: Path, tmp_path: Path, model: Path, pr
     for _ in range(2):
         assert predict_shards(predictor, below(images), tmp_path / "out", replace(OPTIONS, rows=1), cluster) == (9, 2)
     assert contents(tmp_path / "out") == contents(tmp_path / "here")
-    assert ray.asked == {"num_cpus": 4, "num_gpus": 0} and ray.most == 4 and ray.closed == 2
+    assert ray.asked == {"num_cpus": 4, "num_gpus": 0} and ray.most == 4 and ray.closed == 1
+    assert ray.folders == [("auto", [tmp_path / "out"], [images])]  # the second call finds nothing to do
 
 
 def test_faults_in_a_cluster(images: Path, tmp_path: Path, predictor: Predictor, ray: Ray, monkeypatch) -> None:

@@ -84,7 +84,7 @@ def _work(args: argparse.Namespace) -> int:
     weights = args.weights or [newest_weights(Path("runs"))]
     predictor = open_predictor(weights, args)
     sidecar = predictor.sidecar
-    check_options(sidecar, predictor.novelty is not None, args.coverage, args.refuse)
+    check_options(predictor, args.coverage, args.refuse)
     model_text = (
         f"({predictor.engine}, {predictor.precision}); data set {sidecar.dataset}; classes {', '.join(sidecar.classes)}"
     )
@@ -158,8 +158,7 @@ def _show(predictor, paths: list[Path], args: argparse.Namespace) -> int:
         print(_table(rows, args.topk))
         print(*_unlike(rows, predictor), sep="", end="")
     if args.csv:
-        kinds = args.coverage is not None, predictor.novelty is not None, bool(predictor.members)
-        write_csv(args.csv, [name for name, _ in table_columns(predictor.sidecar, *kinds)], cells)
+        write_csv(args.csv, [name for name, _ in table_columns(predictor, args.coverage is not None)], cells)
     if failed:
         print(f"{failed} of {len(paths)} file(s) could not be read", file=sys.stderr)
     if without_map:

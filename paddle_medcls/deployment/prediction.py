@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from paddle_medcls.core.errors import RunError
 from paddle_medcls.data.decode import write_png
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.models.sidecar import Sidecar
+
+if TYPE_CHECKING:
+    from paddle_medcls.deployment.predictor import Predictor
 
 
 class Disagreement(NamedTuple):
@@ -101,23 +104,22 @@ def prediction_row(
     return row
 
 
-def check_options(sidecar: Sidecar, scores_novelty: bool, coverage: float | None, refuse: bool) -> None:
+def check_options(predictor: Predictor, coverage: float | None, refuse: bool) -> None:
     """Refuses options of a prediction that the model cannot serve, before any image is read.
 
     Args:
-        scores_novelty: whether the model tells which images are unlike its training images.
         coverage: of prediction sets; None: there are none.
         refuse: whether images that are unlike the training images get no label.
 
     Raises:
-        RunError: see `Predictor.possible_classes`; nothing to refuse by.
+        RunError: see `Predictor.possible_classes`; a model without a novelty score has nothing to refuse by.
     """
     if coverage is not None:
         from paddle_medcls.evaluation.conformal import check_coverage, require_calibration
 
         check_coverage(coverage)
-        require_calibration(sidecar.prediction_sets)
-    if refuse and not scores_novelty:
+        require_calibration(predictor.sidecar.prediction_sets)
+    if refuse and predictor.novelty is None:
         raise RunError(
             "--refuse: this model cannot tell which images are unlike its training images",
             expected="weights with their .novelty.safetensors file, or their ONNX or OpenVINO export; no average",
@@ -125,17 +127,13 @@ def check_options(sidecar: Sidecar, scores_novelty: bool, coverage: float | None
         )
 
 
-def table_columns(sidecar: Sidecar, with_set: bool, with_novelty: bool, with_models: bool) -> list[tuple[str, type]]:
-    """The columns of a table of predictions: (name, type of its values).
-
-    Args:
-        with_set, with_novelty, with_models: whether the predictions have a prediction set, a novelty score, and the
-            disagreement of several models.
-    """
-    columns: list[tuple[str, type]] = [("image", str), ("label", str), *((name, float) for name in sidecar.classes)]
+def table_columns(predictor: Predictor, with_set: bool) -> list[tuple[str, type]]:
+    """The columns of a table of predictions, with prediction sets or without: (name, type of its values)."""
+    columns: list[tuple[str, type]] = [("image", str), ("label", str)]
+    columns += [(name, float) for name in predictor.sidecar.classes]
     columns += [("prediction_set", str)] if with_set else []
-    columns += [("in_distribution", bool), ("novelty", float)] if with_novelty else []
-    return columns + ([("sd", float), ("same_label", int), ("models", int)] if with_models else [])
+    columns += [("in_distribution", bool), ("novelty", float)] if predictor.novelty is not None else []
+    return columns + ([("sd", float), ("same_label", int), ("models", int)] if predictor.members else [])
 
 
 def table_row(image: object, prediction: Prediction, refuse: bool = False) -> list:

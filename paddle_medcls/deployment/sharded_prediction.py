@@ -101,7 +101,7 @@ def predict_shards(
         MedclsError: see `Predictor.predict` and `core.cluster.connect`; a list that cannot be read.
     """
     output = Path(output)
-    check_options(predictor.sidecar, predictor.novelty is not None, options.coverage, options.refuse)
+    check_options(predictor, options.coverage, options.refuse)
     if not options.format:
         options = replace(options, format="parquet" if installed_version("pyarrow") else "csv")
     if options.format not in FORMATS or options.rows < 1:
@@ -166,7 +166,7 @@ def predict_shard(
             rows.append(table_row(path, found, options.refuse))
         update()
     names = shard_names(number, options.format)
-    tables = [(names[0], _columns(predictor, options), rows), (names[1], ERRORS, errors)]
+    tables = [(names[0], table_columns(predictor, options.coverage is not None), rows), (names[1], ERRORS, errors)]
     for name, columns, lines in tables:
         if name == names[0] or lines:
             _write_table(output / name, columns, lines)
@@ -183,7 +183,11 @@ def _in_cluster(
     cluster: Cluster, blocks: Iterator[Block], settings: dict, output: Path, options: ShardOptions
 ) -> Generator[tuple[int, dict], None, None]:
     """Yields the numbers and results of blocks as they are finished: a task has a GPU, or else a node."""
-    ray = connect(cluster.address, [output])
+    first = next(blocks, None)
+    if first is None:
+        return
+    blocks = itertools.chain([first], blocks)
+    ray = connect(cluster.address, [output], [Path(first[1][0]).parent])
     try:
         nodes = working_nodes(ray)
         gpus = [int(node["Resources"].get("GPU", 0)) for node in nodes]
@@ -247,15 +251,10 @@ def _settings(predictor: Predictor, options: ShardOptions) -> dict:
         "sidecar": hashlib.sha256(json.dumps(sidecars, sort_keys=True, default=str).encode()).hexdigest(),
         "engine": predictor.engine,
         "precision": predictor.precision,
-        "columns": [name for name, _ in _columns(predictor, options)],
+        "columns": [name for name, _ in table_columns(predictor, options.coverage is not None)],
         "shard_rows": options.rows,
         **{name: getattr(options, name) for name in ("format", "coverage", "refuse", "batch_size")},
     }
-
-
-def _columns(predictor: Predictor, options: ShardOptions) -> list[tuple[str, type]]:
-    kinds = options.coverage is not None, predictor.novelty is not None, bool(predictor.members)
-    return table_columns(predictor.sidecar, *kinds)
 
 
 def _write_table(path: Path, columns: Sequence[tuple[str, type]], rows: Sequence[Sequence]) -> None:
