@@ -540,6 +540,15 @@ def test_folders_are_listed_in_the_order_of_pathlib(tmp_path: Path) -> None:
     assert list(files_below(str(tmp_path))) == [str(path) for path in slow] and len(slow) > 10
 
 
+def test_a_pipe_with_the_name_of_an_image_is_reported(tmp_path: Path, predictor: Predictor) -> None:
+    write_image(tmp_path / "images" / "a.png", pixels(0))
+    os.mkfifo(tmp_path / "images" / "b.png")
+    (tmp_path / "images" / "c.png").symlink_to(tmp_path / "none.png")
+    assert predict_shards(predictor, below(tmp_path / "images"), tmp_path / "out", OPTIONS) == Totals(1, 2)
+    errors = [error for _, error in rows(tmp_path / "out", "errors")]
+    assert "a pipe or device" in errors[0] and "No such file" in errors[1]
+
+
 def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch) -> None:
     def refuses(path: str):
         raise PermissionError(13, "Permission denied")
