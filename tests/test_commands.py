@@ -531,14 +531,18 @@ def test_gradcam_draws_the_overview_of_a_run(run: Path, tmp_path: Path, monkeypa
         shutil.copy(run / f"COVID.{suffix}", tmp_path / f"COVID.{suffix}")
     assert gradcam.main(["--weights", str(run), *arguments]) == 0
     assert gradcam.main(["--weights", str(tmp_path / "COVID.pdparams"), *arguments]) == 0
-    (path, history, items, title, _), (_, none, same, _, _) = drawn
+    assert gradcam.main(["--weights", str(run), *arguments, "--class", "Normal", "--method", "gradcam++"]) == 0
+    (path, history, items, title, maps, _), (_, none, same, *_), (_, _, others, _, other_maps, _) = drawn
+    assert (maps, other_maps) == ("Grad-CAM", "Grad-CAM++, Normal")
+    assert not any(np.array_equal(one.overlay, other.overlay) for one, other in zip(items, others))
     assert path == tmp_path / "maps" / "overview.png" and title == "covid: toy_resnet, 32 × 32 pixels"
     rows = (run / "history.csv").read_text().splitlines()[1:]
     assert [row["val_loss"] for row in history] == [float(row.split(",")[5]) for row in rows] and none == []
     assert len(items) == len(same) == 4 and items[0].bars == same[0].bars
     values = [value for _, value in items[0].bars]
     assert values == sorted(values, reverse=True) and sum(values) == pytest.approx(1)
-    overview.write_overview(path, history, items, title, "a note")
+    named = [items[0]._replace(bars=[("no $\\formula$", 1.0)]), *items[1:]]
+    overview.write_overview(path, history, named, title, maps, "a note")
     with Image.open(path) as picture:
         assert picture.size == (1337, 731) and path.stat().st_size < 200_000
 

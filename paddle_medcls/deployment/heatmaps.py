@@ -135,7 +135,8 @@ def heat_maps(
         title = f"{METHODS[options.method]} of {sidecar.recipe}\n{sidecar.network.model}, {result.layer}"
         heat_sheet(output / "contact_sheet.png", sheet, title, SYNTHETIC_NOTICE if sidecar.drawn else "")
     if output and options.overview and result.made:
-        draw_overview(output / "overview.png", predictor, result.made)
+        explained = options.class_name, options.layer, options.method
+        draw_overview(output / "overview.png", predictor, result.made, *explained)
     if output and result.measurement and result.measurement.rows:
         write_csv(output / "measures.csv", *result.measurement.columns())
     return result

@@ -46,19 +46,22 @@ def history_figure(history: Sequence[dict], title: str = "") -> Figure:
     return shown_by_notebooks(figure)
 
 
-def write_overview(path: Path, history: Sequence[dict], items: Sequence[Explained], title: str, note: str) -> None:
+def write_overview(
+    path: Path, history: Sequence[dict], items: Sequence[Explained], title: str, maps: str, note: str
+) -> None:
     """Writes one picture of a run: curves on the left, on the right images above their heat maps and probabilities.
 
     Args:
         history: rows of history.csv; empty: no curves.
         items: one to five images.
+        maps: what the heat maps are.
         note: a line below the title, such as that the images are synthetic.
     """
     side = 3.3 if history else 0.3  # inches that the curves take
     figure = Figure(figsize=(side + 1.85 * len(items), 5.85))
     height, width = figure.get_figheight(), figure.get_figwidth()
     top, bottom = 1 - 0.85 / height, 0.5 / height
-    figure.text(0.15 / width, 1 - 0.18 / height, title, fontsize=13, fontweight="bold", va="top")
+    figure.text(0.15 / width, 1 - 0.18 / height, title, fontsize=13, fontweight="bold", va="top", parse_math=False)
     figure.text(0.15 / width, 1 - 0.47 / height, note, fontsize=9, color=GREY, va="top")
     if history:
         left, right = 0.6 / width, (side - 0.35) / width
@@ -75,7 +78,7 @@ def write_overview(path: Path, history: Sequence[dict], items: Sequence[Explaine
                 axis.text(
                     -0.04,
                     0.5,
-                    ("image", "Grad-CAM")[row],
+                    ("image", maps)[row],
                     transform=axis.transAxes,
                     rotation=90,
                     ha="right",
@@ -110,7 +113,7 @@ def _draw_bars(axis: Axes, bars: Sequence[tuple[str, float]]) -> None:
         axis.barh(row, 1, height=0.28, color="#EEF1F4")
         axis.barh(row, value, height=0.28, color=color)
         weight = "bold" if row == 0 else "normal"
-        axis.text(0, row - 0.24, name, fontsize=8.5, fontweight=weight, va="bottom")
+        axis.text(0, row - 0.24, name, fontsize=8.5, fontweight=weight, va="bottom", parse_math=False)
         axis.text(1, row - 0.24, f"{value:.3f}", fontsize=8.5, fontweight=weight, va="bottom", ha="right")
     axis.set(xlim=(0, 1), ylim=(len(bars) - 0.5, -0.75))
     axis.set_axis_off()
