@@ -26,8 +26,8 @@ import safetensors.numpy
 from fakes import ROOT, palm_tree, pixels, within, write_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from notebooks import DEPTHS, Net001, Net003, trained
 from toynet import without_values
+from tutorial_networks import DEPTHS, Net001, Net003, trained
 
 from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.files import sha256, write_json
