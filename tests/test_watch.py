@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import threading
+import time
 
 import fakes
 import pytest
 
 from paddle_medcls.core.errors import DataError, RunError, Stopped
 from paddle_medcls.training import run, watch
+from paddle_medcls.training.interruption import Interrupt
 from paddle_medcls.training.run_directory import State
 from paddle_medcls.training.session import Options, Session
 from paddle_medcls.training.watch import Watch, shared_failure
@@ -153,3 +158,23 @@ def test_nobody_leaves_before_all_are_done(monkeypatch: pytest.MonkeyPatch) -> N
     for thread in [*ends, *processes]:
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_a_signal_does_not_break_a_request() -> None:
+    """Paddle's store takes a system call that a signal has interrupted for a lost connection."""
+    reader, writer = os.pipe()
+
+    def later() -> None:
+        time.sleep(0.1)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        time.sleep(0.1)
+        os.write(writer, b"x")
+
+    with Interrupt(lambda line: None, float("inf")) as interrupt:
+        thread = threading.Thread(target=later)
+        thread.start()
+        assert ctypes.CDLL(None).read(reader, ctypes.create_string_buffer(1), 1) == 1  # -1: interrupted
+        thread.join()
+        assert interrupt.due()
+    os.close(reader)
+    os.close(writer)

@@ -30,6 +30,7 @@ class Interrupt:
     def __enter__(self) -> Interrupt:
         try:
             self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+            restart_calls()
         except ValueError:
             pass  # not the main thread: the caller decides about signals
         return self
@@ -37,6 +38,7 @@ class Interrupt:
     def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        restart_calls()
 
     def _handle(self, number: int, _: object) -> None:
         if not self.requested:
@@ -46,6 +48,12 @@ class Interrupt:
 
     def due(self) -> bool:
         return self.requested or time.monotonic() > self.deadline
+
+
+def restart_calls() -> None:
+    """Lets system calls go on after a SIGTERM: Paddle takes an interrupted one for a lost connection."""
+    if hasattr(signal, "siginterrupt"):  # Windows has no such signals
+        signal.siginterrupt(signal.SIGTERM, False)
 
 
 def interrupted(run_dir: Path) -> Stopped:

@@ -21,6 +21,7 @@ from typing import Any
 
 from paddle_medcls.core.errors import RunError, Stopped, describe
 from paddle_medcls.core.paddle_setup import paddle
+from paddle_medcls.training.interruption import restart_calls
 
 INTERVAL = 1.0  # seconds between two counts
 LIMIT = 30.0  # seconds without a count after which a process is lost
@@ -74,6 +75,7 @@ def _start() -> None:
 def _on_sigterm(handler: Any) -> None:
     with contextlib.suppress(ValueError):  # not the main thread: the caller decides about signals
         signal.signal(signal.SIGTERM, handler)
+        restart_calls()
 
 
 @ctypes.CFUNCTYPE(None)
