@@ -34,7 +34,7 @@ def _import_paddle() -> Any:
     except ImportError as error:
         missing = error.name == "paddle"
         fault = "is not installed" if missing else f"cannot be loaded ({error})"
-        raise SetupError(f"PaddlePaddle {fault}: pip install paddlepaddle, or a GPU build (README.md, GPU)") from None
+        raise SetupError(f"PaddlePaddle {fault}: pip install paddlepaddle, or a GPU build (docs/gpu.md)") from None
     finally:
         for line in output.getvalue().splitlines():
             if "OMP_NUM_THREADS" not in line and "OpenBlas" not in line:
@@ -70,7 +70,7 @@ def select_device(name: str = "auto") -> str:
         reason = "no GPU is visible" if paddle.is_compiled_with_cuda() else "this Paddle is the CPU build"
         raise SetupError(
             f"--device gpu: {reason}",
-            fix="use --device cpu, or install a GPU build: see README.md, GPU",
+            fix="use --device cpu, or install a GPU build: see docs/gpu.md",
         )
     paddle.set_device("gpu" if has_gpu and name != "cpu" else "cpu")
     return paddle.get_device()

@@ -316,7 +316,7 @@ def _suggest_bf16(training: Training, session: Session, steps_per_second: float)
     if speedup >= 1.2:
         session.say(
             f"this takes about {minutes / 60:.1f} hours; --precision bf16 computes convolutions {speedup:.1f} times as "
-            "fast on this processor (measured now, on one); README.md, Speed on a CPU, tells what it changes"
+            "fast on this processor (measured now, on one); docs/speed.md tells what it changes"
         )
 
 

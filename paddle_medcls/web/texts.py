@@ -54,8 +54,8 @@ TEXTS = {
     "bad_model": ("The model cannot be used: {fault}", "无法使用该模型：{fault}"),
     "loading": ("Loading the model …", "正在加载模型 …"),
     "no_model": (
-        "No model yet. Choose or upload one under “Model” on the left, or train one with `tools/train.py`.",
-        "还没有模型。请在左侧“模型”中选择或上传，或用 `tools/train.py` 训练一个。",
+        "No model yet. Choose or upload one under “Model” on the left, or train one with `medcls train`.",
+        "还没有模型。请在左侧“模型”中选择或上传，或用 `medcls train` 训练一个。",
     ),
     # images
     "predict": ("Prediction", "预测"),
