@@ -51,6 +51,12 @@ FIGURES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def main_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AppTest leaves its script as the module __main__, which processes that other tests start would run again."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
+
 @pytest.fixture(scope="session")
 def apptest():
     """Streamlit's test of a script without a browser, where it can upload files."""

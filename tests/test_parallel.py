@@ -162,7 +162,8 @@ def test_jobs_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
 def test_processes_share_the_cores_or_have_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "_gpus", lambda: ["3", "GPU-5"])
     monkeypatch.setattr(places, "usable_cores", lambda: 9)
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(places, "NOTES", [])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     several = [job(tmp_path, f"{k}", work.tell_environment, tmp_path / f"{k}.txt") for k in range(2)]
     options = Options("auto", say=lambda line: None)
