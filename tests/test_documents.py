@@ -108,7 +108,11 @@ def section_facts(section: str) -> dict:
     plain = re.sub(r"`[^`]+`|\]\([^)]*\)", "", prose)
     return {
         "heading": re.match("#*", section)[0],
-        "code without comments": [re.sub(" +# .*", "", line) for line in lines if line.startswith("    ")],
+        "code, of its comments the numbers": [
+            re.sub(" +#.*", lambda comment: f"  # {sorted(numbers(comment[0]))}", line)
+            for line in lines
+            if line.startswith("    ")
+        ],
         "options": options_named(section),
         "`code`": {" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)},
         "links": set(re.findall(r"\]\(([^)#\s]+)", prose)) - set(READMES),
