@@ -46,6 +46,9 @@ lint: $(VENV)/ready-dev
 
 docs: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
+	rm -rf build/documents && mkdir -p build/documents
+	tar -c README*.md CHANGELOG.md CONTRIBUTING.md docs datasets/*/README*.md results/README.md notebooks \
+	  | tar -x -C build/documents
 	NO_MKDOCS_2_WARNING=1 $(BIN)/properdocs build --strict -f mkdocs.yml
 
 # The package as a user installs it, tried in an empty folder; the Dockerfile has the same lines.
