@@ -7,8 +7,6 @@ page.zh-CN.md is page.md in Chinese. A change belongs in both; the code, links a
 from __future__ import annotations
 
 import argparse
-import functools
-import importlib
 import re
 import textwrap
 from pathlib import Path
@@ -18,6 +16,7 @@ from fakes import ROOT
 
 import paddle_medcls
 from paddle_medcls.cli import COMMANDS
+from paddle_medcls.cli.completion import parser_of
 
 READMES = ("README.md", "README.zh-CN.md")
 DOCUMENTS = sorted(
@@ -63,22 +62,6 @@ def options_named(text: str) -> set[tuple[str, str]]:
         for name, words in [(row[1], line)] if row else re.findall(r"tools/(\w+)\.py([^`|]*)", line):
             found |= {(name, option) for option in OPTION.findall(words.partition("#")[0])}
     return found
-
-
-class Parser(Exception):
-    """Carries a command's argument parser out of its `main`."""
-
-
-@functools.cache
-def parser_of(name: str) -> argparse.ArgumentParser:
-    def stop(self: argparse.ArgumentParser, argv: object = None) -> None:
-        raise Parser(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
-        with pytest.raises(Parser) as found:
-            importlib.import_module(f"paddle_medcls.cli.{name}").main([])
-    return found.value.args[0]
 
 
 def known_options(name: str) -> set[str]:

@@ -58,7 +58,7 @@ def _all_commands(shell: str) -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         if name == "benchmark":  # for clones
             continue
-        one = commands.add_parser(name, parents=[_parser_of(name)], add_help=False, help=text)
+        one = commands.add_parser(name, parents=[parser_of(name)], add_help=False, help=text)
         for action in one._actions:
             if action.dest in names:
                 action.choices = names[action.dest]
@@ -69,7 +69,7 @@ def _all_commands(shell: str) -> argparse.ArgumentParser:
     return top
 
 
-def _parser_of(name: str) -> argparse.ArgumentParser:
+def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser that a command's `main` makes."""
     with mock.patch.object(argparse.ArgumentParser, "parse_args", lambda parser, argv: _stop(parser)):
         try:

@@ -120,8 +120,6 @@ def _write_shards(predictor, images: Iterable[str], weights: list[Path], args: a
 
 
 def _show(predictor, paths: list[Path], args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from paddle_medcls.core.errors import DataError, RecipeError, WeightsError, command
     from paddle_medcls.core.files import picture_names, write_csv
     from paddle_medcls.core.progress import progress
@@ -140,8 +138,7 @@ def _show(predictor, paths: list[Path], args: argparse.Namespace) -> int:
                 failed += 1
                 continue
             probs = prediction.probs
-            if args.coverage is not None:
-                prediction = replace(prediction, prediction_set=predictor.possible_classes(probs, args.coverage))
+            prediction = predictor.with_prediction_set(prediction, args.coverage)
             rows.append(prediction_row(path, prediction, predictor.sidecar, args.topk, args.refuse))
             cells.append(table_row(path, prediction, args.refuse))
             if args.pictures:

@@ -86,6 +86,13 @@ def working_nodes(ray: Any) -> list[dict]:
     return [node for node in ray.nodes() if node["Alive"] and {"CPU", "GPU"} & node["Resources"].keys()]
 
 
+def gpus_of(nodes: Sequence[dict], device: str) -> list[int]:
+    """GPUs of each node that tasks may use: none for the device "cpu", or with the CPU build of Paddle."""
+    if device == "cpu" or not installed_version("paddlepaddle-gpu"):
+        return [0] * len(nodes)
+    return [int(node["Resources"].get("GPU", 0)) for node in nodes]
+
+
 def software() -> dict[str, str]:
     """What must be the same on every node: the code of this package, Paddle, Python."""
     digest = hashlib.sha256()

@@ -171,9 +171,7 @@ class Predictor:
         """
         name = name or (image if isinstance(image, (str, Path)) else "image 0")
         (prediction,) = self.predictions(self.input_of([image]), [name])
-        if coverage is None:
-            return prediction
-        return replace(prediction, prediction_set=self.possible_classes(prediction.probs, coverage))
+        return self.with_prediction_set(prediction, coverage)
 
     def predictions(self, x: np.ndarray, names: Sequence[object]) -> list[Prediction]:
         """The predictions for preprocessed images x (N, C, S, S); `names` of the images are for messages."""
@@ -216,6 +214,12 @@ class Predictor:
 
         (inside,) = prediction_sets(probs[None], self.sidecar.prediction_sets, coverage)
         return tuple(self.sidecar.classes[k] for k in np.flatnonzero(inside))
+
+    def with_prediction_set(self, prediction: Prediction, coverage: float | None) -> Prediction:
+        """A prediction with its `.prediction_set`, see `possible_classes`; with a coverage of None as it is."""
+        if coverage is None:
+            return prediction
+        return replace(prediction, prediction_set=self.possible_classes(prediction.probs, coverage))
 
     def gradcam(
         self, image: AnyImage, label: str | None = None, layer: str | None = None, method: str = "gradcam"

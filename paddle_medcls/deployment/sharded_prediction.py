@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paddle_medcls import __version__
-from paddle_medcls.core.cluster import connect, working_nodes
+from paddle_medcls.core.cluster import connect, gpus_of, working_nodes
 from paddle_medcls.core.errors import DataError, MedclsError, RunError, SetupError, Stopped, WeightsError
 from paddle_medcls.core.files import atomic_write, locked_folder, remove_abandoned, sha256, write_csv
 from paddle_medcls.core.hardware import installed_version, usable_cores
@@ -161,8 +161,7 @@ def predict_shard(
         if isinstance(found, DataError):
             errors.append([path, found.what])
         else:
-            if options.coverage is not None:
-                found = replace(found, prediction_set=predictor.possible_classes(found.probs, options.coverage))
+            found = predictor.with_prediction_set(found, options.coverage)
             rows.append(table_row(path, found, options.refuse))
         update()
     names = shard_names(number, options.format)
@@ -190,9 +189,7 @@ def _in_cluster(
     ray = connect(cluster.address, [output], [Path(first[1][0]).parent])
     try:
         nodes = working_nodes(ray)
-        gpus = [int(node["Resources"].get("GPU", 0)) for node in nodes]
-        if cluster.device == "cpu" or not installed_version("paddlepaddle-gpu"):
-            gpus = [0]
+        gpus = gpus_of(nodes, cluster.device)
         cores = min(int(node["Resources"].get("CPU", 1)) for node in nodes) // max(1, *gpus)
         task = ray.remote(num_cpus=cores, num_gpus=min(1, max(gpus)))(_on_node)
         arguments = cluster.open_model, settings, output.absolute(), options, os.getcwd()

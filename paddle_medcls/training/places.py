@@ -10,9 +10,9 @@ import queue
 import threading
 from typing import Any
 
-from paddle_medcls.core.cluster import working_nodes
+from paddle_medcls.core.cluster import gpus_of, working_nodes
 from paddle_medcls.core.errors import SetupError, printable
-from paddle_medcls.core.hardware import NOTES, environment_variables, installed_version, usable_cores
+from paddle_medcls.core.hardware import NOTES, environment_variables, usable_cores
 from paddle_medcls.training.jobs import Job, run_in_child, run_logged
 
 SPAWN = multiprocessing.get_context("spawn")  # a copy of a process that uses Paddle would not work
@@ -85,10 +85,8 @@ class Tasks:
         self._running: list[Any] = []
         self._lock = threading.Lock()
         nodes = working_nodes(self.ray)
-        on_gpu = [node for node in nodes if node["Resources"].get("GPU")]
-        if device == "cpu" or not installed_version("paddlepaddle-gpu"):
-            on_gpu = []
-        nodes, gpus = on_gpu or nodes, int(sum(node["Resources"]["GPU"] for node in on_gpu))
+        each = gpus_of(nodes, device)
+        nodes, gpus = [node for node, number in zip(nodes, each) if number] or nodes, sum(each)
         self.count = count or gpus or len(nodes)
         cores = min(int(node["Resources"].get("CPU", 0)) for node in nodes)
         self.threads = _chosen_threads() or max(1, cores // math.ceil(self.count / len(nodes)))

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -26,9 +26,8 @@ from paddle_medcls import __version__
 from paddle_medcls.core.errors import DataError, MedclsError, SetupError
 from paddle_medcls.core.hardware import usable_cores
 from paddle_medcls.data.decode import image_size, to_channels
-from paddle_medcls.deployment.prediction import Prediction, prediction_row
+from paddle_medcls.deployment.prediction import Prediction, check_options, prediction_row
 from paddle_medcls.deployment.predictor import Predictor
-from paddle_medcls.evaluation.conformal import check_coverage, require_calibration
 from paddle_medcls.evaluation.tables import NOTICE, SYNTHETIC_NOTICE
 
 try:
@@ -161,9 +160,7 @@ class Service:
     def _check(self, options: Options) -> None:
         """Refuses options that this model cannot serve."""
         try:
-            if options.coverage is not None:
-                check_coverage(options.coverage)
-                require_calibration(self.predictor.sidecar.prediction_sets)
+            check_options(self.predictor, options.coverage, refuse=False)  # that has its own message below
         except MedclsError as error:
             raise HTTPException(400, str(error)) from None
         if options.refuse and self.predictor.novelty is None:
@@ -237,9 +234,7 @@ class Service:
             prediction = await future
             if isinstance(prediction, Exception):
                 raise prediction
-            if options.coverage is not None:
-                possible = self.predictor.possible_classes(prediction.probs, options.coverage)
-                prediction = replace(prediction, prediction_set=possible)
+            prediction = self.predictor.with_prediction_set(prediction, options.coverage)
             row = prediction_row(name, prediction, self.predictor.sidecar, options.topk, options.refuse)
             if pixels is not None:
                 row["heatmap"] = await loop.run_in_executor(self._engine, self._heat_map, pixels, prediction)
