@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from paddle_medcls.evaluation import calibration, metrics
 from paddle_medcls.models.output_head import sigmoid, softmax
@@ -60,3 +61,28 @@ def test_predictive_values_by_counting_people():
     assert positive == pytest.approx(19 / (19 + 98))
     assert negative == pytest.approx(882 / (882 + 1))
     assert np.isnan(calibration.predictive_values(0.0, 1.0, 0.5)[0])
+
+
+def test_logistic_calibration_is_sklearns():
+    rng = np.random.default_rng(1)
+    margins = rng.normal(1, 3, 300)
+    labels = (sigmoid((margins - 1.5) / 2) > rng.random(300)).astype(int)
+    temperature, threshold = calibration.fit_logistic(margins, labels)
+    high, low = labels.sum(), 300 - labels.sum()
+    twice, truth = np.r_[margins, margins], np.repeat([1, 0], 300)  # soft targets as weighted copies
+    target = np.where(labels == 1, (high + 1) / (high + 2), 1 / (low + 2))
+    fitted = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(
+        twice[:, None], truth, np.r_[target, 1 - target]
+    )
+    assert 1 / temperature == pytest.approx(fitted.coef_[0, 0], rel=1e-4)
+    assert threshold == pytest.approx(sigmoid(-fitted.intercept_)[0], rel=1e-4)
+    decided = sigmoid(margins / temperature) > threshold
+    assert (decided == (fitted.predict_proba(margins[:, None])[:, 1] > 0.5)).all()
+    assert 1.5 < temperature < 2.7 and 0.6 < threshold < 0.75
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logistic_calibration_of_separable_and_of_contrary_margins_is_finite(sign):
+    margins = sign * np.array([-30.0, -20, -10, 10, 20, 30])
+    temperature, threshold = calibration.fit_logistic(margins, np.repeat([0, 1], 3))
+    assert 0.05 <= temperature <= 20 and 0 < threshold < 1

@@ -28,9 +28,12 @@ from paddle_medcls.data.image_list import read_image_list
 from paddle_medcls.data.index import Index
 from paddle_medcls.data.own_images import own_images
 from paddle_medcls.data.splits import FOLD_SEED, fold_of
+from paddle_medcls.evaluation.calibration import fit_logistic, fit_temperature
 from paddle_medcls.evaluation.metrics import auc
 from paddle_medcls.evaluation.predictions import read_predictions
-from paddle_medcls.training.folds import CrossValidation, train_folds
+from paddle_medcls.models.output_head import OutputHead
+from paddle_medcls.models.sidecar import Sidecar, sidecar_of
+from paddle_medcls.training.folds import CrossValidation, choice, train_folds
 from paddle_medcls.training.loop import Options, train
 
 CLASSES = ("a", "b", "c")
@@ -211,6 +214,34 @@ def test_the_metrics_are_of_all_images(done: CrossValidation) -> None:
     assert low < metrics["accuracy"] <= high
     assert f"{metrics['mean']['auc']:.4f} ± {metrics['sd']['auc']:.4f}" in done.table()
     assert json.loads((done.directory / "metrics.json").read_text())["mean"] == metrics["mean"]
+
+
+def test_what_the_folds_choose_is_what_a_training_uses(done: CrossValidation, data: Path, tmp_path: Path) -> None:
+    """Temperature and threshold of the recipe are the finished model's, and folds of such a recipe choose anew."""
+    found = read_predictions(done.directory)
+    margins = np.log(found.probs[:, 1]) - np.log(found.probs[:, 0])
+    temperature, threshold = fit_logistic(margins, found.labels)
+    chosen = done.metrics["chosen"]
+    assert chosen == {"temperature": pytest.approx(temperature), "threshold": pytest.approx(threshold)}
+    assert f"--set temperature={temperature:.4f} threshold={threshold:.4f}" in done.table()
+    run = train(
+        recipe(epochs=1, folds=3, fold=1, **chosen), data, tmp_path / "run", Options("cpu", 0, image_cache="off")
+    )
+    sidecar = Sidecar.read(sidecar_of(run.weights))
+    assert (sidecar.temperature, sidecar.threshold) == tuple(chosen.values())
+    guesses = read_predictions(run.directory)
+    assert (guesses.guesses == (guesses.probs[:, 1] > threshold)).all()
+    assert f"temperature {temperature:.4f}, the recipe's" in (run.directory / "README.md").read_text()
+    assert go(data, done.directory, **chosen).metrics == done.metrics
+
+
+def test_more_classes_have_a_temperature_alone() -> None:
+    rng = np.random.default_rng(0)
+    head = OutputHead("multi-class", "softmax", CLASSES)
+    logits, labels = rng.normal(size=(60, 3)), rng.integers(0, 3, 60)
+    assert choice(head.probabilities(logits), labels, head) == {
+        "temperature": pytest.approx(fit_temperature(logits, labels, "softmax"), rel=1e-6)
+    }
 
 
 def test_finished_folds_are_not_run_again(done: CrossValidation, data: Path) -> None:

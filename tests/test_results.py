@@ -85,6 +85,16 @@ def test_the_evidence_of_a_row(grid: Path, tmp_path: Path) -> None:
     assert "epoch 1, 1 of 1, by auc on validation images" in page
 
 
+def test_the_average_decides_by_the_recipes_threshold(grid: Path, tmp_path: Path) -> None:
+    write_evidence(cells_of(grid), tmp_path)
+    runs = [*read_rows(tmp_path).values()][0]
+    mean = np.mean([run.predictions.probs for run in runs], axis=0)[:, 1]
+    labels = runs[0].predictions.labels
+    for threshold in (0.0, float(np.median(mean)), 1.0):
+        stricter = [dataclasses.replace(run, recipe=run.recipe.replace(threshold=threshold)) for run in runs]
+        assert average_text(stricter).endswith(f"accuracy {((mean > threshold) == labels).mean():.3f}")
+
+
 def test_the_command_of_a_row_runs_it_again(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The grid is finished, so that the command only compares, and writes the same bytes."""
     write_evidence(cells_of(grid), tmp_path)

@@ -6,6 +6,7 @@ import numpy as np
 
 from paddle_medcls.core.errors import DataError
 from paddle_medcls.evaluation.metrics import loss_value
+from paddle_medcls.models.output_head import sigmoid
 
 
 def confidence_and_hits(probs: np.ndarray, labels: np.ndarray, task: str) -> tuple[np.ndarray, np.ndarray]:
@@ -63,6 +64,38 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, loss: str) -> float:
         else:
             low = a
     return float(np.exp((low + high) / 2))
+
+
+def fit_logistic(margins: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """The temperature T, and the threshold that makes the two sides of the decision equally probable.
+
+    Logistic regression P(1) = sigmoid((margin - b) / T) by Newton's method; its targets lie a little inside 0 and 1, so
+    that separable classes give a finite T too (Platt 1999).
+
+    Args:
+        margins: (N,) log-odds of class 1, float.
+        labels: (N,) of 0 and 1, both present.
+
+    Returns:
+        T, from 0.05 to 20, and the probability sigmoid(b / T) that the network's own sigmoid(margin / T) has at b.
+    """
+    positives = int((labels == 1).sum())
+    targets = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
+    x = np.stack([margins, np.ones(len(margins))], axis=1)
+    w = np.array([1.0, 0.0])
+
+    def loss(w: np.ndarray) -> float:
+        return float(np.mean(np.logaddexp(0, x @ w) - targets * (x @ w)))
+
+    for _ in range(100):
+        p = sigmoid(x @ w)
+        hessian = (x * (p * (1 - p))[:, None]).T @ x / len(x) + 1e-12 * np.eye(2)
+        step: np.ndarray = np.linalg.solve(hessian, x.T @ (p - targets) / len(x))
+        while loss(w - step) > loss(w) and np.abs(step).max() > 1e-12:
+            step = step / 2
+        w = w - step
+    scale = float(np.clip(w[0], 1 / 20, 1 / 0.05))
+    return 1 / scale, float(sigmoid(np.array(-w[1])))
 
 
 def threshold_for(scores: np.ndarray, labels: np.ndarray, sensitivity: float) -> float:

@@ -149,18 +149,19 @@ def _results(sidecar: Sidecar, recipe: Recipe | None, facts: dict) -> str:
         names = [f"`{_cell(row['class'])}`" for row in metrics["per_class"]]
         counts = [[name, *map(str, row)] for name, row in zip(names, scored["confusion"])]
         lines.append(_table(["true \\ predicted", *names], counts))
-    return "\n\n".join([*lines, _calibration(sidecar)])
+    return "\n\n".join([*lines, _calibration(sidecar, recipe)])
 
 
-def _calibration(sidecar: Sidecar) -> str:
+def _calibration(sidecar: Sidecar, recipe: Recipe | None) -> str:
     error = sidecar.metrics.get("calibration_error")
     lines = [] if error is None else [f"Expected calibration error {error:.4f}."]
     if sidecar.temperature == 1:
         lines.append("The probabilities are as the network gives them (temperature 1).")
     else:
-        lines.append(
-            f"Logits are divided by the temperature {sidecar.temperature:.4f}, fitted on the validation split."
+        origin = (
+            "the recipe's" if recipe and recipe.temperature == sidecar.temperature else "fitted on the validation split"
         )
+        lines.append(f"Logits are divided by the temperature {sidecar.temperature:.4f}, {origin}.")
     if sidecar.task == "binary":
         lines.append(
             f"The answer is `{_cell(sidecar.classes[1])}` where its probability is above {sidecar.threshold:.4g}."

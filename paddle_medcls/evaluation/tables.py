@@ -100,7 +100,8 @@ def fold_table(metrics: dict) -> str:
     pooled = [f"{metrics[name]:.4f}{text}" for name, text in zip(names, ["", *between, *[""] * len(names)])]
     over = f" of {metrics['patients']} patients" if "patients" in metrics else ""
     table.add_row(["all (95%)", f"{metrics['n']}{over}", "", *pooled])
-    return str(table)
+    chosen = " ".join(f"{name}={value:.4f}" for name, value in metrics["chosen"].items())
+    return f"{table}\nfitted to these predictions, for a training on all images: --set {chosen}"
 
 
 def choice_of_epoch(metrics: dict) -> str:

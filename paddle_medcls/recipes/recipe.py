@@ -95,6 +95,8 @@ class Recipe:
     # selection and evaluation
     monitor: str = "accuracy"  # on validation; picks the epoch whose weights are kept; "last": the last epoch's
     patience: int = 0  # epochs without improvement before stopping; 0: never stop early
+    temperature: float = 1.0  # of the finished model: logits are divided by it; see `train_folds` for its choice
+    threshold: float = 0.5  # of the finished model: of class 1 of two, or of each label
     test_flips: bool = False  # average the logits of the image and its flips (those of the augmentation)
     targets: tuple[tuple[str, float], ...] = ()  # published figures: ("test/accuracy", 0.9651)
 
@@ -287,6 +289,8 @@ def _faults(values: dict) -> list[str]:
         check(0 <= getattr(recipe, field) <= 1, field, "a probability, 0 to 1")
     for field in ("weight_decay", "rotate_degrees", "zoom", "patience", "cache_views"):
         check(getattr(recipe, field) >= 0, field, "0 or more")
+    check(0.001 <= recipe.temperature <= 1000, "temperature", "0.001 to 1000")
+    check(0 <= recipe.threshold <= 1, "threshold", "0 to 1")
     check(recipe.monitor != "last" or not recipe.patience, "patience", "0 with monitor=last")
     check(recipe.folds == 0 or 2 <= recipe.folds <= MAX_FOLDS, "folds", f"0, or 2 to {MAX_FOLDS}")
     check(min(1, recipe.folds) <= recipe.fold <= recipe.folds, "fold", f"{min(1, recipe.folds)} to {recipe.folds}")

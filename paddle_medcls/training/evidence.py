@@ -19,6 +19,7 @@ from paddle_medcls.core.files import atomic_write, read_bounded, read_json, writ
 from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.evaluation.metrics import accuracy_interval, auc, bootstrap_areas, clusters_of, percentile_interval
 from paddle_medcls.evaluation.predictions import Predictions, read_predictions
+from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.recipes.recipe import Recipe
 from paddle_medcls.training.grid import WITHOUT, Cell
@@ -209,7 +210,8 @@ def average_text(runs: Sequence[Run]) -> str:
     if len(runs) < 2 or any(run.predictions.ids != first.ids for run in runs):
         return "–"
     probs = np.mean([run.predictions.probs for run in runs], axis=0)
-    guesses = (probs >= 0.5).astype(int) if first.task == "multi-label" else probs.argmax(axis=1)
+    recipe = runs[0].recipe
+    guesses = OutputHead(first.task, recipe.loss, tuple(first.classes), threshold=recipe.threshold).decide(probs)
     values = float(auc(probs, first.labels, first.task)), float((guesses == first.labels).mean())
     return ", ".join(f"{name} {value:.3f}" for name, value in zip(METRICS, values))
 
@@ -237,7 +239,8 @@ def _chosen(runs: Sequence[Run]) -> str:
     """What the epoch was chosen on."""
     recipe, split = runs[0].recipe, runs[0].cell["split"]
     if recipe.monitor == "last":
-        return "nothing: the last epoch"
+        fitted = (recipe.temperature, recipe.threshold) != (1.0, 0.5)
+        return "nothing: the last epoch" + "; temperature and threshold on the training images" * fitted
     epochs = ", ".join(str(run.cell["best_epoch"]) for run in runs)
     where = "the reported images" if split == "val" else "validation images"
     return f"epoch {epochs} of {recipe.epochs}, by {recipe.monitor} on {where}"

@@ -19,7 +19,7 @@ from paddle_medcls.core.files import locked_folder, write_json
 from paddle_medcls.data.datasets import default_root, is_own, load_index, weights_name
 from paddle_medcls.data.image_list import CSV, ImageList, read_image_list
 from paddle_medcls.data.index import Index
-from paddle_medcls.evaluation import outputs, plots, tables
+from paddle_medcls.evaluation import calibration, outputs, plots, tables
 from paddle_medcls.evaluation.predictions import read_predictions
 from paddle_medcls.models.output_head import OutputHead
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
@@ -43,7 +43,8 @@ class CrossValidation:
         directory: holds the folds' run directories; `load_predictor`, `evaluate` and `export` take it as one model.
         runs: of the folds, in order.
         metrics: of the out-of-fold predictions of all training images, as in `metrics.json`; also `folds`: the metrics
-            of each fold on its own images, with their `mean` and `sd`. Empty in all processes but the first.
+            of each fold on its own images, with their `mean` and `sd`; `chosen`: see `choice`. Empty in all processes
+            but the first.
     """
 
     directory: Path
@@ -83,7 +84,8 @@ def train_folds(
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     root = data_root or default_root(recipe.dataset)
-    recipes = [recipe.replace(folds=folds, fold=fold) for fold in range(1, folds + 1)]
+    raw = recipe.replace(temperature=1.0, threshold=0.5)  # which are chosen here
+    recipes = [raw.replace(folds=folds, fold=fold) for fold in range(1, folds + 1)]
     rank, world = join()
     directory = Path(from_first(lambda: str(output or run_directory.new_run_directory(recipe)), rank, world))
     if (directory / "recipe.json").exists():
@@ -164,6 +166,7 @@ def _summarise(directory: Path, recipe: Recipe, root: str | Path | ImageList, ru
     head = OutputHead(index.task, recipe.loss, index.classes, threshold=threshold)
     metrics = outputs.score_split(head.logits_of(probs), index, head)
     metrics |= {"split": "out-of-fold", "monitor": recipe.monitor, **_spread(runs)}
+    metrics |= {"chosen": choice(probs, index.labels, head)}
     note = tables.SYNTHETIC_NOTICE if index.synthetic else ""
     title = f"{index.dataset}, out-of-fold: {len(index)} images"
     tables.write_predictions(directory / "predictions_val.csv", index, probs, head.decide(probs), folds)
@@ -173,6 +176,25 @@ def _summarise(directory: Path, recipe: Recipe, root: str | Path | ImageList, ru
     plots.fold_curves(directory / "curves.png", [run.history for run in runs], note)
     write_json(directory / "metrics.json", metrics)
     return metrics
+
+
+def choice(probs: np.ndarray, labels: np.ndarray, head: OutputHead) -> dict:
+    """The recipe's `temperature` and, of two classes, `threshold` that fit out-of-fold predictions best.
+
+    Two classes: logistic regression of the label on the logit, see `calibration.fit_logistic`; more classes or labels:
+    `calibration.fit_temperature`. A model trained with them on all images has chosen nothing on the images that it is
+    evaluated on.
+
+    Args:
+        probs: (N, C) at temperature 1.
+        labels: (N,), or (N, C) for several labels an image.
+    """
+    logits = head.logits_of(probs)
+    if head.task != "binary":
+        return {"temperature": calibration.fit_temperature(logits, labels, head.loss)}
+    margin = logits[:, -1] - (logits[:, 0] if head.num_outputs == 2 else 0)
+    temperature, threshold = calibration.fit_logistic(margin, labels)
+    return {"temperature": temperature, "threshold": threshold}
 
 
 def _out_of_fold(index: Index, runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:

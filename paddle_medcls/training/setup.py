@@ -225,6 +225,8 @@ def _sidecar(recipe: Recipe, data: Data, network: Network) -> Sidecar:
         flips=recipe.evaluation_flips,
         labels=recipe.labels,
         drawn=data.train.synthetic,
+        temperature=recipe.temperature,
+        threshold=recipe.threshold,
         versions={"paddle_medcls": __version__, "paddle": paddle.__version__},
     )
 
