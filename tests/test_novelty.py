@@ -14,13 +14,14 @@ import pytest
 import safetensors.numpy
 
 from paddle_medcls.cli import eval, predict
-from paddle_medcls.core.errors import WeightsError
+from paddle_medcls.core.errors import RunError, WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.deployment import opening
 from paddle_medcls.deployment.export import export
 from paddle_medcls.deployment.graph import logits_graph, stage_channels
 from paddle_medcls.deployment.inference_engines import compile_graph
 from paddle_medcls.deployment.opening import PaddleNetwork
+from paddle_medcls.deployment.prediction import check_options
 from paddle_medcls.deployment.predictor import Predictor
 from paddle_medcls.models.network import Network
 from paddle_medcls.models.novelty import DIMENSIONS, Novelty, novelty_path, read_novelty
@@ -239,6 +240,28 @@ def test_another_file_is_refused(trained: Path, tmp_path: Path) -> None:
     Novelty.fit(features(), [40, 3]).write(novelty_path(weights))
     with pytest.raises(WeightsError, match="sha256 differs"):
         Predictor.from_weights(weights)
+
+
+def test_an_average_has_the_mean_share_of_the_limits(trained: Path, tmp_path: Path, capsys) -> None:
+    options = Options(device="cpu", workers=1, say=lambda line: None)
+    train(fakes.recipe(epochs=1, seed=1), trained / "palm", tmp_path / "other", options)
+    files = [weights_of(trained), tmp_path / "other" / "PALM.pdparams"]
+    images = [str(trained / "strange.png"), str(trained / "palm" / "PALM-Validation400" / "V0001.jpg")]
+    average, models = Predictor.from_weights(files), [Predictor.from_weights(file) for file in files]
+    for image in images:
+        shares = [model.predict(image).novelty / model.sidecar.novelty["limit"] for model in models]
+        found = average.predict(image)
+        assert found.novelty == pytest.approx(np.mean(shares), rel=1e-5)
+        assert found.in_distribution == (np.mean(shares) <= 1) and found.disagreement.models == 2
+    assert predict.main([*images, "--weights", *map(str, files), "--json", "--refuse"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["in_distribution"] for row in rows] == [False, True] and rows[0]["label"] is None
+    assert eval.main(["--weights", *map(str, files), "--data-root", str(trained / "palm")]) == 0
+    assert "like the training images" in capsys.readouterr().out
+    novelty_path(files[1]).unlink()  # one model without the score: the average has none
+    assert Predictor.from_weights(files).predict(images[0]).novelty is None
+    with pytest.raises(RunError, match="cannot tell which images are unlike"):
+        check_options(Predictor.from_weights(files), None, refuse=True)
 
 
 @pytest.fixture(scope="module")

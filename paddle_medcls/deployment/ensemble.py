@@ -1,7 +1,8 @@
 """Several trained models as one: the average of their probabilities.
 
 Each model has its own temperature, mean, std and flips, as the models of a cross-validation have; all else must agree.
-The threshold of the average is the mean of the models' thresholds.
+The threshold of the average is the mean of the models' thresholds. Its novelty is the mean of the models' novelties,
+each as a share of that model's limit, so that the limit of the average is 1.
 """
 
 from __future__ import annotations
@@ -33,37 +34,47 @@ class Ensemble:
     Attributes:
         members: the models.
         engine, precision: of the models' backends.
+        has_novelty: whether all models have a novelty score.
     """
 
     def __init__(self, members: Sequence[Opened], head: OutputHead) -> None:
         self.members = tuple(members)
         self.engine: str = ", ".join(dict.fromkeys(one.backend.engine for one in members))
         self.precision: str = ", ".join(dict.fromkeys(one.backend.precision for one in members))
+        self.has_novelty = all(one.novelty for one in members)
         self._head = head
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """x (N, C, S, S) float32, pixel values -> the average's logits (N, outputs) float32."""
-        return self.average(self.probabilities(x))
+        return self.outputs(x)["logits"]
 
-    def probabilities(self, x: np.ndarray, names: Sequence[object] = ()) -> np.ndarray:
-        """x (N, C, S, S) float32, pixel values -> the probabilities of each model (models, N, classes).
+    def outputs(self, x: np.ndarray, names: Sequence[object] = ()) -> dict[str, np.ndarray]:
+        """The outputs for images x (N, C, S, S) float32, pixel values.
 
         Args:
             names: of the images, for messages.
 
+        Returns:
+            `probabilities` of each model (models, N, classes); `logits` (N, outputs) float32, whose probabilities are
+            their mean; and, where all models have one, `novelty` (N,).
+
         Raises:
             WeightsError: logits that are not finite.
         """
-        found = []
+        probs, shares = [], []
         for one in self.members:
             spec = one.sidecar.preprocessing
             mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (spec.mean, spec.std))
-            found.append(one.sidecar.head.probabilities(one.backend.logits((x - mean) / std), names))
-        return np.stack(found)
-
-    def average(self, probs: np.ndarray) -> np.ndarray:
-        """Probabilities (models, N, classes) -> logits (N, outputs) float32 whose probabilities are their mean."""
-        return self._head.logits_of(probs.mean(axis=0)).astype(np.float32)
+            scaled = (x - mean) / std
+            if self.has_novelty and one.novelty:
+                outputs = one.backend.outputs(scaled)
+                shares.append(one.novelty(outputs) / one.sidecar.novelty["limit"])
+            else:
+                outputs = {"logits": one.backend.logits(scaled)}
+            probs.append(one.sidecar.head.probabilities(outputs["logits"], names))
+        each = np.stack(probs)
+        found = {"probabilities": each, "logits": self._head.logits_of(each.mean(axis=0)).astype(np.float32)}
+        return found | ({"novelty": np.mean(shares, axis=0)} if shares else {})
 
     def disagreement(self, probs: np.ndarray, average: np.ndarray) -> Disagreement:
         """How far the models disagree on an image.
@@ -94,7 +105,10 @@ def open_ensemble(
     sidecar = average_sidecar([one.sidecar for one in members], [one.path or path for one, path in zip(members, paths)])
     notes = [f"average of {len(members)} models"]
     notes += [f"{one.path}: {note}" for one in members for note in one.notes]
-    return Opened(sidecar, Ensemble(members, sidecar.head), notes)
+    backend = Ensemble(members, sidecar.head)
+    if not backend.has_novelty:
+        return Opened(sidecar, backend, notes)
+    return Opened(replace(sidecar, novelty={"limit": 1.0}), backend, notes, novelty=lambda outputs: outputs["novelty"])
 
 
 def average_sidecar(sidecars: Sequence[Sidecar], paths: Sequence[Path]) -> Sidecar:

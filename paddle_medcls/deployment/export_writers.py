@@ -118,7 +118,7 @@ WRITERS = {"paddle": _write_paddle, "onnx": _write_onnx, "openvino": _write_open
 
 def gives_novelty(predictor: Predictor, form: str) -> bool:
     """Whether an export of this form computes the novelty score: those that `graph` makes of a single model."""
-    return predictor.novelty is not None and form != "paddle" and _is_known(predictor)
+    return predictor.novelty is not None and not predictor.members and form != "paddle" and _is_known(predictor)
 
 
 def _is_known(predictor: Predictor) -> bool:

@@ -61,13 +61,11 @@ class Prediction:
         return np.array(list(self.probabilities.values()))
 
     @staticmethod
-    def of(
-        probs: np.ndarray, head: OutputHead, notes: tuple[str, ...] = (), disagreement: Disagreement | None = None
-    ) -> Prediction:
+    def of(probs: np.ndarray, head: OutputHead, notes: tuple[str, ...] = ()) -> Prediction:
         """The prediction that probabilities (C,) lead to."""
         decided, probability = head.decide_one(probs)
         label = "; ".join(head.classes[k] for k in decided)
-        return Prediction(label, probability, dict(zip(head.classes, probs.tolist())), notes, disagreement)
+        return Prediction(label, probability, dict(zip(head.classes, probs.tolist())), notes)
 
 
 def prediction_row(
@@ -122,7 +120,7 @@ def check_options(predictor: Predictor, coverage: float | None, refuse: bool) ->
     if refuse and predictor.novelty is None:
         raise RunError(
             "--refuse: this model cannot tell which images are unlike its training images",
-            expected="weights with their .novelty.safetensors file, or their ONNX or OpenVINO export; no average",
+            expected="weights with their .novelty.safetensors file, or their ONNX or OpenVINO export",
             fix="leave --refuse out, or train again with this version",
         )
 

@@ -42,7 +42,7 @@ class Predictor:
         notes: what was assumed about a file without a sidecar, one line each.
         path: the file that was opened; None for a network in memory and for an average of models.
         members: the models of an average; empty for one model.
-        novelty: outputs of the backend -> scores (N,), see `models.novelty`; None: the model has none, as averages.
+        novelty: outputs of the backend -> scores (N,), see `models.novelty`; None: the model has none.
     """
 
     def __init__(
@@ -176,29 +176,30 @@ class Predictor:
     def predictions(self, x: np.ndarray, names: Sequence[object]) -> list[Prediction]:
         """The predictions for preprocessed images x (N, C, S, S); `names` of the images are for messages."""
         notes = tuple(self.notes)
-        if not isinstance(self.backend, Ensemble):
-            logits, novelty = self.logits_and_novelty(x)
-            found = [Prediction.of(row, self.head, notes) for row in self.head.probabilities(logits, names)]
-            if novelty is None:
-                return found
-            limit = self.sidecar.novelty["limit"]
-            return [
-                replace(one, novelty=float(score), in_distribution=bool(score <= limit))
-                for one, score in zip(found, novelty)
+        outputs = self.backend.outputs(x, names) if isinstance(self.backend, Ensemble) else self._outputs(x)
+        found = [Prediction.of(row, self.head, notes) for row in self.head.probabilities(outputs["logits"], names)]
+        if isinstance(self.backend, Ensemble):
+            each = np.moveaxis(outputs["probabilities"], 1, 0)  # (N, models, classes)
+            found = [
+                replace(one, disagreement=self.backend.disagreement(probs, one.probs))
+                for one, probs in zip(found, each)
             ]
-        each = self.backend.probabilities(x, names)  # (models, N, classes)
-        probs = self.head.probabilities(self.backend.average(each), names)
-        return [
-            Prediction.of(row, self.head, notes, self.backend.disagreement(each[:, k], row))
-            for k, row in enumerate(probs)
-        ]
+        if self.novelty is not None:
+            limit = self.sidecar.novelty["limit"]
+            found = [
+                replace(one, novelty=float(score), in_distribution=bool(score <= limit))
+                for one, score in zip(found, self.novelty(outputs))
+            ]
+        return found
 
     def logits_and_novelty(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Logits (N, outputs) of preprocessed images x (N, C, S, S), and novelty (N,), where the model scores it."""
-        if self.novelty is None or isinstance(self.backend, Ensemble):
-            return self.backend.logits(x), None
-        outputs = self.backend.outputs(x)
-        return outputs["logits"], self.novelty(outputs)
+        outputs = self._outputs(x)
+        return outputs["logits"], None if self.novelty is None else self.novelty(outputs)
+
+    def _outputs(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """The backend's outputs; without a novelty score the logits alone, which cost less."""
+        return {"logits": self.backend.logits(x)} if self.novelty is None else self.backend.outputs(x)
 
     def possible_classes(self, probs: np.ndarray, coverage: float) -> tuple[str, ...]:
         """The prediction set of one image, see `evaluation.conformal`.

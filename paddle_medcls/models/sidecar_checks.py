@@ -69,7 +69,8 @@ def faults(sidecar: Sidecar) -> Iterator[tuple[str, str]]:
     expected = "a calibration as eval --calibrate writes it, or nothing"
     yield from check("prediction_sets", sidecar.prediction_sets == {} or _are_sets(sidecar), expected)
     novelty = sidecar.novelty
-    keys = {"limit"} if sidecar.form else {"limit", "sha256"}  # an export computes the score itself
+    # an export computes the score itself, an average takes it from its models
+    keys = {"limit"} if sidecar.form or sidecar.members else {"limit", "sha256"}
     scored = isinstance(novelty, dict) and novelty.keys() == keys and _is_number(novelty["limit"], 0, 1e6)
     scored = scored and _is_sha256(novelty.get("sha256", "0" * 64))
     yield from check("novelty", novelty == {} or scored, f"{' and '.join(sorted(keys))}, the limit 0 to 1000000")
