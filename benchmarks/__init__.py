@@ -15,7 +15,8 @@ Each measurement runs in a fresh process, and rounds of the variants are interle
 | `limit` | a matrix product: about the speed limit of a network (oneDNN's direct convolutions are slightly faster) |
 | `batch`, `side`, `processes` | how the cost of training ResNet-50 grows |
 
-`python -m benchmarks.serving` measures the HTTP service, `python -m benchmarks.novelty` compares scores of novelty.
+`python -m benchmarks.serving` measures the HTTP service, `python -m benchmarks.novelty` compares scores of novelty, and
+`python -m benchmarks.image_size` tells whether a model uses the size of the stored images.
 
 A library that is not installed is named in the table. Images are synthetic and weights are random. The modules:
 `command` (options, table), `pictures`, `runner` (processes, medians, comparisons), `measure` (the fresh process),
