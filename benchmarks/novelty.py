@@ -2,8 +2,8 @@
 
     python -m benchmarks.novelty --weights PALM.pdparams --data-root DIR --strangers oct=DIR noise= text=
 
-Each score's limit lets 95% of the validation images pass. A stranger is a name and a folder of images; `noise` and
-`text` need no folder. Images of the last split, at most --count of each, are the usual ones.
+Each score's limit lets 95% of the validation images pass. A stranger is a name and a folder of images; the name of a
+MedMNIST set takes the folder of its file, `noise` and `text` need no folder. Images of the last split, at most --count of each, are the usual ones.
 
 Sources: Hendrycks and Gimpel 2017 (maximal probability); Liu et al. 2020 (energy); Sun et al. 2022 (k nearest
 neighbours, normalised features); Lee et al. 2018 (Mahalanobis distance to the nearest class).
@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from paddle_medcls.data.datasets import load_index
+from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.data.image_files import expand
 from paddle_medcls.deployment.graph import logits_graph, stage_channels
 from paddle_medcls.deployment.inference_engines import compile_graph
@@ -78,6 +79,9 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def stranger_images(name: str, folder: str, count: int) -> list:
     """Images of a folder, or made here."""
     rng = np.random.default_rng(0)
+    if name in NAMES:
+        index = load_index(name, Path(folder), "test")
+        return [index[int(row)][0] for row in rng.permutation(len(index))[:count]]
     if folder:
         files = expand([folder])
         return [files[k] for k in rng.permutation(len(files))[:count]]
