@@ -3,7 +3,8 @@
     python -m benchmarks.novelty --weights PALM.pdparams --data-root DIR --strangers oct=DIR noise= text=
 
 Each score's limit lets 95% of the validation images pass. A stranger is a name and a folder of images; the name of a
-MedMNIST set takes the folder of its file, `noise` and `text` need no folder. Images of the last split, at most --count of each, are the usual ones.
+MedMNIST set takes the folder of its file, `noise` and `text` need no folder. Images of the last split, at most --count
+of each, are the usual ones.
 
 Sources: Hendrycks and Gimpel 2017 (maximal probability); Liu et al. 2020 (energy); Sun et al. 2022 (k nearest
 neighbours, normalised features); Lee et al. 2018 (Mahalanobis distance to the nearest class).

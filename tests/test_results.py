@@ -145,6 +145,21 @@ def test_files_that_disagree(grid: Path, tmp_path: Path, name: str, change: dict
         read_rows(tmp_path)
 
 
+def test_the_page_has_the_results_of_each_source(grid: Path, tmp_path: Path) -> None:
+    write_evidence(cells_of(grid), tmp_path)
+    assert "By source" not in results_page(tmp_path)
+    path = tmp_path / ROW / "seed0/metrics.json"
+    values = json.loads(path.read_text())
+    recall = {"class": "benign", "recall": 0.25, "support": 4, "interval": [0.1, 0.7]}
+    source = {"n": 4, "accuracy": 0.25, "intervals": {"accuracy": [0.05, 0.7]}, "recall": [recall]}
+    path.write_text(json.dumps(values | {"by_source": {"north": source}}))
+    assert f"| {ROW}, seed 0 | north | 0.250 (0.050 to 0.700) | benign 0.250 of 4 |" in results_page(tmp_path)
+    for faulty in ([], {"north": {}}, {"north": source | {"accuracy": "x"}}):
+        path.write_text(json.dumps(values | {"by_source": faulty}))
+        with pytest.raises(RunError, match="by_source is damaged"):
+            results_page(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"[]", b"", b"{", b"\xff"])
 def test_damaged_evidence(grid: Path, tmp_path: Path, content: bytes) -> None:
     write_evidence(cells_of(grid), tmp_path)

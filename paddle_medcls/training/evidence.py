@@ -29,6 +29,7 @@ FILES = ("recipe.json", "data.json", "environment.json", "history.csv", "cell.js
 """From the run directory; `metrics.json` and the predictions are those of the split that is reported."""
 METRICS = ("AUC", "accuracy")
 MAX_BYTES = 32 << 20
+AGAIN = "write the row again with --evidence"
 TOLERANCE = 1e-4  # between metrics.json and the predictions, which have eight digits: two logits may become equal
 
 HEADER = """# Results
@@ -56,6 +57,7 @@ class Run:
     folder: Path
     recipe: Recipe
     cell: dict  # cell.json
+    metrics: dict
     environment: dict
     predictions: Predictions
 
@@ -167,7 +169,8 @@ def read_rows(results: Path) -> dict[str, list[Run]]:
     folders = [folder for folder in results.glob("*/seed*") if folder.name[4:].isdigit()]
     for folder in sorted(folders, key=lambda path: (path.parent.name, int(path.name[4:]))):
         cell, metrics, environment = (_object(folder / f"{name}.json") for name in ("cell", "metrics", "environment"))
-        run = Run(folder, Recipe.from_file(folder / "recipe.json"), cell, environment, read_predictions(folder))
+        recipe = Recipe.from_file(folder / "recipe.json")
+        run = Run(folder, recipe, cell, metrics, environment, read_predictions(folder))
         kept = [of.get(name) for of in (cell, metrics) for name in ("auc", "accuracy")]
         agree = all(isinstance(value, float) for value in kept) and np.allclose(kept, run.values * 2, atol=TOLERANCE)
         name = row_name(run.recipe, _root_of(folder.parent.name))
@@ -179,7 +182,7 @@ def read_rows(results: Path) -> dict[str, list[Run]]:
                     f"row and seed by recipe.json: {name}, {run.recipe.seed}",
                 ],
                 path=folder,
-                fix="write the row again with --evidence",
+                fix=AGAIN,
             )
         rows.setdefault(folder.parent.name, []).append(run)
     return rows
@@ -260,7 +263,24 @@ def results_page(results: Path) -> str:
         minutes = statistics.fmean(run.cell["minutes"] for run in runs)
         cells = [f"[{name}]({name}): {about}{note}", ", ".join(stated) or "–", result_text(runs), average_text(runs)]
         lines.append(f"| {' | '.join([*cells, _chosen(runs), f'{minutes:.0f}', f'`{command_of(runs)}`'])} |")
-    return HEADER + "\n".join(lines) + "\n"
+    return HEADER + "\n".join([*lines, *_by_source(results)]) + "\n"
+
+
+def _by_source(results: Path) -> list[str]:
+    """The metrics of each source of images, of the rows where sources are known."""
+    lines = []
+    for name, (run, *_) in read_rows(results).items():
+        try:
+            for source, row in run.metrics.get("by_source", {}).items():
+                low, high = row["intervals"]["accuracy"]
+                recalls = ", ".join(f"{one['class']} {one['recall']:.3f} of {one['support']}" for one in row["recall"])
+                cells = [f"{name}, seed {run.recipe.seed}", source, f"{row['accuracy']:.3f} ({low:.3f} to {high:.3f})"]
+                lines.append(f"| {' | '.join([*cells, recalls])} |")
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise RunError("metrics.json: by_source is damaged", path=run.folder, fix=AGAIN) from None
+    head = ["", "By source of the images, accuracy with its 95% interval:", ""]
+    head += ["| row | source | accuracy | recall of each class |", "|" + "---|" * 4]
+    return [*head, *lines] if lines else []
 
 
 def _published(runs: Sequence[Run]) -> tuple[float | None, float | None]:
@@ -274,7 +294,7 @@ def compare(cells: Sequence[Cell], results: Path) -> str:
     for cell in cells:
         if _row_of(cell) in kept and (result := cell.result()) is not None:
             predictions = read_predictions(cell.folder / str(result["split"]))
-            here.setdefault(_row_of(cell), []).append(Run(cell.folder, cell.recipe, result, {}, predictions))
+            here.setdefault(_row_of(cell), []).append(Run(cell.folder, cell.recipe, result, {}, {}, predictions))
     lines = []
     for name, runs in here.items():
         verdicts = [_verdict(runs, kept[name], metric) for metric in range(2)]
