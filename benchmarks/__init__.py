@@ -8,6 +8,7 @@ Each measurement runs in a fresh process, and rounds of the variants are interle
 |---|---|
 | `training`, `training28` | steps of ResNet-50 (224 pixels, batch 16) and ResNet-18 (28 pixels, batch 128) |
 | `inference1`, `inference32` | ResNet-50 at 224 pixels, batches of 1 and 32, in every inference backend |
+| `novelty` | predictions of ResNet-50 at 224 pixels with and without the novelty score |
 | `head` | an epoch of VGG-16's head on synthetic scans: through the frozen network, and on cached features |
 | `start`, `help` | seconds of `predict.py` on one image, as requirements.txt installs it; of every command's --help |
 | `reading`, `waiting` | reading an image; the share of training time that is spent waiting for images |

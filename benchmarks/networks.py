@@ -6,15 +6,20 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import os
 import subprocess
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.cell import Job, rate, train_command
 from paddle_medcls.core.errors import RunError, SetupError
 from paddle_medcls.core.hardware import has_bfloat16, usable_cores
 from paddle_medcls.core.openvino_setup import import_openvino
+
+if TYPE_CHECKING:
+    from paddle_medcls.models.sidecar import Sidecar
 
 CLASSES = 4
 
@@ -158,7 +163,9 @@ def prepare(job: Job) -> float:
     save_weights(model, folder / "NET.pdparams")
     classes = tuple(f"class {k}" for k in range(CLASSES))
     sidecar = Sidecar("covid", "covid", classes, "multi-class", "softmax", network, Preprocessing(), drawn=True)
-    replace(sidecar, sha256=sha256(folder / "NET.pdparams")).write(folder / "NET.json")
+    sidecar = replace(sidecar, sha256=sha256(folder / "NET.pdparams"))
+    sidecar.write(folder / "NET.json")
+    _prepare_scored(folder, sidecar)
     (folder / "graphs").mkdir()
     graph = logits_graph(sidecar, read_weights(folder / "NET.pdparams"), "NET")
     with contextlib.suppress(ImportError):  # not installed: reported when it would be measured
@@ -187,6 +194,34 @@ def inference(job: Job, batch: int, engine: str, precision: str = "f32") -> floa
     x, small = _noise(job, batch), _noise(job, 1)
     warm_up = (lambda: predictor.backend.logits(small)) if engine == "as installed" else None
     return rate(lambda: predictor.backend.logits(x), len(x), job.seconds, warm_up)
+
+
+def _prepare_scored(folder: Path, sidecar: Sidecar) -> None:
+    """The same weights in `scored/`, with a novelty score, which costs the same whatever it was fitted to."""
+    import numpy as np
+
+    from paddle_medcls.core.files import sha256
+    from paddle_medcls.deployment.graph import stage_channels
+    from paddle_medcls.models.novelty import Novelty, novelty_path
+
+    (folder / "scored").mkdir()
+    weights = folder / "scored" / "NET.pdparams"
+    os.link(folder / "NET.pdparams", weights)
+    channels = stage_channels(sidecar.network)
+    features = np.random.default_rng(0).standard_normal((64, sum(channels))).astype(np.float32)
+    Novelty.fit(features, channels).write(novelty_path(weights))
+    novelty = {"limit": 1.0, "sha256": sha256(novelty_path(weights))}
+    replace(sidecar, novelty=novelty).write(weights.with_suffix(".json"))
+
+
+def predictions(job: Job, scored: bool) -> float:
+    """Images per second of `Predictor.predictions`, ResNet-50 at 224 pixels, with or without the novelty score."""
+    from paddle_medcls.deployment.predictor import Predictor
+
+    folder = Path(job.folder) / ("scored" if scored else "")
+    predictor = Predictor.from_weights(folder / "NET.pdparams", engine="auto")
+    x = _noise(job, 16)
+    return rate(lambda: predictor.predictions(x, ["noise"] * len(x)), len(x), job.seconds)
 
 
 def openvino_alone(job: Job, batch: int, precision: str) -> float:

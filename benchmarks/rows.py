@@ -56,6 +56,10 @@ ROWS: dict[str, Variants] = {
     "training28": _training(RESNET18),
     "inference1": _inference(1),
     "inference32": _inference(32),
+    "novelty": {
+        "without the score": partial(networks.predictions, scored=False),
+        "with it": partial(networks.predictions, scored=True),
+    },
     "head": {
         "uncached": partial(system.head, cached=False),
         "cached": partial(system.head, cached=True),

@@ -22,7 +22,7 @@ from paddle_medcls.core.hardware import usable_cores
 from paddle_medcls.core.progress import progress
 
 KIND = "paddle_medcls benchmark"
-PREPARED = ("inference1", "inference32", "start", "shards")  # rows that need the files of `networks.prepare`
+PREPARED = ("inference1", "inference32", "novelty", "start", "shards")  # rows that need the files of `networks.prepare`
 
 
 def run_rows(rows: Sequence[str], rounds: int, quick: bool, torch_python: str) -> Iterator[list[dict]]:
