@@ -128,15 +128,16 @@ def main() -> None:
     for text in args.strangers:
         name, _, folder = text.partition("=")
         groups[name] = outputs(stranger_images(name, folder, min(args.count, 150)))
-    print(f"| score | {' | '.join(groups)} |\n|{'---|' * (len(groups) + 1)}")
+    print(f"| score | {' | '.join([*groups, 'worst'])} |\n|{'---|' * (len(groups) + 2)}")
     for name, score in scores(train[0], train[2], stage_channels(sidecar.network)).items():
         limit = np.quantile(score(*val[:2]), 0.95)
-        cells = []
+        found = []
         for strange in groups.values():
             both = np.concatenate([score(*usual[:2]), score(*strange)])
             truth = np.r_[np.zeros(len(usual[0]), int), np.ones(len(strange[0]), int)]
-            cells.append(f"{float(roc_auc(truth, both)):.3f}, {(score(*strange) <= limit).mean():.0%}")
-        print(f"| {name} | {' | '.join(cells)} |")
+            found.append((float(roc_auc(truth, both)), float((score(*strange) <= limit).mean())))
+        found.append((min(area for area, _ in found), max(passed for _, passed in found)))
+        print(f"| {name} | {' | '.join(f'{area:.3f}, {passed:.0%}' for area, passed in found)} |")
 
 
 if __name__ == "__main__":
