@@ -18,6 +18,9 @@ from paddle_medcls.cli import reproduce as command
 from paddle_medcls.core.errors import RunError
 from paddle_medcls.data.index import SYNTHETIC_MARK
 from paddle_medcls.data.sample import draw_npz
+from paddle_medcls.evaluation.predictions import read_predictions
+from paddle_medcls.models.output_head import OutputHead
+from paddle_medcls.recipes import get_recipe
 from paddle_medcls.training.evidence import (
     average_text,
     command_of,
@@ -28,6 +31,7 @@ from paddle_medcls.training.evidence import (
     row_name,
     write_evidence,
 )
+from paddle_medcls.training.folds import choice
 from paddle_medcls.training.grid import Grid, plan
 from paddle_medcls.training.loop import Options
 from paddle_medcls.training.reproduce import run_grid
@@ -239,6 +243,18 @@ def test_the_readme_says_what_the_evidence_says(name: str, heading: str) -> None
 
 def test_the_long_table_is_made_from_the_folders() -> None:
     assert (RESULTS / "README.md").read_text(encoding="utf-8") == results_page(RESULTS)
+
+
+def test_palms_temperature_and_threshold_fit_its_folds() -> None:
+    found = read_predictions(RESULTS / "palm-palm-resnet50" / "folds")
+    assert len(found.ids) == 400 and all(name[0] in "HNP" for name in found.ids)  # training images
+    head = OutputHead("binary", "sigmoid", found.classes)
+    recipe = get_recipe("palm")
+    assert choice(found.probs, found.labels, head) == {
+        "temperature": pytest.approx(recipe.temperature, abs=5e-5),
+        "threshold": pytest.approx(recipe.threshold, abs=5e-5),
+    }
+    assert recipe.monitor == "last"
 
 
 def test_no_image_no_weights_no_path_of_a_machine() -> None:
