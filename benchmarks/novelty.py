@@ -58,9 +58,8 @@ def _mahalanobis(x: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np
     means = np.stack([x[labels == k].mean(0) for k in np.unique(labels)])
     rest = x - means[np.unique(labels, return_inverse=True)[1]]
     covariance = np.cov(rest.T)
-    whiten = np.linalg.cholesky(
-        np.linalg.inv(covariance + 1e-6 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
-    )
+    values, axes = np.linalg.eigh(covariance)  # an inverse would not stay positive with fewer images than channels
+    whiten = axes / np.sqrt(np.maximum(values, 0) + 1e-6 * np.trace(covariance) / len(covariance))
     return lambda f: np.min([(((f - mean) @ whiten) ** 2).mean(1) for mean in means], axis=0) ** 0.5
 
 
