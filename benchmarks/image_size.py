@@ -34,9 +34,9 @@ def main() -> None:
     logits: dict[int, list] = {side: [] for side in (0, *args.sides)}
     for row in range(len(index)):
         pixels = index.read(row, sidecar.preprocessing.channels)
-        height, width = pixels.shape[:2]
+        height, width = size = pixels.shape[:2]
         stored[f"{width} × {height}", index.classes[int(index.labels[row])]] += 1
-        images = [pixels if side in (0, height) else scaled(pixels, side) for side in logits]
+        images = [pixels if not side or size == (side, side) else scaled(pixels, side) for side in logits]
         for side, found in zip(logits, predictor.backend.logits(predictor.input_of(images))):
             logits[side].append(found)
     sizes = sorted({size for size, _ in stored})

@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from paddle_medcls.data.datasets import load_index
+from paddle_medcls.data.datasets import dataset_module, load_index
 from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.data.image_files import expand
 from paddle_medcls.deployment.graph import logits_graph, stage_channels
@@ -119,10 +119,8 @@ def main() -> None:
         return (*outputs([index[int(row)][0] for row in rows]), index.labels[rows])
 
     train, val = split("train"), split("val")
-    try:
-        usual = split("test")
-    except Exception:  # a data set without test images
-        usual = val
+    last = dataset_module(sidecar.dataset).SPLITS[-1]
+    usual = val if last == "val" else split(last)
     groups = {}
     for text in args.strangers:
         name, _, folder = text.partition("=")

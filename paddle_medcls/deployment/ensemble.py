@@ -18,7 +18,7 @@ from paddle_medcls.core.errors import WeightsError
 from paddle_medcls.core.files import sha256
 from paddle_medcls.deployment.opening import Opened, open_trained
 from paddle_medcls.deployment.prediction import Disagreement
-from paddle_medcls.models.output_head import OutputHead
+from paddle_medcls.models.output_head import TINY, OutputHead
 from paddle_medcls.models.sidecar import Sidecar, without_scale
 
 if TYPE_CHECKING:
@@ -66,15 +66,13 @@ class Ensemble:
             spec = one.sidecar.preprocessing
             mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (spec.mean, spec.std))
             scaled = (x - mean) / std
-            if self.has_novelty and one.novelty:
-                outputs = one.backend.outputs(scaled)
-                shares.append(one.novelty(outputs) / one.sidecar.novelty["limit"])
-            else:
-                outputs = {"logits": one.backend.logits(scaled)}
-            probs.append(one.sidecar.head.probabilities(outputs["logits"], names))
+            logits, novelty = one.logits_and_novelty(scaled)
+            probs.append(one.sidecar.head.probabilities(logits, names))
+            if novelty is not None:
+                shares.append(novelty / max(one.sidecar.novelty["limit"], TINY))
         each = np.stack(probs)
         found = {"probabilities": each, "logits": self._head.logits_of(each.mean(axis=0)).astype(np.float32)}
-        return found | ({"novelty": np.mean(shares, axis=0)} if shares else {})
+        return found | ({"novelty": np.mean(shares, axis=0)} if self.has_novelty else {})
 
     def disagreement(self, probs: np.ndarray, average: np.ndarray) -> Disagreement:
         """How far the models disagree on an image.

@@ -77,6 +77,13 @@ class Opened(NamedTuple):
     path: Path | None = None
     novelty: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None
 
+    def logits_and_novelty(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits (N, outputs) of preprocessed images x (N, C, S, S), and novelty (N,), where the model scores it."""
+        if self.novelty is None:  # the logits alone cost less
+            return self.backend.logits(x), None
+        outputs = self.backend.outputs(x)
+        return outputs["logits"], self.novelty(outputs)
+
 
 def open_trained(
     path: Path,

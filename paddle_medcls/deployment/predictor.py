@@ -19,7 +19,7 @@ from paddle_medcls.data.index import Index
 from paddle_medcls.data.reading import read_ahead
 from paddle_medcls.deployment.ensemble import Ensemble, open_ensemble
 from paddle_medcls.deployment.inference_engines import InferenceBackend
-from paddle_medcls.deployment.opening import PaddleNetwork, open_trained
+from paddle_medcls.deployment.opening import Opened, PaddleNetwork, open_trained
 from paddle_medcls.deployment.prediction import HeatMap, Prediction
 from paddle_medcls.models.output_head import OutputHead, check_finite
 from paddle_medcls.models.sidecar import Sidecar, find_models
@@ -176,30 +176,29 @@ class Predictor:
     def predictions(self, x: np.ndarray, names: Sequence[object]) -> list[Prediction]:
         """The predictions for preprocessed images x (N, C, S, S); `names` of the images are for messages."""
         notes = tuple(self.notes)
-        outputs = self.backend.outputs(x, names) if isinstance(self.backend, Ensemble) else self._outputs(x)
-        found = [Prediction.of(row, self.head, notes) for row in self.head.probabilities(outputs["logits"], names)]
+        if isinstance(self.backend, Ensemble):
+            outputs = self.backend.outputs(x, names)
+            logits, novelty = outputs["logits"], outputs.get("novelty")
+        else:
+            logits, novelty = self.logits_and_novelty(x)
+        found = [Prediction.of(row, self.head, notes) for row in self.head.probabilities(logits, names)]
         if isinstance(self.backend, Ensemble):
             each = np.moveaxis(outputs["probabilities"], 1, 0)  # (N, models, classes)
             found = [
                 replace(one, disagreement=self.backend.disagreement(probs, one.probs))
                 for one, probs in zip(found, each)
             ]
-        if self.novelty is not None:
+        if novelty is not None:
             limit = self.sidecar.novelty["limit"]
             found = [
                 replace(one, novelty=float(score), in_distribution=bool(score <= limit))
-                for one, score in zip(found, self.novelty(outputs))
+                for one, score in zip(found, novelty)
             ]
         return found
 
     def logits_and_novelty(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Logits (N, outputs) of preprocessed images x (N, C, S, S), and novelty (N,), where the model scores it."""
-        outputs = self._outputs(x)
-        return outputs["logits"], None if self.novelty is None else self.novelty(outputs)
-
-    def _outputs(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """The backend's outputs; without a novelty score the logits alone, which cost less."""
-        return {"logits": self.backend.logits(x)} if self.novelty is None else self.backend.outputs(x)
+        return Opened(self.sidecar, self.backend, novelty=self.novelty).logits_and_novelty(x)
 
     def possible_classes(self, probs: np.ndarray, coverage: float) -> tuple[str, ...]:
         """The prediction set of one image, see `evaluation.conformal`.

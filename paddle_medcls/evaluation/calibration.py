@@ -8,6 +8,9 @@ from paddle_medcls.core.errors import DataError
 from paddle_medcls.evaluation.metrics import loss_value
 from paddle_medcls.models.output_head import sigmoid
 
+TEMPERATURES = (0.05, 20.0)
+"""The range in which a temperature is looked for."""
+
 
 def confidence_and_hits(probs: np.ndarray, labels: np.ndarray, task: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the confidence of each prediction and whether it was right.
@@ -55,7 +58,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, loss: str) -> float:
 
     The loss is convex in 1 / T, so there is one minimum; the search covers T from 0.05 to 20.
     """
-    low, high = np.log(0.05), np.log(20.0)
+    low, high = np.log(TEMPERATURES)
     ratio = (np.sqrt(5) - 1) / 2
     for _ in range(60):
         a, b = high - ratio * (high - low), low + ratio * (high - low)
@@ -94,8 +97,8 @@ def fit_logistic(margins: np.ndarray, labels: np.ndarray) -> tuple[float, float]
         while loss(w - step) > loss(w) and np.abs(step).max() > 1e-12:
             step = step / 2
         w = w - step
-    scale = float(np.clip(w[0], 1 / 20, 1 / 0.05))
-    return 1 / scale, float(sigmoid(np.array(-w[1])))
+    coldest, warmest = TEMPERATURES
+    return float(1 / np.clip(w[0], 1 / warmest, 1 / coldest)), float(sigmoid(-w[1]))
 
 
 def threshold_for(scores: np.ndarray, labels: np.ndarray, sensitivity: float) -> float:

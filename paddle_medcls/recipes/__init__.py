@@ -15,9 +15,6 @@ from paddle_medcls.data.datasets.medmnist import NAMES
 from paddle_medcls.data.image_list import ImageList
 from paddle_medcls.recipes.recipe import Recipe
 
-NOT_FITTED: dict[str, object] = {"temperature": 1.0, "threshold": 0.5}
-"""A recipe's own belong to its network and images."""
-
 
 def all_recipes() -> dict[str, Recipe]:
     """All recipes of the project, by name.
@@ -91,8 +88,8 @@ def get_recipe(name: str, dataset: str | ImageList | None = None, model: str | N
 
         return medmnist.for_dataset(recipe, dataset or recipe.dataset, model or recipe.model)
     if dataset in own_data.NAMES:  # the settings of any recipe serve own images; its published results do not
-        recipe = recipe.replace(dataset=dataset, labels="default", targets=(), **NOT_FITTED)
-    return recipe.replace(model=model, **NOT_FITTED) if model and model != recipe.model else recipe
+        recipe = recipe.unfitted().replace(dataset=dataset, labels="default", targets=())
+    return recipe.unfitted().replace(model=model) if model and model != recipe.model else recipe
 
 
 def _modules() -> list[str]:

@@ -74,13 +74,11 @@ PALM = PALM_TUTORIAL.replace(
     threshold=0.4263,
 )
 
-PALM_THREE = PALM.replace(
+PALM_THREE = PALM.unfitted().replace(
     name="palm_three",
     source="paddle_medcls: normal, high myopia and pathologic, on PALM's 400 training images",
     labels="three",
     loss="softmax",
     class_weights="balanced",
-    temperature=1.0,
-    threshold=0.5,
     targets=(),
 )

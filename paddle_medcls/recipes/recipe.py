@@ -137,6 +137,10 @@ class Recipe:
         decay = tuple(round(epoch * share, 4) for epoch in self.decay_epochs)
         return self.replace(epochs=epochs, warmup_epochs=round(self.warmup_epochs * share, 4), decay_epochs=decay)
 
+    def unfitted(self) -> Recipe:
+        """A copy with temperature 1 and threshold 0.5: fitted ones belong to one network and its images."""
+        return self.replace(temperature=1.0, threshold=0.5)
+
     def to_json(self) -> dict:
         """All fields, those of `preprocessing` and `augmentation` among them, in one flat dictionary."""
         values: dict = {}

@@ -242,7 +242,7 @@ def _chosen(runs: Sequence[Run]) -> str:
     """What the epoch was chosen on."""
     recipe, split = runs[0].recipe, runs[0].cell["split"]
     if recipe.monitor == "last":
-        fitted = (recipe.temperature, recipe.threshold) != (1.0, 0.5)
+        fitted = recipe != recipe.unfitted()
         return "nothing: the last epoch" + "; temperature and threshold on the training images" * fitted
     epochs = ", ".join(str(run.cell["best_epoch"]) for run in runs)
     where = "the reported images" if split == "val" else "validation images"
@@ -251,8 +251,9 @@ def _chosen(runs: Sequence[Run]) -> str:
 
 def results_page(results: Path) -> str:
     """The text of `results/README.md`."""
+    rows = read_rows(results)
     lines = ["| system | published | ours | average | chosen | minutes | command |", "|" + "---|" * 7]
-    for name, runs in read_rows(results).items():
+    for name, runs in rows.items():
         recipe, cell = runs[0].recipe, runs[0].cell
         count = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
         about = (
@@ -263,13 +264,13 @@ def results_page(results: Path) -> str:
         minutes = statistics.fmean(run.cell["minutes"] for run in runs)
         cells = [f"[{name}]({name}): {about}{note}", ", ".join(stated) or "–", result_text(runs), average_text(runs)]
         lines.append(f"| {' | '.join([*cells, _chosen(runs), f'{minutes:.0f}', f'`{command_of(runs)}`'])} |")
-    return HEADER + "\n".join([*lines, *_by_source(results)]) + "\n"
+    return HEADER + "\n".join([*lines, *_by_source(rows)]) + "\n"
 
 
-def _by_source(results: Path) -> list[str]:
+def _by_source(rows: dict[str, list[Run]]) -> list[str]:
     """The metrics of each source of images, of the rows where sources are known."""
     lines = []
-    for name, (run, *_) in read_rows(results).items():
+    for name, (run, *_) in rows.items():
         try:
             for source, row in run.metrics.get("by_source", {}).items():
                 low, high = row["intervals"]["accuracy"]

@@ -21,7 +21,7 @@ from paddle_medcls.data.image_list import CSV, ImageList, read_image_list
 from paddle_medcls.data.index import Index
 from paddle_medcls.evaluation import calibration, outputs, plots, tables
 from paddle_medcls.evaluation.predictions import read_predictions
-from paddle_medcls.models.output_head import OutputHead
+from paddle_medcls.models.output_head import TINY, OutputHead
 from paddle_medcls.models.sidecar import Sidecar, sidecar_of
 from paddle_medcls.recipes import get_recipe
 from paddle_medcls.recipes.recipe import Recipe
@@ -84,8 +84,7 @@ def train_folds(
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     root = data_root or default_root(recipe.dataset)
-    raw = recipe.replace(temperature=1.0, threshold=0.5)  # which are chosen here
-    recipes = [raw.replace(folds=folds, fold=fold) for fold in range(1, folds + 1)]
+    recipes = [recipe.unfitted().replace(folds=folds, fold=fold) for fold in range(1, folds + 1)]
     rank, world = join()
     directory = Path(from_first(lambda: str(output or run_directory.new_run_directory(recipe)), rank, world))
     if (directory / "recipe.json").exists():
@@ -189,11 +188,10 @@ def choice(probs: np.ndarray, labels: np.ndarray, head: OutputHead) -> dict:
         probs: (N, C) at temperature 1.
         labels: (N,), or (N, C) for several labels an image.
     """
-    logits = head.logits_of(probs)
     if head.task != "binary":
-        return {"temperature": calibration.fit_temperature(logits, labels, head.loss)}
-    margin = logits[:, -1] - (logits[:, 0] if head.num_outputs == 2 else 0)
-    temperature, threshold = calibration.fit_logistic(margin, labels)
+        return {"temperature": calibration.fit_temperature(head.logits_of(probs), labels, head.loss)}
+    (margins,) = np.diff(np.log(probs + TINY)).T
+    temperature, threshold = calibration.fit_logistic(margins, labels)
     return {"temperature": temperature, "threshold": threshold}
 
 
